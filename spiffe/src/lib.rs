@@ -1,0 +1,15 @@
+//! The words of the field: SPIFFE IDs, selectors, registration entries, bundles, SVIDs, CSRs, time, and the
+//! protos of our doors. No socket, no file, no task: everything here is a value, or a function of values.
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+
+pub mod bundle;
+pub mod crypto;
+pub mod csr;
+pub mod entry;
+pub mod id;
+pub mod mtls;
+pub mod proto;
+pub mod selector;
+pub mod time;
+pub mod x509_svid;

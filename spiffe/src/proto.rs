@@ -1,0 +1,234 @@
+//! The wire: messages and services of the Workload API and of our own doors, and the way between the messages
+//! that travel everywhere (entries, bundles) and the domain's own types.
+//!
+//! What comes from the wire is parsed into a domain type here or in the door it came through, or refused.
+
+use std::time::Duration;
+
+use crate::bundle::{Bundle, BundleError, X509Authority};
+use crate::entry::{
+    DnsName, EntryError, EntryId, MAX_DNS_NAMES, MAX_FEDERATES_WITH, MAX_HINT_BYTES, RegistrationEntry,
+};
+use crate::id::{IdError, SpiffeId, TrustDomain};
+use crate::selector::{SelectorError, Selectors};
+use crate::time::Timestamp;
+
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    unused_qualifications,
+    clippy::all,
+    clippy::pedantic,
+    reason = "generated; the documentation is in proto/workload.proto"
+)]
+/// The SPIFFE Workload API.
+pub mod workload {
+    include!(concat!(env!("OUT_DIR"), "/_.rs"));
+}
+
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    unused_qualifications,
+    clippy::all,
+    clippy::pedantic,
+    reason = "generated; the documentation is in proto/*.proto"
+)]
+/// Our own doors, Node and Admin, and the records of the store.
+pub mod v1 {
+    include!(concat!(env!("OUT_DIR"), "/chancery.v1.rs"));
+}
+
+/// The descriptors of the Workload API, an encoded `FileDescriptorSet`.
+pub const WORKLOAD_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/workload.bin"));
+/// The descriptors of our own doors, an encoded `FileDescriptorSet`.
+pub const CHANCERY_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/chancery.bin"));
+
+/// Why a message is no value of the domain.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WireError {
+    /// A field that has to be there is not.
+    #[error("{0} is missing")]
+    Missing(&'static str),
+    /// A field has more elements or bytes than it may have.
+    #[error("{field} has {count} elements or bytes: at most {most} are allowed")]
+    TooMany {
+        /// The name of the field.
+        field: &'static str,
+        /// How many it has.
+        count: usize,
+        /// How many it may have.
+        most: usize,
+    },
+    /// A SPIFFE ID or trust domain is wrong.
+    #[error("{0}: {1}")]
+    Id(&'static str, IdError),
+    /// A selector is wrong.
+    #[error(transparent)]
+    Selector(#[from] SelectorError),
+    /// An entry ID, DNS name or key type is wrong.
+    #[error(transparent)]
+    Entry(#[from] EntryError),
+    /// A hint has a control character.
+    #[error("hint has a control character: remove it")]
+    Hint,
+    /// A bundle is wrong.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+}
+
+impl TryFrom<v1::Entry> for RegistrationEntry {
+    type Error = WireError;
+
+    /// Parses a whole entry. The ID has to be there: whoever creates an entry without one fills it in before.
+    fn try_from(wire: v1::Entry) -> Result<Self, WireError> {
+        at_most("dns_names", wire.dns_names.len(), MAX_DNS_NAMES)?;
+        at_most("federates_with", wire.federates_with.len(), MAX_FEDERATES_WITH)?;
+        at_most("hint", wire.hint.len(), MAX_HINT_BYTES)?;
+        if wire.hint.chars().any(char::is_control) {
+            return Err(WireError::Hint);
+        }
+        let selectors = Selectors::parse(&wire.selectors)?;
+        if selectors.is_empty() {
+            return Err(WireError::Missing("selectors (at least one)"));
+        }
+        let dns_names: Result<Vec<_>, _> = wire.dns_names.iter().map(|name| DnsName::parse(name)).collect();
+        let federates_with: Result<Vec<_>, _> =
+            wire.federates_with.iter().map(|name| trust_domain("federates_with", name)).collect();
+        Ok(Self {
+            id: EntryId::parse(&wire.id)?,
+            spiffe_id: spiffe_id("spiffe_id", &wire.spiffe_id)?,
+            parent: spiffe_id("parent", &wire.parent)?,
+            selectors,
+            x509_ttl: (wire.x509_ttl > 0).then(|| Duration::from_secs(wire.x509_ttl)),
+            dns_names: dns_names?,
+            hint: wire.hint,
+            admin: wire.admin,
+            federates_with: federates_with?,
+            expires_at: (wire.expires_at > 0).then(|| Timestamp::from_unix(wire.expires_at)),
+            key_type: (!wire.key_type.is_empty()).then(|| wire.key_type.parse()).transpose()?,
+            created_at: Timestamp::from_unix(wire.created_at),
+        })
+    }
+}
+
+impl From<&RegistrationEntry> for v1::Entry {
+    fn from(entry: &RegistrationEntry) -> Self {
+        Self {
+            id: entry.id.to_string(),
+            spiffe_id: entry.spiffe_id.to_string(),
+            parent: entry.parent.to_string(),
+            selectors: entry.selectors.iter().map(ToString::to_string).collect(),
+            x509_ttl: entry.x509_ttl.map_or(0, |ttl| ttl.as_secs()),
+            dns_names: entry.dns_names.iter().map(ToString::to_string).collect(),
+            hint: entry.hint.clone(),
+            admin: entry.admin,
+            federates_with: entry.federates_with.iter().map(ToString::to_string).collect(),
+            expires_at: entry.expires_at.map_or(0, Timestamp::unix),
+            key_type: entry.key_type.map(|kind| kind.name().to_owned()).unwrap_or_default(),
+            created_at: entry.created_at.unix(),
+        }
+    }
+}
+
+impl TryFrom<v1::Bundle> for Bundle {
+    type Error = WireError;
+
+    fn try_from(wire: v1::Bundle) -> Result<Self, WireError> {
+        let authorities: Result<Vec<_>, BundleError> = wire
+            .x509_authorities
+            .into_iter()
+            .map(|authority| {
+                Ok(X509Authority::from_der(authority.certificate.to_vec().into())?.with_taint(authority.tainted))
+            })
+            .collect();
+        let refresh_hint = (wire.refresh_hint > 0).then(|| Duration::from_secs(wire.refresh_hint));
+        Ok(Bundle::new(trust_domain("trust_domain", &wire.trust_domain)?, authorities?, wire.sequence, refresh_hint)?)
+    }
+}
+
+impl From<&Bundle> for v1::Bundle {
+    fn from(bundle: &Bundle) -> Self {
+        let authority = |authority: &X509Authority| v1::X509Authority {
+            certificate: authority.der().to_vec().into(),
+            tainted: authority.is_tainted(),
+        };
+        Self {
+            trust_domain: bundle.trust_domain().to_string(),
+            x509_authorities: bundle.x509_authorities().iter().map(authority).collect(),
+            sequence: bundle.sequence(),
+            refresh_hint: bundle.refresh_hint().map_or(0, |hint| hint.as_secs()),
+        }
+    }
+}
+
+/// Parses the SPIFFE ID in the field `field`, which has to be there.
+pub fn spiffe_id(field: &'static str, text: &str) -> Result<SpiffeId, WireError> {
+    if text.is_empty() {
+        return Err(WireError::Missing(field));
+    }
+    SpiffeId::parse(text).map_err(|error| WireError::Id(field, error))
+}
+
+/// Parses the trust domain in the field `field`, which has to be there.
+pub fn trust_domain(field: &'static str, text: &str) -> Result<TrustDomain, WireError> {
+    if text.is_empty() {
+        return Err(WireError::Missing(field));
+    }
+    TrustDomain::parse(text).map_err(|error| WireError::Id(field, error))
+}
+
+fn at_most(field: &'static str, count: usize, most: usize) -> Result<(), WireError> {
+    if count > most {
+        return Err(WireError::TooMany { field, count, most });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry() -> v1::Entry {
+        v1::Entry {
+            id: "web-1".into(),
+            spiffe_id: "spiffe://example.org/web".into(),
+            parent: "spiffe://example.org/chancery/agent/join_token/1".into(),
+            selectors: vec!["unix:uid:1000".into(), "unix:gid:100".into()],
+            x509_ttl: 600,
+            dns_names: vec!["web.example.org".into()],
+            hint: "internal".into(),
+            admin: true,
+            federates_with: vec!["other.org".into()],
+            expires_at: 2_000_000_000,
+            key_type: "p384".into(),
+            created_at: 1_000_000_000,
+        }
+    }
+
+    #[test]
+    fn an_entry_survives_the_wire() {
+        let parsed = RegistrationEntry::try_from(entry()).unwrap();
+        let mut sorted = entry();
+        sorted.selectors.sort();
+        assert_eq!(v1::Entry::from(&parsed), sorted);
+    }
+
+    #[test]
+    fn each_wrong_field_is_named() {
+        let wrong = |change: fn(&mut v1::Entry)| {
+            let mut wire = entry();
+            change(&mut wire);
+            RegistrationEntry::try_from(wire).unwrap_err().to_string()
+        };
+        assert_eq!(wrong(|e| e.spiffe_id.clear()), "spiffe_id is missing");
+        assert_eq!(wrong(|e| e.parent = "x".into()), "parent: SPIFFE ID must begin with spiffe:// (lower case)");
+        assert_eq!(wrong(|e| e.selectors.clear()), "selectors (at least one) is missing");
+        assert_eq!(wrong(|e| e.hint = "a\nb".into()), "hint has a control character: remove it");
+        assert_eq!(
+            wrong(|e| e.dns_names = vec!["a".into(); 65]),
+            "dns_names has 65 elements or bytes: at most 64 are allowed"
+        );
+        assert!(wrong(|e| e.key_type = "rsa".into()).contains("use p256, p384 or ed25519"));
+    }
+}

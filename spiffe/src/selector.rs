@@ -1,0 +1,229 @@
+//! Selectors: what an attestor found to be true of a node or a process, as `type:value`.
+//!
+//! - The type is everything before the first colon; the value may have colons of its own.
+//! - A set of selectors matches when it is a subset of what was found: all must match.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+/// The longest selector, in bytes, type and colon included.
+pub const MAX_SELECTOR_BYTES: usize = 4096;
+/// The most selectors in one set.
+pub const MAX_SELECTORS: usize = 256;
+
+/// Why a text is no selector, or a list no set of selectors.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SelectorError {
+    /// There is no colon.
+    #[error("selector {0:?} has no colon: write it as type:value, for example unix:uid:1000")]
+    NoColon(String),
+    /// Nothing, or something else than `[a-z0-9_]`, stands before the first colon.
+    #[error("selector {0:?} has no proper type: before the first colon only a-z, 0-9 and underscore are allowed")]
+    Type(String),
+    /// Nothing stands behind the first colon.
+    #[error("selector {0:?} has no value: write one behind the colon")]
+    NoValue(String),
+    /// A control character, which no attestor produces and a terminal would obey.
+    #[error("selector has a control character: remove it")]
+    ControlCharacter,
+    /// Longer than [`MAX_SELECTOR_BYTES`].
+    #[error("selector has {0} bytes: at most 4096 are allowed")]
+    TooLong(usize),
+    /// More than [`MAX_SELECTORS`].
+    #[error("{0} selectors: at most 256 are allowed")]
+    TooMany(usize),
+}
+
+/// One fact about a node or a process, `type:value`. Cheap to clone; ordered by its text.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Selector(Arc<str>);
+
+impl Selector {
+    /// Parses `type:value`.
+    pub fn parse(text: &str) -> Result<Self, SelectorError> {
+        if text.len() > MAX_SELECTOR_BYTES {
+            return Err(SelectorError::TooLong(text.len()));
+        }
+        if text.chars().any(char::is_control) {
+            return Err(SelectorError::ControlCharacter);
+        }
+        let (kind, value) = text.split_once(':').ok_or_else(|| SelectorError::NoColon(text.into()))?;
+        if kind.is_empty() || !kind.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_')) {
+            return Err(SelectorError::Type(text.into()));
+        }
+        if value.is_empty() {
+            return Err(SelectorError::NoValue(text.into()));
+        }
+        Ok(Self(text.into()))
+    }
+
+    /// The whole selector as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// What stands before the first colon: the attestor that vouches for it.
+    pub fn kind(&self) -> &str {
+        self.0.split_once(':').map_or("", |(kind, _)| kind)
+    }
+
+    /// What stands behind the first colon.
+    pub fn value(&self) -> &str {
+        self.0.split_once(':').map_or("", |(_, value)| value)
+    }
+}
+
+impl fmt::Display for Selector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Selector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for Selector {
+    type Err = SelectorError;
+    fn from_str(text: &str) -> Result<Self, SelectorError> {
+        Self::parse(text)
+    }
+}
+
+impl TryFrom<String> for Selector {
+    type Error = SelectorError;
+    fn try_from(text: String) -> Result<Self, SelectorError> {
+        Self::parse(&text)
+    }
+}
+
+impl From<Selector> for String {
+    fn from(selector: Selector) -> String {
+        selector.0.as_ref().to_owned()
+    }
+}
+
+/// A sorted set of selectors without repeats, so that equal sets are equal values.
+#[derive(Clone, Default, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "Vec<Selector>", into = "Vec<Selector>")]
+pub struct Selectors(Arc<[Selector]>);
+
+impl Selectors {
+    /// Sorts, drops repeats, and refuses more than [`MAX_SELECTORS`].
+    pub fn new(selectors: impl IntoIterator<Item = Selector>) -> Result<Self, SelectorError> {
+        let mut sorted: Vec<Selector> = selectors.into_iter().collect();
+        sorted.sort_unstable();
+        sorted.dedup();
+        if sorted.len() > MAX_SELECTORS {
+            return Err(SelectorError::TooMany(sorted.len()));
+        }
+        Ok(Self(sorted.into()))
+    }
+
+    /// Parses each text as a selector.
+    pub fn parse<T: AsRef<str>>(texts: impl IntoIterator<Item = T>) -> Result<Self, SelectorError> {
+        let parsed: Result<Vec<_>, _> = texts.into_iter().map(|text| Selector::parse(text.as_ref())).collect();
+        Self::new(parsed?)
+    }
+
+    /// Whether every selector of this set is in `found`. The empty set is a subset of everything:
+    /// an entry must therefore never have an empty one.
+    pub fn is_subset_of(&self, found: &Selectors) -> bool {
+        self.0.iter().all(|selector| found.contains(selector))
+    }
+
+    /// Whether `selector` is in the set.
+    pub fn contains(&self, selector: &Selector) -> bool {
+        self.0.binary_search(selector).is_ok()
+    }
+
+    /// The selectors, sorted.
+    pub fn iter(&self) -> std::slice::Iter<'_, Selector> {
+        self.0.iter()
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl fmt::Display for Selectors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, selector) in self.0.iter().enumerate() {
+            if at > 0 {
+                f.write_str(", ")?;
+            }
+            fmt::Display::fmt(selector, f)?;
+        }
+        Ok(())
+    }
+}
+
+impl<'a> IntoIterator for &'a Selectors {
+    type Item = &'a Selector;
+    type IntoIter = std::slice::Iter<'a, Selector>;
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.iter()
+    }
+}
+
+impl TryFrom<Vec<Selector>> for Selectors {
+    type Error = SelectorError;
+    fn try_from(selectors: Vec<Selector>) -> Result<Self, SelectorError> {
+        Self::new(selectors)
+    }
+}
+
+impl From<Selectors> for Vec<Selector> {
+    fn from(selectors: Selectors) -> Self {
+        selectors.0.to_vec()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_selector_is_cut_at_its_first_colon() {
+        let selector = Selector::parse("unix:path:/usr/bin/a:b").unwrap();
+        assert_eq!((selector.kind(), selector.value()), ("unix", "path:/usr/bin/a:b"));
+    }
+
+    #[test]
+    fn each_fault_has_its_error() {
+        assert!(matches!(Selector::parse("unix"), Err(SelectorError::NoColon(_))));
+        assert!(matches!(Selector::parse(":uid"), Err(SelectorError::Type(_))));
+        assert!(matches!(Selector::parse("Unix:uid"), Err(SelectorError::Type(_))));
+        assert!(matches!(Selector::parse("unix:"), Err(SelectorError::NoValue(_))));
+        assert_eq!(Selector::parse("unix:user:a\x1b[2J"), Err(SelectorError::ControlCharacter));
+        assert_eq!(Selector::parse(&format!("unix:{}", "a".repeat(4096))), Err(SelectorError::TooLong(4101)));
+        let many = (0..257).map(|n| Selector::parse(&format!("unix:uid:{n}")).unwrap());
+        assert_eq!(Selectors::new(many), Err(SelectorError::TooMany(257)));
+    }
+
+    proptest! {
+        #[test]
+        fn a_subset_is_what_sets_say_it_is(few in prop::collection::btree_set(0u8..20, 0..8),
+                                          many in prop::collection::btree_set(0u8..20, 0..20)) {
+            let set = |numbers: &std::collections::BTreeSet<u8>| {
+                Selectors::parse(numbers.iter().rev().map(|n| format!("unix:uid:{n}"))).unwrap()
+            };
+            prop_assert_eq!(set(&few).is_subset_of(&set(&many)), few.is_subset(&many));
+        }
+    }
+}
