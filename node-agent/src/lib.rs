@@ -1,1 +1,5 @@
-//! placeholder
+//! The node agent.
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+
+pub mod cache;

@@ -1,0 +1,50 @@
+//! Authorities: the CA keys of this trust domain, their life, and what they sign.
+//!
+//! `plan` decides when one is prepared, activated, retired and removed, and is pure; `keys` holds the private keys;
+//! `issuer` signs; `upstream` has a CA signed by another. Private keys never enter the store.
+
+use std::sync::Arc;
+
+use rustls_pki_types::CertificateDer;
+use spiffe::time::{Lifetime, Timestamp};
+
+/// What an authority signs. JWT and WIT keys will be further kinds of the same machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// X.509-SVIDs.
+    X509,
+}
+
+/// Where an authority is in its life. Only an operator's revoke, or its own end, takes it out of the bundle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum State {
+    /// In the bundle, so that everyone learns of it; signs nothing yet.
+    Prepared,
+    /// Signs. Exactly one of each owner and kind.
+    Active,
+    /// Signs no more; what it signed is still good.
+    Retired,
+}
+
+/// One CA certificate of one server. Cheap to clone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Authority {
+    /// Its name: the first 32 hexadecimal digits of the SHA-256 of its public key.
+    pub id: Arc<str>,
+    /// The server that holds its key.
+    pub owner: Arc<str>,
+    /// What it signs.
+    pub kind: Kind,
+    /// Where it is in its life.
+    pub state: State,
+    /// Whether everything below it is to be replaced at once.
+    pub tainted: bool,
+    /// Of its own certificate.
+    pub lifetime: Lifetime,
+    /// When it was made.
+    pub prepared_at: Timestamp,
+    /// When it began to sign; `None` when it never has.
+    pub activated_at: Option<Timestamp>,
+    /// Its own CA certificate first, the root last. Self-signed: itself alone.
+    pub chain: Arc<[CertificateDer<'static>]>,
+}
