@@ -13,3 +13,6 @@ pub mod proto;
 pub mod selector;
 pub mod time;
 pub mod x509_svid;
+
+#[cfg(test)]
+mod test_certificates;
