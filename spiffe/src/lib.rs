@@ -11,6 +11,7 @@ pub mod id;
 pub mod mtls;
 pub mod proto;
 pub mod selector;
+pub mod settings;
 pub mod time;
 pub mod x509_svid;
 
