@@ -155,6 +155,9 @@ func (w *watcher) print(seen line) {
 }
 
 func (w *watcher) failed(err error) {
+	if w.left == 0 {
+		return
+	}
 	if w.patient {
 		fmt.Fprintf(os.Stderr, "interop-go: still watching after: %v\n", err)
 		return
