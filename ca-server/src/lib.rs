@@ -7,5 +7,6 @@ pub mod audit;
 pub mod authority;
 pub mod config;
 pub mod health;
+pub mod issuance;
 pub mod metrics;
 pub mod store;
