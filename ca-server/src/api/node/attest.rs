@@ -73,7 +73,8 @@ impl Attesting {
         let mut trace = Trace::default();
         #[expect(clippy::disallowed_methods, reason = "a time limit on what a stranger on the network may take")]
         let attested = tokio::time::timeout(TIME_LIMIT, self.exchange(requests, &mut trace)).await;
-        let attested = attested.unwrap_or_else(|_| Err(Refusal::attestation("attestation took longer than 30 seconds")));
+        let attested =
+            attested.unwrap_or_else(|_| Err(Refusal::attestation("attestation took longer than 30 seconds")));
         let outcome = attested.as_ref().map_or_else(Refusal::outcome, |_| Outcome::Issued);
         let mut event = Event::new(self.admitted.now, "Attest", self.admitted.who(), outcome);
         event.address = match &self.admitted.caller {
