@@ -4,4 +4,5 @@
 
 pub mod authority;
 pub mod issuance;
+pub mod rotate;
 pub mod store;
