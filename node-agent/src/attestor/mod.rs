@@ -1,0 +1,1 @@
+//! Attestors: who a local process is.
