@@ -6,5 +6,11 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 pub mod api;
+pub mod app;
 pub mod attestor;
 pub mod cache;
+pub mod client;
+pub mod config;
+pub mod health;
+pub mod metrics;
+pub mod node;

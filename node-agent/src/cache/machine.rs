@@ -41,6 +41,7 @@ use spiffe::x509_svid::{VerifiedSvid, X509Svid};
 use zeroize::Zeroizing;
 
 use super::{Identity, WorkloadState};
+use crate::client::Update;
 
 /// The most entries in one [`Action::Issue`].
 pub const MAX_BATCH: usize = 500;
@@ -71,23 +72,6 @@ pub enum Event {
     Tick,
 }
 
-/// One revision of what this node has to know.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Update {
-    /// What this brings the cache to.
-    pub revision: u64,
-    /// Forget everything that is not in here.
-    pub snapshot: bool,
-    /// New entries, and those that have changed.
-    pub entries: Vec<RegistrationEntry>,
-    /// Entries that are gone.
-    pub removed_entries: Vec<EntryId>,
-    /// New bundles, and those that have changed.
-    pub bundles: Vec<Bundle>,
-    /// Bundles that are gone. The own trust domain's never is.
-    pub removed_bundles: Vec<TrustDomain>,
-}
-
 /// What came of asking for one entry's SVID.
 #[derive(Debug)]
 pub struct Answer {
@@ -116,6 +100,15 @@ pub enum Outcome {
 /// A private key, PKCS#8 DER, wiped when the last who holds it lets go. Never printed.
 #[derive(Clone)]
 pub struct Key(pub Arc<Zeroizing<Vec<u8>>>);
+
+impl Key {
+    /// Takes over the private half of `key`.
+    pub fn new(mut key: rcgen::KeyPair) -> Self {
+        let pkcs8 = Zeroizing::new(key.serialize_der());
+        zeroize::Zeroize::zeroize(&mut key);
+        Self(Arc::new(pkcs8))
+    }
+}
 
 impl std::fmt::Debug for Key {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -12,7 +12,9 @@ use spiffe::id::TrustDomain;
 use spiffe::x509_svid::X509Svid;
 use zeroize::Zeroizing;
 
+mod follow;
 pub mod machine;
+pub mod run;
 pub mod subscription;
 
 pub use subscription::{Cache, Mailbox, Stopped, Subscribe, Subscription, mailbox};
