@@ -44,7 +44,7 @@ impl Peer {
             Err(Errno::ENOPROTOOPT) => pidfd_by_number(stream, pid)?,
             Err(_) => return Err(AttestError::Gone(pid)),
         };
-        let pidfd = AsyncFd::with_interest(pidfd, Interest::READABLE).map_err(AttestError::Credentials)?;
+        let pidfd = watch(pidfd).map_err(AttestError::Credentials)?;
         let start_time = read_start_time(pid)?;
         let peer = Self { pid, uid: credentials.uid(), gid: credentials.gid(), start_time, pidfd };
         peer.check()?;
@@ -91,6 +91,14 @@ impl Peer {
         // An error means that the runtime is going down, and every stream with it.
         let _ = self.pidfd.readable().await;
     }
+}
+
+#[expect(
+    deprecated,
+    reason = "the successor is unsafe for the sake of types whose descriptor can change; that of an OwnedFd cannot"
+)]
+fn watch(pidfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::with_interest(pidfd, Interest::READABLE)
 }
 
 /// For kernels that do not hand out the pidfd of a socket's peer.
@@ -155,7 +163,7 @@ mod tests {
         let child = Command::new("sleep").arg("600").stdin(Stdio::null()).spawn().unwrap();
         let (_held, theirs) = UnixStream::pair().unwrap();
         let pidfd = pidfd_by_number(&theirs, child.id()).unwrap();
-        let pidfd = AsyncFd::with_interest(pidfd, Interest::READABLE).unwrap();
+        let pidfd = watch(pidfd).unwrap();
         let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
         let start_time = read_start_time(child.id()).unwrap();
         let peer = Peer { pid: child.id(), uid, gid, start_time, pidfd };
