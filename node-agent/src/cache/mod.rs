@@ -12,6 +12,7 @@ use spiffe::id::TrustDomain;
 use spiffe::x509_svid::X509Svid;
 use zeroize::Zeroizing;
 
+pub mod machine;
 pub mod subscription;
 
 pub use subscription::{Cache, Mailbox, Stopped, Subscribe, Subscription, mailbox};
@@ -37,9 +38,9 @@ impl std::fmt::Debug for Identity {
 }
 
 impl PartialEq for Identity {
-    /// The key belongs to the SVID: it needs no comparing.
+    /// Equal where a workload sees no difference. The key belongs to the SVID: it needs no comparing.
     fn eq(&self, other: &Self) -> bool {
-        self.svid == other.svid && self.entry == other.entry && self.hint == other.hint
+        self.svid == other.svid && self.entry.id == other.entry.id && self.hint == other.hint
     }
 }
 
