@@ -78,6 +78,7 @@ pub struct Bundle {
     trust_domain: TrustDomain,
     x509_authorities: Arc<[X509Authority]>,
     anchors: Arc<[TrustAnchor<'static>]>,
+    tainted_intermediates: Arc<[Vec<u8>]>,
     sequence: u64,
     refresh_hint: Option<Duration>,
 }
@@ -86,6 +87,7 @@ impl PartialEq for Bundle {
     fn eq(&self, other: &Self) -> bool {
         self.trust_domain == other.trust_domain
             && self.x509_authorities == other.x509_authorities
+            && self.tainted_intermediates == other.tainted_intermediates
             && self.sequence == other.sequence
             && self.refresh_hint == other.refresh_hint
     }
@@ -115,7 +117,33 @@ impl Bundle {
             }
         }
         let anchors = unique.iter().map(|authority| authority.trust_anchor().clone()).collect();
-        Ok(Self { trust_domain, x509_authorities: unique.into(), anchors, sequence, refresh_hint })
+        let x509_authorities = unique.into();
+        let tainted_intermediates = Arc::new([]);
+        Ok(Self { trust_domain, x509_authorities, anchors, tainted_intermediates, sequence, refresh_hint })
+    }
+
+    /// The bundle of a trust domain of which nothing is known yet: it trusts nothing.
+    pub fn empty(trust_domain: TrustDomain) -> Self {
+        Self {
+            trust_domain,
+            x509_authorities: Arc::new([]),
+            anchors: Arc::new([]),
+            tainted_intermediates: Arc::new([]),
+            sequence: 0,
+            refresh_hint: None,
+        }
+    }
+
+    /// The same bundle, which also marks CAs below its roots, by their subject key identifiers: SVIDs under them are
+    /// to be replaced at once. At most [`MAX_AUTHORITIES`] are kept.
+    #[must_use]
+    pub fn with_tainted_intermediates(self, key_ids: impl IntoIterator<Item = Vec<u8>>) -> Self {
+        Self { tainted_intermediates: key_ids.into_iter().take(MAX_AUTHORITIES).collect(), ..self }
+    }
+
+    /// The subject key identifiers of the CAs below the roots that are marked tainted.
+    pub fn tainted_intermediates(&self) -> &[Vec<u8>] {
+        &self.tainted_intermediates
     }
 
     /// Reads a SPIFFE JWKS document.

@@ -195,7 +195,7 @@ impl X509Svid {
         self.lifetime
     }
 
-    /// Whether a root of `bundle` that is marked tainted is in this SVID's path (by issuer key identifiers).
+    /// Whether a CA that `bundle` marks as tainted is in this SVID's path (by issuer key identifiers).
     pub fn is_tainted_by(&self, bundle: &Bundle) -> bool {
         self.id.is_member_of(bundle.trust_domain()) && verification::is_tainted(&self.chain, bundle)
     }

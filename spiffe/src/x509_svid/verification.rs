@@ -85,20 +85,22 @@ fn refusal(svid: &X509Svid, now: Timestamp, error: webpki::Error) -> SvidError {
     }
 }
 
-/// Goes up from the leaf, issuer by issuer, and looks for a tainted root among those that are named. Nothing is
+/// Goes up from the leaf, issuer by issuer, and looks for a tainted CA among those that are named. Nothing is
 /// verified: the SVID is one's own.
 pub(super) fn is_tainted(chain: &[CertificateDer<'static>], bundle: &Bundle) -> bool {
     let tainted = || bundle.x509_authorities().iter().filter(|authority| authority.is_tainted());
-    if tainted().next().is_none() {
+    if tainted().next().is_none() && bundle.tainted_intermediates().is_empty() {
         return false;
     }
+    let below = |key_id: Option<&[u8]>| bundle.tainted_intermediates().iter().any(|id| Some(&**id) == key_id);
     let mut links = chain.iter().filter_map(|der| X509Certificate::from_der(der).ok()).map(|(_, link)| Link::of(&link));
     let Some(mut current) = links.next() else {
         return false;
     };
     let mut above: Vec<Link> = links.collect();
     loop {
-        if tainted().any(|root| root.is_named_by(&current.issuer, current.issuer_key_id.as_deref())) {
+        let issuer_key_id = current.issuer_key_id.as_deref();
+        if below(issuer_key_id) || tainted().any(|root| root.is_named_by(&current.issuer, issuer_key_id)) {
             return true;
         }
         // Each link is taken once, so the walk ends.
