@@ -67,7 +67,10 @@ impl Health {
 
     #[expect(clippy::disallowed_methods, reason = "a limit on input and output of the network")]
     async fn answer_one(self, stream: TcpStream) {
-        let service = service_fn(|request| async { Ok::<_, Infallible>(self.answer(&request)) });
+        let service = service_fn(|request| {
+            let response = self.answer(&request);
+            async { Ok::<_, Infallible>(response) }
+        });
         let connection = http1::Builder::new().keep_alive(false).serve_connection(TokioIo::new(stream), service);
         // A client that goes away, or does not finish, is not news.
         let _ = tokio::time::timeout(CONNECTION_LIMIT, connection).await;

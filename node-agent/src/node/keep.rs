@@ -13,7 +13,7 @@ use std::time::Duration;
 use spiffe::bundle::Bundle;
 use spiffe::crypto;
 use spiffe::mtls::{CurrentBundles, CurrentSvid};
-use spiffe::time::{Backoff, Clock, Timestamp};
+use spiffe::time::{Backoff, Clock};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -166,11 +166,11 @@ enum Wake {
 pub async fn attest_until_done(
     attestor: &Attestor,
     stored: Option<&Bundle>,
-) -> Result<(NodeIdentity, Bundle, Timestamp), NodeError> {
+) -> Result<(NodeIdentity, Bundle), NodeError> {
     let mut backoff = Backoff::new(FIRST_WAIT, Duration::from_secs(5));
     loop {
         match attestor.attest(stored).await {
-            Ok((identity, bundle)) => return Ok((identity, bundle, attestor.clock.now())),
+            Ok(attested) => return Ok(attested),
             Err(error) if error.is_transient() => {
                 warn!(%error, "this node could not be attested: trying again");
                 let chance = crypto::random().map_or(0, u32::from_ne_bytes);
