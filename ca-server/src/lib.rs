@@ -2,5 +2,11 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+pub mod attest;
+pub mod audit;
 pub mod authority;
+pub mod config;
+pub mod health;
+pub mod issuance;
+pub mod metrics;
 pub mod store;

@@ -1,11 +1,17 @@
 //! The bundle of one trust domain: the roots that its SVIDs are verified against, and the way in and out of the
 //! SPIFFE JWKS form (SPIFFE_Trust_Domain_and_Bundle.md section 4) and PEM.
 
+mod authority;
+mod jwks;
+mod pem;
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls_pki_types::{CertificateDer, TrustAnchor};
+use rustls_pki_types::TrustAnchor;
 
+pub use self::authority::{MAX_AUTHORITY_BYTES, X509Authority};
+pub use self::jwks::MAX_KEYS;
 use crate::id::TrustDomain;
 
 /// The most X.509 authorities in one bundle.
@@ -13,46 +19,57 @@ pub const MAX_AUTHORITIES: usize = 128;
 /// The largest bundle document that is read, in bytes.
 pub const MAX_DOCUMENT_BYTES: usize = 4 << 20;
 
-/// Why something is no bundle.
+/// Why something is no bundle, or a certificate no root of one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BundleError {
-    /// A certificate does not parse, or has bytes behind its end.
-    #[error("certificate {0} of the bundle cannot be read: give DER certificates (PEM in files)")]
-    Certificate(usize),
-}
-
-/// One X.509 root of a trust domain. Cheap to clone.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct X509Authority {
-    der: Arc<CertificateDer<'static>>,
-    tainted: bool,
-}
-
-impl X509Authority {
-    /// Takes one DER certificate that is a CA by its basic constraints, with nothing behind it.
-    pub fn from_der(der: CertificateDer<'static>) -> Result<Self, BundleError> {
-        Ok(Self { der: Arc::new(der), tainted: false })
-    }
-
-    /// The same authority, marked (or not) as one whose SVIDs are to be replaced at once.
-    pub fn with_taint(self, tainted: bool) -> Self {
-        Self { tainted, ..self }
-    }
-
-    /// The certificate.
-    pub fn der(&self) -> &CertificateDer<'static> {
-        &self.der
-    }
-
-    /// Whether SVIDs below it are to be replaced at once.
-    pub fn is_tainted(&self) -> bool {
-        self.tainted
-    }
-
-    /// SHA-256 of the certificate, lower-case hexadecimal.
-    pub fn fingerprint(&self) -> String {
-        crate::crypto::sha256_hex(&self.der)
-    }
+    /// What is wrong with one certificate of several; they are counted from 1.
+    #[error("certificate {0} of the bundle: {1}")]
+    Certificate(usize, Box<BundleError>),
+    /// Not an X.509 version 3 certificate in DER.
+    #[error("root certificate cannot be read: give DER (PEM in files) of an X.509 version 3 certificate")]
+    Malformed,
+    /// There are bytes behind the end of the certificate.
+    #[error("root certificate has {0} bytes behind its end: give one certificate at a time")]
+    TrailingBytes(usize),
+    /// The certificate is longer than [`MAX_AUTHORITY_BYTES`].
+    #[error("root certificate has {0} bytes: at most 16384 are allowed")]
+    TooLarge(usize),
+    /// The basic constraints do not say CA:TRUE (X509-SVID.md section 4.1).
+    #[error("root certificate is no CA: its basic constraints must say CA:TRUE")]
+    NotCa,
+    /// There is a key usage, and it lacks keyCertSign (X509-SVID.md section 4.3).
+    #[error("root certificate may not sign certificates: its key usage must have keyCertSign")]
+    KeyUsage,
+    /// The public key is of a kind that we cannot verify with.
+    #[error("root certificate has a key of kind {0}: only P-256, P-384, P-521, Ed25519 and RSA are supported")]
+    Key(String),
+    /// There are more than [`MAX_AUTHORITIES`] roots.
+    #[error("bundle has {0} X.509 authorities: at most 128 are allowed")]
+    TooManyAuthorities(usize),
+    /// The document is longer than [`MAX_DOCUMENT_BYTES`].
+    #[error("bundle document has {0} bytes: at most 4194304 are allowed")]
+    DocumentTooLarge(usize),
+    /// The document is no JSON of the form of a JWK set, or has a member twice.
+    #[error("bundle document is no JWK set: {0}")]
+    Json(String),
+    /// The document has no `keys` (SPIFFE_Trust_Domain_and_Bundle.md section 4.1.3).
+    #[error("bundle document has no \"keys\": it must be there, and may be an empty array")]
+    NoKeys,
+    /// The first value of an `x5c` is no base64 (RFC 7517 section 4.7).
+    #[error("x5c is not the base64 (standard alphabet, with padding) of a DER certificate")]
+    X5c,
+    /// A PEM document cannot be read.
+    #[error("PEM cannot be read: {0}")]
+    Pem(String),
+    /// A PEM document has a private key, which must never get about with a bundle.
+    #[error("PEM has a private key: take it out, a bundle holds certificates only")]
+    PrivateKey,
+    /// A PEM document has a section of another kind.
+    #[error("PEM has a section that is no certificate ({0}): a bundle holds certificates only")]
+    NotACertificate(String),
+    /// A PEM document has no certificate.
+    #[error("PEM has no certificate: give at least one (-----BEGIN CERTIFICATE-----)")]
+    NoCertificate,
 }
 
 /// The roots of one trust domain. Cheap to clone.
@@ -61,6 +78,7 @@ pub struct Bundle {
     trust_domain: TrustDomain,
     x509_authorities: Arc<[X509Authority]>,
     anchors: Arc<[TrustAnchor<'static>]>,
+    tainted_intermediates: Arc<[Vec<u8>]>,
     sequence: u64,
     refresh_hint: Option<Duration>,
 }
@@ -69,6 +87,7 @@ impl PartialEq for Bundle {
     fn eq(&self, other: &Self) -> bool {
         self.trust_domain == other.trust_domain
             && self.x509_authorities == other.x509_authorities
+            && self.tainted_intermediates == other.tainted_intermediates
             && self.sequence == other.sequence
             && self.refresh_hint == other.refresh_hint
     }
@@ -77,42 +96,79 @@ impl PartialEq for Bundle {
 impl Eq for Bundle {}
 
 impl Bundle {
-    /// A bundle of these authorities, repeats dropped. May be empty: nothing is then trusted.
+    /// A bundle of these authorities, repeats dropped (tainted if one of the repeats is). May be empty: nothing is
+    /// then trusted.
     pub fn new(
         trust_domain: TrustDomain,
         x509_authorities: Vec<X509Authority>,
         sequence: u64,
         refresh_hint: Option<Duration>,
     ) -> Result<Self, BundleError> {
-        Ok(Self {
-            trust_domain,
-            x509_authorities: x509_authorities.into(),
-            anchors: Arc::new([]),
-            sequence,
-            refresh_hint,
-        })
+        let mut unique: Vec<X509Authority> = Vec::with_capacity(x509_authorities.len().min(MAX_AUTHORITIES));
+        for authority in x509_authorities {
+            if let Some(known) = unique.iter_mut().find(|known| known.der() == authority.der()) {
+                if authority.is_tainted() {
+                    *known = authority;
+                }
+            } else if unique.len() == MAX_AUTHORITIES {
+                return Err(BundleError::TooManyAuthorities(MAX_AUTHORITIES + 1));
+            } else {
+                unique.push(authority);
+            }
+        }
+        let anchors = unique.iter().map(|authority| authority.trust_anchor().clone()).collect();
+        let x509_authorities = unique.into();
+        let tainted_intermediates = Arc::new([]);
+        Ok(Self { trust_domain, x509_authorities, anchors, tainted_intermediates, sequence, refresh_hint })
     }
 
-    /// Reads a SPIFFE JWKS document. Keys with another `use` than `x509-svid` are passed over.
+    /// The bundle of a trust domain of which nothing is known yet: it trusts nothing.
+    pub fn empty(trust_domain: TrustDomain) -> Self {
+        Self {
+            trust_domain,
+            x509_authorities: Arc::new([]),
+            anchors: Arc::new([]),
+            tainted_intermediates: Arc::new([]),
+            sequence: 0,
+            refresh_hint: None,
+        }
+    }
+
+    /// The same bundle, which also marks CAs below its roots, by their subject key identifiers: SVIDs under them are
+    /// to be replaced at once. At most [`MAX_AUTHORITIES`] are kept.
+    #[must_use]
+    pub fn with_tainted_intermediates(self, key_ids: impl IntoIterator<Item = Vec<u8>>) -> Self {
+        Self { tainted_intermediates: key_ids.into_iter().take(MAX_AUTHORITIES).collect(), ..self }
+    }
+
+    /// The subject key identifiers of the CAs below the roots that are marked tainted.
+    pub fn tainted_intermediates(&self) -> &[Vec<u8>] {
+        &self.tainted_intermediates
+    }
+
+    /// Reads a SPIFFE JWKS document.
+    ///
+    /// - Keys with another `use` than `x509-svid`, with no `use`, with a `kty` that we do not know, or without a
+    ///   certificate in `x5c` are passed over, as the standards ask for.
+    /// - Of an `x5c` only the first certificate is taken (X509-SVID.md section 6.2).
     pub fn from_jwks(trust_domain: TrustDomain, document: &[u8]) -> Result<Self, BundleError> {
-        let _ = document;
-        Self::new(trust_domain, Vec::new(), 0, None)
+        jwks::read(trust_domain, document)
     }
 
     /// The SPIFFE JWKS document, with `spiffe_sequence` and `spiffe_refresh_hint`.
     pub fn to_jwks(&self) -> String {
-        String::new()
+        jwks::write(self)
     }
 
-    /// Reads concatenated PEM certificates.
+    /// Reads concatenated PEM certificates; the sequence is 0. Text between the sections is passed over; sections of
+    /// another kind, private keys above all, are refused.
     pub fn from_pem(trust_domain: TrustDomain, pem: &[u8]) -> Result<Self, BundleError> {
-        let _ = pem;
-        Self::new(trust_domain, Vec::new(), 0, None)
+        Self::new(trust_domain, pem::read(pem)?, 0, None)
     }
 
     /// Concatenated PEM certificates.
     pub fn to_pem(&self) -> String {
-        String::new()
+        self.x509_authorities.iter().map(|authority| pem::write(authority.der())).collect()
     }
 
     /// Concatenated DER certificates, as the Workload API gives them.
@@ -143,5 +199,33 @@ impl Bundle {
     /// How often it should be fetched anew (`spiffe_refresh_hint`).
     pub fn refresh_hint(&self) -> Option<Duration> {
         self.refresh_hint
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_certificates::Authority;
+
+    fn example() -> TrustDomain {
+        TrustDomain::parse("example.org").unwrap()
+    }
+
+    #[test]
+    fn repeats_are_dropped_and_a_taint_wins() {
+        let (one, two) = (Authority::root("one").x509_authority(), Authority::root("two").x509_authority());
+        let many = vec![one.clone(), two.clone(), one.clone().with_taint(true), two];
+        let bundle = Bundle::new(example(), many, 1, None).unwrap();
+        let taints: Vec<bool> = bundle.x509_authorities().iter().map(X509Authority::is_tainted).collect();
+        assert_eq!(taints, [true, false]);
+        assert_eq!(bundle.trust_anchors().len(), 2);
+        assert_eq!(bundle.x509_authorities()[0].der(), one.der());
+    }
+
+    #[test]
+    fn there_is_a_most_of_authorities() {
+        let many: Vec<_> = (0..=MAX_AUTHORITIES).map(|n| Authority::root(&n.to_string()).x509_authority()).collect();
+        assert!(Bundle::new(example(), many[1..].to_vec(), 0, None).is_ok());
+        assert_eq!(Bundle::new(example(), many, 0, None), Err(BundleError::TooManyAuthorities(129)));
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use ring::rand::{SecureRandom, SystemRandom};
 use rustls::crypto::CryptoProvider;
+use rustls_pki_types::SignatureVerificationAlgorithm;
 
 use crate::entry::KeyType;
 
@@ -73,6 +74,19 @@ pub fn signature_algorithm(key_type: KeyType) -> &'static rcgen::SignatureAlgori
         KeyType::P256 => &rcgen::PKCS_ECDSA_P256_SHA256,
         KeyType::P384 => &rcgen::PKCS_ECDSA_P384_SHA384,
         KeyType::Ed25519 => &rcgen::PKCS_ED25519,
+    }
+}
+
+/// What a key of kind `key_type` may have signed a CSR with.
+pub fn csr_algorithms(key_type: KeyType) -> &'static [&'static dyn SignatureVerificationAlgorithm] {
+    type Algorithms = &'static [&'static dyn SignatureVerificationAlgorithm];
+    static P256: Algorithms = &[webpki::ring::ECDSA_P256_SHA256, webpki::ring::ECDSA_P256_SHA384];
+    static P384: Algorithms = &[webpki::ring::ECDSA_P384_SHA384, webpki::ring::ECDSA_P384_SHA256];
+    static ED25519: Algorithms = &[webpki::ring::ED25519];
+    match key_type {
+        KeyType::P256 => P256,
+        KeyType::P384 => P384,
+        KeyType::Ed25519 => ED25519,
     }
 }
 

@@ -14,3 +14,6 @@ pub mod selector;
 pub mod settings;
 pub mod time;
 pub mod x509_svid;
+
+#[cfg(test)]
+mod test_certificates;

@@ -1,36 +1,31 @@
 //! Mutual TLS with SVIDs, for rustls: a verifier and a resolver that read the current bundles and the current SVID
 //! at each handshake, so that nothing is rebuilt when they rotate. TLS 1.3, no session tickets: a resumed session
 //! would skip the verifier.
+//!
+//! - The peer's chain is parsed and verified by [`X509Svid`]; host names play no part.
+//! - Why a peer was refused is in the text of the [`rustls::Error`], in our words.
+//! - ALPN is the caller's: set `alpn_protocols` on the configuration.
+
+mod present;
+mod verifier;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use arc_swap::{ArcSwap, ArcSwapOption};
-use rustls::sign::CertifiedKey;
+use arc_swap::ArcSwap;
+use rustls::client::Resumption;
+use rustls::server::NoServerSessionStorage;
+use rustls::version::TLS13;
 use rustls::{ClientConfig, ServerConfig};
+use rustls_pki_types::CertificateDer;
 
+pub use self::present::CurrentSvid;
+use self::verifier::{SvidVerifier, Trust};
 use crate::bundle::Bundle;
+use crate::crypto;
 use crate::id::{SpiffeId, TrustDomain};
-use crate::time::Clock;
+use crate::time::{Clock, TlsTime};
 use crate::x509_svid::{SvidError, X509Svid};
-
-/// The SVID and key that a side presents now. Clones share it; `set` is seen by the next handshake.
-#[derive(Clone, Debug, Default)]
-pub struct CurrentSvid(Arc<ArcSwapOption<CertifiedKey>>);
-
-impl CurrentSvid {
-    /// Presents `svid` from now on. `key_der` is PKCS#8. Refused where the key does not fit the certificate.
-    /// `extra` is appended to the chain that goes over the wire (the root, for those who know it by fingerprint).
-    pub fn set(
-        &self,
-        svid: &X509Svid,
-        extra: &[rustls_pki_types::CertificateDer<'static>],
-        key_der: &[u8],
-    ) -> Result<(), SvidError> {
-        let _ = (svid, extra, key_der, &self.0);
-        Err(SvidError::Empty)
-    }
-}
 
 /// The bundles that peers are verified against now. Clones share them; `set` is seen by the next handshake.
 #[derive(Clone, Debug)]
@@ -65,6 +60,17 @@ pub enum Peers {
     TrustDomains(Vec<TrustDomain>),
 }
 
+impl Peers {
+    /// Whether `id` is one of them.
+    pub fn include(&self, id: &SpiffeId) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Ids(ids) => ids.contains(id),
+            Self::TrustDomains(trust_domains) => trust_domains.iter().any(|domain| id.is_member_of(domain)),
+        }
+    }
+}
+
 /// A server's side. `require` false lets a client without a certificate in (it is then a stranger).
 pub fn server_config(
     svid: CurrentSvid,
@@ -73,8 +79,14 @@ pub fn server_config(
     require: bool,
     clock: Arc<dyn Clock>,
 ) -> Result<ServerConfig, rustls::Error> {
-    let _ = (svid, bundles, peers, require, clock);
-    Err(rustls::Error::General(String::new()))
+    let verifier = SvidVerifier::new(Trust::Bundles(bundles), peers, require, clock.clone());
+    let mut config = ServerConfig::builder_with_details(crypto::provider(), Arc::new(TlsTime(clock)))
+        .with_protocol_versions(&[&TLS13])?
+        .with_client_cert_verifier(Arc::new(verifier))
+        .with_cert_resolver(Arc::new(svid));
+    config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    Ok(config)
 }
 
 /// A client's side. Without an SVID (`None`) it presents none.
@@ -84,8 +96,7 @@ pub fn client_config(
     peers: Peers,
     clock: Arc<dyn Clock>,
 ) -> Result<ClientConfig, rustls::Error> {
-    let _ = (svid, bundles, peers, clock);
-    Err(rustls::Error::General(String::new()))
+    client_config_with(svid, Trust::Bundles(bundles), peers, clock)
 }
 
 /// A client's side that knows its server only by the SHA-256 of a certificate in the chain that the server
@@ -95,6 +106,34 @@ pub fn client_config_by_fingerprint(
     peers: Peers,
     clock: Arc<dyn Clock>,
 ) -> Result<ClientConfig, rustls::Error> {
-    let _ = (fingerprint, peers, clock);
-    Err(rustls::Error::General(String::new()))
+    client_config_with(None, Trust::Fingerprint(fingerprint), peers, clock)
 }
+
+fn client_config_with(
+    svid: Option<CurrentSvid>,
+    trust: Trust,
+    peers: Peers,
+    clock: Arc<dyn Clock>,
+) -> Result<ClientConfig, rustls::Error> {
+    let verifier = SvidVerifier::new(trust, peers, true, clock.clone());
+    let builder = ClientConfig::builder_with_details(crypto::provider(), Arc::new(TlsTime(clock)))
+        .with_protocol_versions(&[&TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier));
+    let mut config = match svid {
+        Some(svid) => builder.with_client_cert_resolver(Arc::new(svid)),
+        None => builder.with_no_client_auth(),
+    };
+    config.resumption = Resumption::disabled();
+    Ok(config)
+}
+
+/// Who the peer of an established connection is: `certificates` are those of the finished handshake
+/// (`peer_certificates()`), whose path this module's verifier has verified. Time goes on: see
+/// [`X509Svid::lifetime`].
+pub fn peer(certificates: &[CertificateDer<'_>]) -> Result<X509Svid, SvidError> {
+    X509Svid::parse(certificates.iter().map(|certificate| certificate.clone().into_owned()).collect())
+}
+
+#[cfg(test)]
+mod tests;

@@ -143,7 +143,9 @@ impl TryFrom<v1::Bundle> for Bundle {
             })
             .collect();
         let refresh_hint = (wire.refresh_hint > 0).then(|| Duration::from_secs(wire.refresh_hint));
-        Ok(Bundle::new(trust_domain("trust_domain", &wire.trust_domain)?, authorities?, wire.sequence, refresh_hint)?)
+        let trust_domain = trust_domain("trust_domain", &wire.trust_domain)?;
+        let tainted = wire.tainted_intermediates.into_iter().map(Vec::from);
+        Ok(Bundle::new(trust_domain, authorities?, wire.sequence, refresh_hint)?.with_tainted_intermediates(tainted))
     }
 }
 
@@ -158,6 +160,7 @@ impl From<&Bundle> for v1::Bundle {
             x509_authorities: bundle.x509_authorities().iter().map(authority).collect(),
             sequence: bundle.sequence(),
             refresh_hint: bundle.refresh_hint().map_or(0, |hint| hint.as_secs()),
+            tainted_intermediates: bundle.tainted_intermediates().iter().map(|id| id.clone().into()).collect(),
         }
     }
 }

@@ -3,9 +3,18 @@
 //! `plan` decides when one is prepared, activated, retired and removed, and is pure; `keys` holds the private keys;
 //! `issuer` signs; `upstream` has a CA signed by another. Private keys never enter the store.
 
+pub mod ca;
+pub mod issuer;
+pub mod keys;
+pub mod plan;
+pub mod record;
+pub mod upstream;
+
+use std::fmt;
 use std::sync::Arc;
 
 use rustls_pki_types::CertificateDer;
+use spiffe::bundle::{BundleError, X509Authority};
 use spiffe::time::{Lifetime, Timestamp};
 
 /// What an authority signs. JWT and WIT keys will be further kinds of the same machine.
@@ -13,6 +22,21 @@ use spiffe::time::{Lifetime, Timestamp};
 pub enum Kind {
     /// X.509-SVIDs.
     X509,
+}
+
+impl Kind {
+    /// Its name, as it stands in the store's keys and on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::X509 => "x509",
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
 }
 
 /// Where an authority is in its life. Only an operator's revoke, or its own end, takes it out of the bundle.
@@ -24,6 +48,23 @@ pub enum State {
     Active,
     /// Signs no more; what it signed is still good.
     Retired,
+}
+
+impl State {
+    /// Its name, as it is shown to people.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Prepared => "prepared",
+            Self::Active => "active",
+            Self::Retired => "retired",
+        }
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
 }
 
 /// One CA certificate of one server. Cheap to clone.
@@ -47,4 +88,55 @@ pub struct Authority {
     pub activated_at: Option<Timestamp>,
     /// Its own CA certificate first, the root last. Self-signed: itself alone.
     pub chain: Arc<[CertificateDer<'static>]>,
+}
+
+impl Authority {
+    /// A new one of `owner` for X.509, in state [`State::Prepared`]. `chain` has its own certificate first, the root
+    /// last; `lifetime` is that of its own certificate.
+    pub fn prepared(
+        id: Arc<str>,
+        owner: Arc<str>,
+        chain: Vec<CertificateDer<'static>>,
+        lifetime: Lifetime,
+        now: Timestamp,
+    ) -> Self {
+        Self {
+            id,
+            owner,
+            kind: Kind::X509,
+            state: State::Prepared,
+            tainted: false,
+            lifetime,
+            prepared_at: now,
+            activated_at: None,
+            chain: chain.into(),
+        }
+    }
+
+    /// The root of its chain: what stands in the bundle. `None` for an empty chain, which [`record`] never reads.
+    pub fn root(&self) -> Option<&CertificateDer<'static>> {
+        self.chain.last()
+    }
+
+    /// Whether an upstream CA signed it.
+    pub fn is_upstream(&self) -> bool {
+        self.chain.len() > 1
+    }
+}
+
+/// The roots of all `authorities` as the bundle of the trust domain has them: each once, in the order given, whatever
+/// their state; tainted when any authority with that root is.
+pub fn roots(authorities: &[Authority]) -> Result<Vec<X509Authority>, BundleError> {
+    let mut roots: Vec<(&CertificateDer<'static>, bool)> = Vec::new();
+    for authority in authorities {
+        let Some(root) = authority.root() else { continue };
+        match roots.iter_mut().find(|(known, _)| *known == root) {
+            Some((_, tainted)) => *tainted |= authority.tainted,
+            None => roots.push((root, authority.tainted)),
+        }
+    }
+    roots
+        .into_iter()
+        .map(|(root, tainted)| Ok(X509Authority::from_der(root.clone())?.with_taint(tainted)))
+        .collect()
 }

@@ -1,0 +1,386 @@
+//! The private keys of this server's authorities. They never enter the store, and never leave this room but as
+//! something that signs.
+//!
+//! - A key's name is that of its authority: the first 32 hexadecimal digits of the SHA-256 of its public key.
+//! - On disk: one PKCS#8 PEM file for each key, mode 0600, in a folder of mode 0700; written whole or not at all.
+//! - A file or folder that others can read is refused: whoever could read it may have read it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use rcgen::PublicKeyData;
+use rustls_pki_types::PrivatePkcs8KeyDer;
+use rustls_pki_types::pem::PemObject;
+use spiffe::crypto;
+use spiffe::entry::KeyType;
+use zeroize::{Zeroize, Zeroizing};
+
+use super::record::is_id;
+
+/// Why a key could not be made, read or removed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KeyError {
+    /// The operating system refused.
+    #[error("key store {path}: cannot {what}: {why}")]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was tried.
+        what: &'static str,
+        /// What the operating system said.
+        why: String,
+    },
+    /// Others than the owner may read the file or enter the folder.
+    #[error(
+        "key store {path}: mode {mode:04o} lets others in: if nobody can have read it, run chmod {wanted:04o} on it, else taint the authority and make another"
+    )]
+    Exposed {
+        /// The file or folder.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+        /// The mode it should have.
+        wanted: u32,
+    },
+    /// The file holds no key, or that of another authority.
+    #[error("key store {path}: not the PKCS#8 PEM private key that its name says: restore it from a backup, or remove it")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The name is none that a key can have.
+    #[error("key store: {0:?} is no name of a key")]
+    Name(String),
+    /// No key could be made.
+    #[error(transparent)]
+    Crypto(#[from] crypto::CryptoError),
+}
+
+/// A private key that signs. Not to be cloned, printed or written anywhere; the copy of its bytes is wiped on drop.
+pub struct SigningKey {
+    pair: rcgen::KeyPair,
+    id: Arc<str>,
+}
+
+impl SigningKey {
+    /// A new key.
+    pub fn generate(key_type: KeyType) -> Result<Self, crypto::CryptoError> {
+        Ok(Self::new(crypto::generate_key(key_type)?))
+    }
+
+    fn new(pair: rcgen::KeyPair) -> Self {
+        let mut id = crypto::sha256_hex(&pair.subject_public_key_info());
+        id.truncate(32);
+        Self { pair, id: id.into() }
+    }
+
+    /// The name of the key and of its authority.
+    pub fn id(&self) -> &Arc<str> {
+        &self.id
+    }
+
+    /// The public half, a DER SubjectPublicKeyInfo.
+    pub fn public_key(&self) -> Vec<u8> {
+        self.pair.subject_public_key_info()
+    }
+}
+
+impl PublicKeyData for SigningKey {
+    fn der_bytes(&self) -> &[u8] {
+        self.pair.der_bytes()
+    }
+
+    fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
+        self.pair.algorithm()
+    }
+}
+
+impl rcgen::SigningKey for SigningKey {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
+        self.pair.sign(message)
+    }
+}
+
+impl fmt::Debug for SigningKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("SigningKey").field(&self.id).finish()
+    }
+}
+
+impl Drop for SigningKey {
+    fn drop(&mut self) {
+        self.pair.zeroize();
+    }
+}
+
+/// Where a server keeps the private keys of its own authorities.
+#[async_trait]
+pub trait KeyStore: Send + Sync + fmt::Debug {
+    /// Makes a key and keeps it: when this returns it survives a power cut, where the kind of store can promise that.
+    async fn create(&self, key_type: KeyType) -> Result<Arc<SigningKey>, KeyError>;
+
+    /// The key of that name; `None` when there is none.
+    async fn load(&self, id: &str) -> Result<Option<Arc<SigningKey>>, KeyError>;
+
+    /// Forgets the key of that name. It is no error when there is none.
+    async fn remove(&self, id: &str) -> Result<(), KeyError>;
+
+    /// The names of all keys, sorted.
+    async fn list(&self) -> Result<Vec<Arc<str>>, KeyError>;
+}
+
+/// Keys that end with the process: for tests, and for servers that make a new authority at each start.
+#[derive(Debug, Default)]
+pub struct Memory(Mutex<BTreeMap<Arc<str>, Arc<SigningKey>>>);
+
+#[async_trait]
+impl KeyStore for Memory {
+    async fn create(&self, key_type: KeyType) -> Result<Arc<SigningKey>, KeyError> {
+        let key = Arc::new(SigningKey::generate(key_type)?);
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key.id().clone(), key.clone());
+        Ok(key)
+    }
+
+    async fn load(&self, id: &str) -> Result<Option<Arc<SigningKey>>, KeyError> {
+        Ok(self.0.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned())
+    }
+
+    async fn remove(&self, id: &str) -> Result<(), KeyError> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+        Ok(())
+    }
+
+    async fn list(&self) -> Result<Vec<Arc<str>>, KeyError> {
+        Ok(self.0.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect())
+    }
+}
+
+/// Keys in files of one folder.
+#[derive(Clone, Debug)]
+pub struct Disk {
+    folder: Arc<Path>,
+}
+
+impl Disk {
+    /// Opens `folder`, made with mode 0700 when it is not there, and clears away what a crash in the middle of a
+    /// write left. Blocks: call it before the loops start.
+    pub fn open(folder: &Path) -> Result<Self, KeyError> {
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(io(folder, "make the folder"))?;
+        private(folder, 0o700)?;
+        let disk = Self { folder: folder.into() };
+        for entry in std::fs::read_dir(folder).map_err(io(folder, "list the folder"))? {
+            let path = entry.map_err(io(folder, "list the folder"))?.path();
+            if path.extension().is_some_and(|extension| extension == "new") {
+                std::fs::remove_file(&path).map_err(io(&path, "remove the unfinished file"))?;
+            }
+        }
+        Ok(disk)
+    }
+
+    fn path(&self, id: &str) -> Result<PathBuf, KeyError> {
+        if !is_id(id) {
+            return Err(KeyError::Name(id.chars().take(64).collect()));
+        }
+        Ok(self.folder.join(format!("{id}.pem")))
+    }
+
+    fn write(&self, key: &SigningKey) -> Result<(), KeyError> {
+        let path = self.path(key.id())?;
+        let unfinished = path.with_extension("new");
+        let pem = Zeroizing::new(key.pair.serialize_pem());
+        let mut file = std::fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&unfinished)
+            .map_err(io(&unfinished, "make the file"))?;
+        let written = file.write_all(pem.as_bytes()).and_then(|()| file.sync_all());
+        let placed = written.and_then(|()| std::fs::rename(&unfinished, &path));
+        if let Err(error) = placed {
+            // Best effort: what stays is cleared away at the next start.
+            let _ = std::fs::remove_file(&unfinished);
+            return Err(io(&path, "write the key")(error));
+        }
+        self.sync()
+    }
+
+    fn read(&self, id: &str) -> Result<Option<SigningKey>, KeyError> {
+        let path = self.path(id)?;
+        let pem = match std::fs::read(&path) {
+            Ok(pem) => Zeroizing::new(pem),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(io(&path, "read the key")(error)),
+        };
+        private(&path, 0o600)?;
+        let damaged = || KeyError::Damaged { path: path.clone() };
+        let mut der = PrivatePkcs8KeyDer::from_pem_slice(&pem).map_err(|_| damaged())?;
+        let pair = crypto::load_key(der.secret_pkcs8_der());
+        der.zeroize();
+        let key = SigningKey::new(pair.map_err(|_| damaged())?);
+        if **key.id() != *id {
+            return Err(damaged());
+        }
+        Ok(Some(key))
+    }
+
+    fn delete(&self, id: &str) -> Result<(), KeyError> {
+        let path = self.path(id)?;
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(io(&path, "remove the key")(error)),
+            Ok(()) => self.sync(),
+        }
+    }
+
+    fn names(&self) -> Result<Vec<Arc<str>>, KeyError> {
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(&self.folder).map_err(io(&self.folder, "list the folder"))? {
+            let name = entry.map_err(io(&self.folder, "list the folder"))?.file_name();
+            let id = name.to_str().and_then(|name| name.strip_suffix(".pem")).filter(|id| is_id(id));
+            names.extend(id.map(Arc::from));
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    fn sync(&self) -> Result<(), KeyError> {
+        std::fs::File::open(&self.folder)
+            .and_then(|folder| folder.sync_all())
+            .map_err(io(&self.folder, "flush the folder"))
+    }
+
+    /// File work blocks, so it is done on a thread for that.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Self) -> Result<T, KeyError> + Send + 'static,
+    ) -> Result<T, KeyError> {
+        let disk = self.clone();
+        tokio::task::spawn_blocking(move || work(&disk)).await.unwrap_or_else(|stopped| {
+            Err(KeyError::Io { path: self.folder.to_path_buf(), what: "finish", why: stopped.to_string() })
+        })
+    }
+}
+
+#[async_trait]
+impl KeyStore for Disk {
+    async fn create(&self, key_type: KeyType) -> Result<Arc<SigningKey>, KeyError> {
+        self.blocking(move |disk| {
+            let key = SigningKey::generate(key_type)?;
+            disk.write(&key)?;
+            Ok(Arc::new(key))
+        })
+        .await
+    }
+
+    async fn load(&self, id: &str) -> Result<Option<Arc<SigningKey>>, KeyError> {
+        let id = id.to_owned();
+        self.blocking(move |disk| Ok(disk.read(&id)?.map(Arc::new))).await
+    }
+
+    async fn remove(&self, id: &str) -> Result<(), KeyError> {
+        let id = id.to_owned();
+        self.blocking(move |disk| disk.delete(&id)).await
+    }
+
+    async fn list(&self) -> Result<Vec<Arc<str>>, KeyError> {
+        self.blocking(Self::names).await
+    }
+}
+
+fn io(path: &Path, what: &'static str) -> impl Fn(std::io::Error) -> KeyError {
+    let path = path.to_path_buf();
+    move |error| KeyError::Io { path: path.clone(), what, why: error.to_string() }
+}
+
+/// Refuses what others than the owner can read, write or enter.
+pub(super) fn private(path: &Path, wanted: u32) -> Result<(), KeyError> {
+    let mode = std::fs::metadata(path).map_err(io(path, "look at it"))?.permissions().mode() & 0o7777;
+    if mode & 0o077 != 0 {
+        return Err(KeyError::Exposed { path: path.to_path_buf(), mode, wanted });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set_mode(path: &Path, mode: u32) {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    #[tokio::test]
+    async fn every_store_makes_loads_lists_and_removes() {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = Disk::open(&folder.path().join("a/keys")).unwrap();
+        let stores: [&dyn KeyStore; 2] = [&disk, &Memory::default()];
+        for store in stores {
+            let mut ids = Vec::new();
+            for kind in [KeyType::P256, KeyType::P384, KeyType::Ed25519] {
+                let key = store.create(kind).await.unwrap();
+                let again = store.load(key.id()).await.unwrap().unwrap();
+                assert_eq!(again.public_key(), key.public_key());
+                ids.push(key.id().clone());
+            }
+            ids.sort();
+            assert_eq!(store.list().await.unwrap(), ids);
+            store.remove(&ids[0]).await.unwrap();
+            store.remove(&ids[0]).await.unwrap();
+            assert!(store.load(&ids[0]).await.unwrap().is_none());
+            assert_eq!(store.list().await.unwrap(), ids[1..]);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_others_can_read_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys");
+        let disk = Disk::open(&path).unwrap();
+        let key = disk.create(KeyType::P256).await.unwrap();
+        let file = path.join(format!("{}.pem", key.id()));
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+        assert_eq!((mode(&path), mode(&file)), (0o700, 0o600));
+        set_mode(&file, 0o640);
+        let refused = disk.load(key.id()).await.unwrap_err().to_string();
+        assert!(refused.contains("mode 0640 lets others in") && refused.contains("chmod 0600"), "{refused}");
+        set_mode(&path, 0o750);
+        assert!(matches!(Disk::open(&path), Err(KeyError::Exposed { mode: 0o750, wanted: 0o700, .. })));
+    }
+
+    #[tokio::test]
+    async fn damaged_files_and_foreign_names_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys");
+        let disk = Disk::open(&path).unwrap();
+        let key = disk.create(KeyType::P256).await.unwrap();
+        let other = disk.create(KeyType::P256).await.unwrap();
+        let file = |key: &SigningKey| path.join(format!("{}.pem", key.id()));
+        std::fs::copy(file(&other), file(&key)).unwrap();
+        assert!(matches!(disk.load(key.id()).await, Err(KeyError::Damaged { .. })));
+        std::fs::write(file(&key), b"-----BEGIN").unwrap();
+        assert!(matches!(disk.load(key.id()).await, Err(KeyError::Damaged { .. })));
+        assert!(matches!(disk.load("../../etc/passwd").await, Err(KeyError::Name(_))));
+    }
+
+    #[tokio::test]
+    async fn an_unfinished_write_is_cleared_away() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys");
+        Disk::open(&path).unwrap();
+        std::fs::write(path.join("00112233445566778899aabbccddeeff.new"), b"half").unwrap();
+        let disk = Disk::open(&path).unwrap();
+        assert!(disk.list().await.unwrap().is_empty());
+        assert_eq!(std::fs::read_dir(&path).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_key_does_not_print_itself() {
+        let key = SigningKey::generate(KeyType::P256).unwrap();
+        assert_eq!(format!("{key:?}"), format!("SigningKey({:?})", key.id()));
+    }
+}

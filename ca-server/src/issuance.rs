@@ -1,0 +1,217 @@
+//! What may be issued: (entry or node, public key, profile, issuer, serial, now) -> [`SvidPlan`], or [`Denied`].
+//!
+//! - An identity under `/chancery` goes to agents and servers only, each through its own function.
+//! - The life is the shortest of: what was asked for, what the config allows, the entry's, the CA's.
+//! - An SVID that would end within [`SHORTEST_LIFE`] is not issued.
+//! - Of a CSR only the key counts.
+
+use std::time::Duration;
+
+use spiffe::csr::ProvenKey;
+use spiffe::entry::{DnsName, KeyType, MAX_DNS_NAMES, RegistrationEntry};
+use spiffe::id::{SpiffeId, TrustDomain};
+use spiffe::time::{Lifetime, Timestamp};
+
+use crate::authority::ca::BACKDATE;
+pub use crate::authority::issuer::{Serial, SvidPlan};
+
+/// An SVID that would live shorter than this is refused: it would be gone before it is in use.
+pub const SHORTEST_LIFE: Duration = Duration::from_secs(2);
+
+/// Why nothing is issued.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Denied {
+    /// The entry has run out.
+    #[error("entry {entry} expired at {at}: update its expiry, or delete it")]
+    EntryExpired {
+        /// The entry.
+        entry: String,
+        /// When it did.
+        at: Timestamp,
+    },
+    /// The entry names nodes.
+    #[error("entry {0} is a node alias: it names nodes, and is the identity of no workload")]
+    NodeAlias(String),
+    /// The key is of another kind than the entry wants.
+    #[error("entry {entry} wants a {wanted} key, the CSR has a {sent} one: make a {wanted} key")]
+    KeyType {
+        /// The entry.
+        entry: String,
+        /// What the entry says.
+        wanted: KeyType,
+        /// What came.
+        sent: KeyType,
+    },
+    /// The ID is one of Chancery's own.
+    #[error("{0} is reserved: IDs under /chancery belong to Chancery's own servers and agents")]
+    Reserved(SpiffeId),
+    /// The ID is no agent's.
+    #[error("{0} is no agent's ID")]
+    NotAgent(SpiffeId),
+    /// The ID is of another trust domain.
+    #[error("{id} is not in the trust domain {trust_domain} of this server")]
+    Foreign {
+        /// The ID.
+        id: SpiffeId,
+        /// Ours.
+        trust_domain: TrustDomain,
+    },
+    /// The ID is the trust domain's own.
+    #[error("{0} names a trust domain, not a workload: give the ID a path")]
+    NoPath(SpiffeId),
+    /// The life asked for is longer than the config allows, and the config allows no more than the CA can honour.
+    #[error("a life of {} was asked for, at most {} is allowed: ask for less, or raise x509_ttl_max and ca_ttl in the server's config", seconds(.asked), seconds(.most))]
+    TooLong {
+        /// What was asked for.
+        asked: Duration,
+        /// What is allowed.
+        most: Duration,
+    },
+    /// The life asked for is shorter than [`SHORTEST_LIFE`].
+    #[error("a life of {} was asked for: it has to be 2s at least", seconds(.0))]
+    TooShort(Duration),
+    /// More DNS names than one SVID may have.
+    #[error("{0} DNS names were asked for: at most 64 are allowed")]
+    TooManyDnsNames(usize),
+    /// The entry or the CA ends too soon.
+    #[error("SVID would end at {0}, within 2s: the CA or the entry is about to expire, try again when it is renewed")]
+    NoLifeLeft(Timestamp),
+}
+
+fn seconds(duration: &Duration) -> String {
+    format!("{}s", duration.as_secs())
+}
+
+/// What the server's config says about SVIDs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Profile {
+    /// Ours.
+    pub trust_domain: TrustDomain,
+    /// The life of an SVID when its entry says nothing.
+    pub default_ttl: Duration,
+    /// The longest life of an SVID, which the CA can honour: the config has been checked for that.
+    pub max_ttl: Duration,
+    /// The life of the SVIDs of agents and servers.
+    pub agent_ttl: Duration,
+}
+
+impl Profile {
+    /// Refuses a life that no SVID can have: for entries when they are created, and for minted SVIDs.
+    pub fn check_ttl(&self, ttl: Duration) -> Result<(), Denied> {
+        if ttl > self.max_ttl {
+            return Err(Denied::TooLong { asked: ttl, most: self.max_ttl });
+        }
+        if ttl < SHORTEST_LIFE {
+            return Err(Denied::TooShort(ttl));
+        }
+        Ok(())
+    }
+}
+
+/// What every plan needs beside whom it is for.
+#[derive(Debug)]
+pub struct Request {
+    /// The key, its possession proved.
+    pub key: ProvenKey,
+    /// Made of fresh random bytes.
+    pub serial: Serial,
+    /// [`Issuer::window`](crate::authority::issuer::Issuer::window) of the issuer that will sign.
+    pub window: Lifetime,
+    /// The present moment.
+    pub now: Timestamp,
+}
+
+/// Plans the SVID of `entry` for a workload. A TTL beyond the config's, left from before the config was changed, is
+/// cut, not refused: workloads must not stop over it.
+pub fn for_entry(entry: &RegistrationEntry, request: Request, profile: &Profile) -> Result<SvidPlan, Denied> {
+    if let Some(at) = entry.expires_at.filter(|_| !entry.is_live(request.now)) {
+        return Err(Denied::EntryExpired { entry: entry.id.to_string(), at });
+    }
+    if entry.is_node_alias() {
+        return Err(Denied::NodeAlias(entry.id.to_string()));
+    }
+    workload(&entry.spiffe_id, &entry.dns_names, profile)?;
+    let sent = request.key.key_type();
+    if let Some(wanted) = entry.key_type.filter(|wanted| *wanted != sent) {
+        return Err(Denied::KeyType { entry: entry.id.to_string(), wanted, sent });
+    }
+    let ttl = entry.x509_ttl.unwrap_or(profile.default_ttl).min(profile.max_ttl);
+    plan(entry.spiffe_id.clone(), entry.dns_names.clone(), request, ttl, entry.expires_at)
+}
+
+/// Plans the SVID of an agent that has been attested as `id`.
+pub fn for_agent(id: SpiffeId, request: Request, profile: &Profile) -> Result<SvidPlan, Denied> {
+    member(&id, profile)?;
+    if !id.is_agent() {
+        return Err(Denied::NotAgent(id));
+    }
+    plan(id, Vec::new(), request, profile.agent_ttl, None)
+}
+
+/// Plans the SVID of the server itself, with the DNS names under which it is reached.
+pub fn for_server(dns_names: Vec<DnsName>, request: Request, profile: &Profile) -> Result<SvidPlan, Denied> {
+    if dns_names.len() > MAX_DNS_NAMES {
+        return Err(Denied::TooManyDnsNames(dns_names.len()));
+    }
+    plan(profile.trust_domain.server_id(), dns_names, request, profile.agent_ttl, None)
+}
+
+/// What an administrator asks for, without an entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mint {
+    /// Whose SVID.
+    pub id: SpiffeId,
+    /// DNS names beside it.
+    pub dns_names: Vec<DnsName>,
+    /// How long; `None`: as the config says.
+    pub ttl: Option<Duration>,
+}
+
+/// Plans an SVID that an administrator asks for. A life that the CA cannot honour is refused.
+pub fn for_mint(mint: Mint, request: Request, profile: &Profile) -> Result<SvidPlan, Denied> {
+    workload(&mint.id, &mint.dns_names, profile)?;
+    let ttl = mint.ttl.unwrap_or(profile.default_ttl);
+    profile.check_ttl(ttl)?;
+    plan(mint.id, mint.dns_names, request, ttl, None)
+}
+
+/// Whether an entry or a mint may name `id`: in our trust domain, with a path, and none of our own.
+fn workload(id: &SpiffeId, dns_names: &[DnsName], profile: &Profile) -> Result<(), Denied> {
+    member(id, profile)?;
+    if id.path().is_empty() {
+        return Err(Denied::NoPath(id.clone()));
+    }
+    if id.is_reserved() {
+        return Err(Denied::Reserved(id.clone()));
+    }
+    if dns_names.len() > MAX_DNS_NAMES {
+        return Err(Denied::TooManyDnsNames(dns_names.len()));
+    }
+    Ok(())
+}
+
+fn member(id: &SpiffeId, profile: &Profile) -> Result<(), Denied> {
+    if !id.is_member_of(&profile.trust_domain) {
+        return Err(Denied::Foreign { id: id.clone(), trust_domain: profile.trust_domain.clone() });
+    }
+    Ok(())
+}
+
+fn plan(
+    id: SpiffeId,
+    dns_names: Vec<DnsName>,
+    request: Request,
+    ttl: Duration,
+    until: Option<Timestamp>,
+) -> Result<SvidPlan, Denied> {
+    let Request { key, serial, window, now } = request;
+    let mut not_after = now.plus(ttl).min(window.not_after);
+    if let Some(until) = until {
+        not_after = not_after.min(until);
+    }
+    if not_after.since(now) < SHORTEST_LIFE {
+        return Err(Denied::NoLifeLeft(not_after));
+    }
+    let not_before = now.minus(BACKDATE).max(window.not_before);
+    Ok(SvidPlan { id, dns_names, key, serial, lifetime: Lifetime { not_before, not_after } })
+}

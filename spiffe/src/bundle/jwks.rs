@@ -1,0 +1,248 @@
+//! The SPIFFE JWKS form of a bundle (SPIFFE_Trust_Domain_and_Bundle.md section 4, X509-SVID.md section 6, RFC 7517).
+
+use std::fmt;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use serde::de::{Deserializer, Error, SeqAccess, Visitor};
+use serde::{Deserialize, Serialize};
+
+use super::authority::RootKey;
+use super::{Bundle, BundleError, MAX_DOCUMENT_BYTES, X509Authority};
+use crate::id::TrustDomain;
+
+/// The most keys of all uses in one bundle document.
+pub const MAX_KEYS: usize = 1024;
+
+const X509_SVID: &str = "x509-svid";
+
+// Members that occur twice are refused by the derived code itself.
+#[derive(Deserialize)]
+struct JwkSet {
+    #[serde(default)]
+    keys: Option<Jwks>,
+    #[serde(default)]
+    spiffe_sequence: Option<u64>,
+    #[serde(default)]
+    spiffe_refresh_hint: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct Jwk {
+    kty: Option<String>,
+    #[serde(rename = "use")]
+    usage: Option<String>,
+    x5c: Option<Vec<String>>,
+}
+
+struct Jwks(Vec<Jwk>);
+
+impl<'de> Deserialize<'de> for Jwks {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Bounded;
+        impl<'de> Visitor<'de> for Bounded {
+            type Value = Jwks;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "an array of at most {MAX_KEYS} JWKs")
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<Jwks, A::Error> {
+                let mut keys = Vec::new();
+                while let Some(key) = sequence.next_element()? {
+                    if keys.len() == MAX_KEYS {
+                        return Err(A::Error::invalid_length(MAX_KEYS + 1, &self));
+                    }
+                    keys.push(key);
+                }
+                Ok(Jwks(keys))
+            }
+        }
+        deserializer.deserialize_seq(Bounded)
+    }
+}
+
+pub(super) fn read(trust_domain: TrustDomain, document: &[u8]) -> Result<Bundle, BundleError> {
+    if document.len() > MAX_DOCUMENT_BYTES {
+        return Err(BundleError::DocumentTooLarge(document.len()));
+    }
+    let set: JwkSet = serde_json::from_slice(document).map_err(|error| BundleError::Json(error.to_string()))?;
+    let keys = set.keys.ok_or(BundleError::NoKeys)?.0;
+    let known =
+        |key: &Jwk| key.usage.as_deref() == Some(X509_SVID) && matches!(key.kty.as_deref(), Some("EC" | "RSA" | "OKP"));
+    let mut authorities = Vec::new();
+    for (index, key) in keys.iter().enumerate().filter(|(_, key)| known(key)) {
+        let Some(x5c) = key.x5c.as_deref().and_then(<[String]>::first) else {
+            continue;
+        };
+        match STANDARD.decode(x5c).map_err(|_| BundleError::X5c).and_then(|der| X509Authority::from_der(der.into())) {
+            Ok(authority) => authorities.push(authority),
+            // A curve that we do not know is to a JWK what a kty that we do not know is: passed over.
+            Err(BundleError::Key(_)) => {}
+            Err(error) => return Err(BundleError::Certificate(index + 1, Box::new(error))),
+        }
+    }
+    let refresh_hint = set.spiffe_refresh_hint.map(Duration::from_secs);
+    Bundle::new(trust_domain, authorities, set.spiffe_sequence.unwrap_or(0), refresh_hint)
+}
+
+#[derive(Serialize)]
+struct WrittenSet {
+    spiffe_sequence: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    spiffe_refresh_hint: Option<u64>,
+    keys: Vec<WrittenKey>,
+}
+
+#[derive(Default, Serialize)]
+struct WrittenKey {
+    kty: &'static str,
+    #[serde(rename = "use")]
+    usage: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    crv: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    x: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    y: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    n: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    e: Option<String>,
+    x5c: [String; 1],
+}
+
+pub(super) fn write(bundle: &Bundle) -> String {
+    let number = |bytes: &[u8]| Some(URL_SAFE_NO_PAD.encode(bytes));
+    let key = |authority: &X509Authority| {
+        let rest = WrittenKey { usage: X509_SVID, x5c: [STANDARD.encode(authority.der())], ..WrittenKey::default() };
+        match authority.key() {
+            RootKey::Ec { curve, x, y } => {
+                WrittenKey { kty: "EC", crv: Some(curve), x: number(x), y: number(y), ..rest }
+            }
+            RootKey::Ed25519 { x } => WrittenKey { kty: "OKP", crv: Some("Ed25519"), x: number(x), ..rest },
+            RootKey::Rsa { n, e } => WrittenKey { kty: "RSA", n: number(n), e: number(e), ..rest },
+        }
+    };
+    let set = WrittenSet {
+        spiffe_sequence: bundle.sequence(),
+        spiffe_refresh_hint: bundle.refresh_hint().map(|hint| hint.as_secs()),
+        keys: bundle.x509_authorities().iter().map(key).collect(),
+    };
+    // Strings, numbers and arrays: there is nothing in it that JSON cannot say.
+    serde_json::to_string_pretty(&set).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::entry::KeyType;
+    use crate::test_certificates::{Authority, rsa_root};
+
+    fn example() -> TrustDomain {
+        TrustDomain::parse("example.org").unwrap()
+    }
+
+    fn from(document: &Value) -> Result<Bundle, BundleError> {
+        Bundle::from_jwks(example(), document.to_string().as_bytes())
+    }
+
+    fn x5c(authority: &Authority) -> String {
+        STANDARD.encode(authority.der())
+    }
+
+    #[test]
+    fn what_is_written_reads_back_the_same() {
+        let kinds = [KeyType::P256, KeyType::P384, KeyType::Ed25519];
+        let mut roots: Vec<_> = kinds.iter().map(|kind| Authority::of_kind(*kind, "root").x509_authority()).collect();
+        roots.push(rsa_root());
+        let bundle = Bundle::new(example(), roots, u64::MAX, Some(Duration::from_secs(300))).unwrap();
+        assert_eq!(Bundle::from_jwks(example(), bundle.to_jwks().as_bytes()).unwrap(), bundle);
+
+        let document: Value = serde_json::from_str(&bundle.to_jwks()).unwrap();
+        assert_eq!(document["spiffe_refresh_hint"], 300);
+        let forms: Vec<_> = document["keys"].as_array().unwrap().iter().map(|key| (&key["kty"], &key["crv"])).collect();
+        let (p256, p384, ed) = (json!("P-256"), json!("P-384"), json!("Ed25519"));
+        assert_eq!(
+            forms,
+            [(&json!("EC"), &p256), (&json!("EC"), &p384), (&json!("OKP"), &ed), (&json!("RSA"), &Value::Null)]
+        );
+        for key in document["keys"].as_array().unwrap() {
+            assert_eq!(key["use"], "x509-svid");
+            assert_eq!(key["x5c"].as_array().unwrap().len(), 1);
+            assert!(key.get("kid").is_none());
+        }
+        assert_eq!(document["keys"][0]["x"].as_str().unwrap().len(), 43);
+        assert_eq!(document["keys"][1]["y"].as_str().unwrap().len(), 64);
+        assert_eq!(document["keys"][3]["e"], "AQAB");
+        assert_eq!(document["keys"][3]["n"].as_str().unwrap().len(), 342);
+    }
+
+    #[test]
+    fn an_empty_bundle_trusts_nothing_and_has_keys_all_the_same() {
+        let empty = Bundle::new(example(), Vec::new(), 3, None).unwrap();
+        assert_eq!(from(&serde_json::from_str(&empty.to_jwks()).unwrap()).unwrap(), empty);
+        assert!(from(&json!({"keys": []})).unwrap().trust_anchors().is_empty());
+    }
+
+    #[test]
+    fn keys_that_are_not_understood_are_passed_over() {
+        let root = Authority::root("root");
+        let x5c = x5c(&root);
+        let bundle = from(&json!({"spiffe_sequence": 7, "other": {"a": 1}, "keys": [
+            {"kty": "EC", "use": "jwt-svid", "kid": "a", "crv": "P-256", "x": "", "y": ""},
+            {"kty": "EC", "use": "X509-SVID", "x5c": [x5c]},
+            {"kty": "EC", "x5c": [x5c]},
+            {"kty": "XY", "use": "x509-svid", "x5c": [x5c]},
+            {"use": "x509-svid", "x5c": [x5c]},
+            {"kty": "EC", "use": "x509-svid"},
+            {"kty": "EC", "use": "x509-svid", "x5c": []},
+            {},
+        ]}))
+        .unwrap();
+        assert!(bundle.x509_authorities().is_empty());
+        assert_eq!((bundle.sequence(), bundle.refresh_hint()), (7, None));
+        // Of several certificates the first counts.
+        let bundle = from(&json!({"keys": [{"kty": "EC", "use": "x509-svid", "x5c": [x5c, "!"]}]})).unwrap();
+        assert_eq!(bundle.x509_authorities(), [root.x509_authority()]);
+    }
+
+    #[test]
+    fn each_rule_has_its_error() {
+        let key = |x5c: &str| json!({"keys": [{"use": "none"}, {"kty": "EC", "use": "x509-svid", "x5c": [x5c]}]});
+        let at_2 = |error| Err(BundleError::Certificate(2, Box::new(error)));
+        assert_eq!(from(&key("*")), at_2(BundleError::X5c));
+        assert_eq!(from(&key("AAAA")), at_2(BundleError::Malformed));
+        let leaf = Authority::root_with("leaf", |params| params.is_ca = rcgen::IsCa::ExplicitNoCa);
+        assert_eq!(from(&key(&x5c(&leaf))), at_2(BundleError::NotCa));
+        assert_eq!(from(&json!({})), Err(BundleError::NoKeys));
+        assert_eq!(from(&json!({"keys": null})), Err(BundleError::NoKeys));
+
+        let json = |text: &str| matches!(Bundle::from_jwks(example(), text.as_bytes()), Err(BundleError::Json(_)));
+        assert!(json("") && json("[]x") && json(r#"{"keys":{}}"#) && json(r#"{"keys":[1]}"#));
+        assert!(json(r#"{"keys":[],"keys":[]}"#), "a member twice");
+        assert!(json(r#"{"keys":[{"use":"a","use":"x509-svid"}]}"#), "a member of a key twice");
+        assert!(json(r#"{"keys":[],"spiffe_sequence":-1}"#) && json(r#"{"keys":[],"spiffe_refresh_hint":"5"}"#));
+        let large = " ".repeat(MAX_DOCUMENT_BYTES + 1);
+        assert_eq!(
+            Bundle::from_jwks(example(), large.as_bytes()),
+            Err(BundleError::DocumentTooLarge(MAX_DOCUMENT_BYTES + 1))
+        );
+        let keys = |count| format!(r#"{{"keys":[{}]}}"#, vec!["{}"; count].join(","));
+        assert!(!json(&keys(MAX_KEYS)) && json(&keys(MAX_KEYS + 1)));
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_makes_it_panic(text in "\\PC{0,64}", at: prop::sample::Index, byte: u8) {
+            let _ = Bundle::from_jwks(example(), text.as_bytes());
+            let bundle = Bundle::new(example(), vec![Authority::shared().x509_authority()], 1, None).unwrap();
+            let mut document = bundle.to_jwks().into_bytes();
+            let at = at.index(document.len());
+            document[at] = byte;
+            let _ = Bundle::from_jwks(example(), &document);
+        }
+    }
+}

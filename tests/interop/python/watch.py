@@ -1,0 +1,88 @@
+#!/usr/bin/env python3
+"""Judges Chancery from outside with PyPI's `spiffe`: watches X.509 contexts and prints one JSON line for each.
+
+The library parses and checks the profile; that key and certificate belong together, and that each chain ends at a
+root beside it, is checked here with `cryptography`, since the library leaves both to its user. See ../README.md.
+"""
+
+import argparse
+import json
+import queue
+import sys
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from spiffe import WorkloadApiClient
+
+
+def public_bytes(key):
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+def ends_at(chain, roots):
+    """Whether each certificate of `chain` is signed by the next one, and the last by one of `roots`."""
+
+    def issued_by(certificate, issuer):
+        try:
+            certificate.verify_directly_issued_by(issuer)
+            return True
+        except (ValueError, TypeError, InvalidSignature):
+            return False
+
+    linked = all(issued_by(lower, upper) for lower, upper in zip(chain, chain[1:]))
+    return linked and any(issued_by(chain[-1], root) for root in roots)
+
+
+def described(context):
+    bundles = {bundle.trust_domain.name: bundle.x509_authorities for bundle in context.x509_bundle_set.bundles}
+    svids = []
+    for svid in context.x509_svids:
+        if public_bytes(svid.leaf.public_key()) != public_bytes(svid.private_key.public_key()):
+            raise ValueError(f"the key of {svid.spiffe_id} is not the key in its certificate")
+        if not ends_at(svid.cert_chain, bundles[svid.spiffe_id.trust_domain.name]):
+            raise ValueError(f"the chain of {svid.spiffe_id} does not end at a root of its bundle")
+        serial = svid.leaf.serial_number
+        svids.append(
+            {
+                "spiffe_id": str(svid.spiffe_id),
+                "serial": serial.to_bytes((serial.bit_length() + 7) // 8, "big").hex(),
+                "not_after": int(svid.leaf.not_valid_after_utc.timestamp()),
+                "hint": "",  # not offered by this library
+            }
+        )
+    return {
+        "client": "spiffe-python",
+        "svids": svids,
+        "bundles": {name: len(roots) for name, roots in bundles.items()},
+    }
+
+
+def main():
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("mode", choices=["watch"])
+    arguments.add_argument("--updates", type=int, default=1, help="exit after this many updates")
+    arguments.add_argument("--patient", action="store_true", help="connect again when the stream fails")
+    arguments.add_argument("--timeout", type=float, default=60, help="seconds without an update; 0: for ever")
+    arguments = arguments.parse_args()
+
+    # The library calls back from a thread of its own; everything is decided in this one.
+    arrived = queue.Queue()
+    with WorkloadApiClient() as client:
+        stream = client.stream_x509_contexts(arrived.put, arrived.put, retry_connect=arguments.patient)
+        try:
+            for _ in range(arguments.updates):
+                update = arrived.get(timeout=arguments.timeout or None)
+                if isinstance(update, Exception):
+                    raise update
+                print(json.dumps(described(update)), flush=True)
+        finally:
+            stream.cancel()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except queue.Empty:
+        sys.exit("spiffe-python: no update in time")
+    except Exception as error:  # whatever it was, the harness wants one line and a status
+        sys.exit(f"spiffe-python: {type(error).__name__}: {error}")
