@@ -25,10 +25,12 @@ const CA_SERVER: Order = Order {
     levels: &[
         &["app"],
         &["api", "rotate", "prune"],
-        &["issuance", "attest", "health"],
-        &["view"],
+        &["health"],
+        &["view", "connected"],
+        &["issuance", "attest"],
         &["authority"],
-        &["store", "audit", "config", "metrics"],
+        &["store", "audit", "metrics"],
+        &["config"],
     ],
     beside: &[],
 };

@@ -35,7 +35,13 @@ pub struct CaPlan {
 
 impl CaPlan {
     /// A CA that lives for `ttl` from `now`, but not beyond `latest`.
-    pub fn new(trust_domain: TrustDomain, serial: Serial, ttl: Duration, latest: Option<Timestamp>, now: Timestamp) -> Self {
+    pub fn new(
+        trust_domain: TrustDomain,
+        serial: Serial,
+        ttl: Duration,
+        latest: Option<Timestamp>,
+        now: Timestamp,
+    ) -> Self {
         let not_after = now.plus(ttl);
         let lifetime = Lifetime {
             not_before: now.minus(BACKDATE),
@@ -57,8 +63,7 @@ impl CaPlan {
         params.not_before = self.lifetime.not_before.to_date_time();
         params.not_after = self.lifetime.not_after.to_date_time();
         params.serial_number = Some(rcgen::SerialNumber::from_slice(self.serial.bytes()));
-        params.subject_alt_names =
-            vec![SanType::URI(self.trust_domain.id().as_str().try_into().map_err(unprintable)?)];
+        params.subject_alt_names = vec![SanType::URI(self.trust_domain.id().as_str().try_into().map_err(unprintable)?)];
         params.distinguished_name = name;
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];

@@ -48,7 +48,9 @@ pub enum KeyError {
         wanted: u32,
     },
     /// The file holds no key, or that of another authority.
-    #[error("key store {path}: not the PKCS#8 PEM private key that its name says: restore it from a backup, or remove it")]
+    #[error(
+        "key store {path}: not the PKCS#8 PEM private key that its name says: restore it from a backup, or remove it"
+    )]
     Damaged {
         /// The file.
         path: PathBuf,

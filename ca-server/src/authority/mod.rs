@@ -135,8 +135,5 @@ pub fn roots(authorities: &[Authority]) -> Result<Vec<X509Authority>, BundleErro
             None => roots.push((root, authority.tainted)),
         }
     }
-    roots
-        .into_iter()
-        .map(|(root, tainted)| Ok(X509Authority::from_der(root.clone())?.with_taint(tainted)))
-        .collect()
+    roots.into_iter().map(|(root, tainted)| Ok(X509Authority::from_der(root.clone())?.with_taint(tainted))).collect()
 }

@@ -49,19 +49,25 @@ pub enum UpstreamError {
     #[error("upstream CA: the private key is not that of the first certificate: put the CA that signs first")]
     WrongKey,
     /// One certificate is no CA.
-    #[error("upstream CA: certificate {0} is no CA that may sign certificates (basic constraints CA:TRUE and key usage keyCertSign)")]
+    #[error(
+        "upstream CA: certificate {0} is no CA that may sign certificates (basic constraints CA:TRUE and key usage keyCertSign)"
+    )]
     NotCa(usize),
     /// One certificate forbids the CAs below it.
     #[error("upstream CA: certificate {0} has a path length that leaves no room for the CAs below it")]
     PathLength(usize),
     /// One certificate was not signed by the next.
-    #[error("upstream CA: certificate {0} was not signed by the next: order the file from the CA that signs up to the root, the root included")]
+    #[error(
+        "upstream CA: certificate {0} was not signed by the next: order the file from the CA that signs up to the root, the root included"
+    )]
     Chain(usize),
     /// One certificate is not valid now.
     #[error("upstream CA: certificate {0} is valid from {1} to {2}, not now: renew it")]
     Expired(usize, Timestamp, Timestamp),
     /// The name cannot be written as it stands.
-    #[error("upstream CA: its name has the same attribute twice, which this version cannot write: use a CA with a simpler name")]
+    #[error(
+        "upstream CA: its name has the same attribute twice, which this version cannot write: use a CA with a simpler name"
+    )]
     Name,
     /// It did not sign.
     #[error(transparent)]
@@ -115,7 +121,9 @@ impl Upstream {
         let mut window = Lifetime { not_before: Timestamp::from_unix(0), not_after: Timestamp::from_unix(u64::MAX) };
         for (index, certificate) in certificates.iter().enumerate() {
             let number = index + 1;
-            let Ok(Some(constraints)) = certificate.basic_constraints() else { return Err(UpstreamError::NotCa(number)) };
+            let Ok(Some(constraints)) = certificate.basic_constraints() else {
+                return Err(UpstreamError::NotCa(number));
+            };
             let usage = certificate.key_usage().map_err(|_| UpstreamError::NotCa(number))?;
             if !constraints.value.ca || usage.is_some_and(|usage| !usage.value.key_cert_sign()) {
                 return Err(UpstreamError::NotCa(number));
@@ -160,7 +168,8 @@ impl Upstream {
         let issuer = rcgen::Issuer::from_ca_cert_der(parent, &self.key.0).map_err(IssueError::from)?;
         let ours: CertificateDer<'static> = params.signed_by(key, &issuer).map_err(IssueError::from)?.into();
         // rcgen keeps one value of each kind of attribute: a name with two of one kind comes out another.
-        let named = parse(&ours).zip(parse(parent)).map(|(ours, parent)| ours.issuer().as_raw() == parent.subject().as_raw());
+        let named =
+            parse(&ours).zip(parse(parent)).map(|(ours, parent)| ours.issuer().as_raw() == parent.subject().as_raw());
         if named != Some(true) {
             return Err(UpstreamError::Name);
         }

@@ -1,0 +1,80 @@
+//! Who is on the other side of a connection. What the caller may do is decided for each request, in `rights`.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use rustls_pki_types::CertificateDer;
+use spiffe::id::SpiffeId;
+use spiffe::time::Timestamp;
+use spiffe::x509_svid::SvidError;
+
+/// The holder of an SVID of our trust domain whose path was verified in the handshake.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// Its identity.
+    pub id: SpiffeId,
+    /// The serial number of its SVID.
+    pub serial: Arc<[u8]>,
+    /// The last moment of its SVID.
+    pub not_after: Timestamp,
+    /// Where it called from.
+    pub address: SocketAddr,
+}
+
+/// Who called.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Caller {
+    /// Someone on the network without a certificate.
+    Stranger(SocketAddr),
+    /// An agent, by its SVID.
+    Agent(Holder),
+    /// Anyone else with an SVID.
+    Workload(Holder),
+    /// A process of this machine, on the admin socket.
+    Local {
+        /// Its user.
+        uid: u32,
+        /// Its process, if the kernel said so.
+        pid: Option<i32>,
+    },
+}
+
+impl Caller {
+    /// The caller of a TLS connection, from the certificates that the handshake has verified.
+    pub fn of_tls(
+        certificates: Option<&[CertificateDer<'static>]>,
+        address: SocketAddr,
+    ) -> Result<Self, SvidError> {
+        let Some(certificates) = certificates.filter(|certificates| !certificates.is_empty()) else {
+            return Ok(Self::Stranger(address));
+        };
+        let svid = spiffe::mtls::peer(certificates)?;
+        let holder = Holder {
+            id: svid.id().clone(),
+            serial: svid.serial().into(),
+            not_after: svid.lifetime().not_after,
+            address,
+        };
+        Ok(if holder.id.is_agent() { Self::Agent(holder) } else { Self::Workload(holder) })
+    }
+
+    /// The SVID that the caller showed, if it did.
+    pub fn holder(&self) -> Option<&Holder> {
+        match self {
+            Self::Agent(holder) | Self::Workload(holder) => Some(holder),
+            Self::Stranger(_) | Self::Local { .. } => None,
+        }
+    }
+}
+
+impl fmt::Display for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stranger(address) => write!(f, "stranger {address}"),
+            Self::Agent(holder) | Self::Workload(holder) => write!(f, "{}", holder.id),
+            Self::Local { uid, pid: Some(pid) } => write!(f, "uid {uid} pid {pid}"),
+            Self::Local { uid, pid: None } => write!(f, "uid {uid}"),
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! The listeners: TLS on the network, and the admin unix socket. Each accepted connection carries its [`Caller`] to
+//! every request on it.
+//!
+//! - A handshake runs in a task of its own, with a time limit and a bound on how many run at once.
+//! - A peer whose certificate does not verify is turned away in the handshake; one without a certificate is a stranger.
+
+use std::io;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::server::Connected;
+use tracing::{debug, warn};
+
+use super::caller::Caller;
+
+/// How long a handshake may take.
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
+/// How many handshakes may run at once.
+const HANDSHAKES: usize = 256;
+/// The longest path of a unix socket that the kernel takes, in bytes.
+pub const SOCKET_PATH_LIMIT: usize = 107;
+
+/// Why a listener could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// The port is in use, not ours to take, or the address is not of this machine.
+    #[error("cannot listen on {address}: {error}{hint}")]
+    Port {
+        /// The address.
+        address: String,
+        /// What the system said.
+        error: io::Error,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// The path is longer than the kernel takes.
+    #[error("socket path {0} has {1} bytes, and at most 107 are possible: choose a shorter one")]
+    PathTooLong(PathBuf, usize),
+    /// Something that answers listens there.
+    #[error("another server answers on {0}: stop it, or choose another admin_socket")]
+    InUse(PathBuf),
+    /// There is a file that is no socket.
+    #[error("{0} exists and is no socket: remove it, or choose another admin_socket")]
+    NotASocket(PathBuf),
+    /// The file system refused.
+    #[error("cannot make the socket {path}: {error}")]
+    Socket {
+        /// Where.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+}
+
+/// A connection and its caller.
+#[derive(Debug)]
+pub struct Connection {
+    io: Io,
+    caller: Caller,
+    /// Given back when the connection closes.
+    _place: Option<OwnedSemaphorePermit>,
+}
+
+#[derive(Debug)]
+enum Io {
+    Tls(Box<tokio_rustls::server::TlsStream<TcpStream>>),
+    Unix(UnixStream),
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Caller;
+    fn connect_info(&self) -> Caller {
+        self.caller.clone()
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().io {
+            Io::Tls(stream) => Pin::new(stream).poll_read(context, into),
+            Io::Unix(stream) => Pin::new(stream).poll_read(context, into),
+        }
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut self.get_mut().io {
+            Io::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
+            Io::Unix(stream) => Pin::new(stream).poll_write(context, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().io {
+            Io::Tls(stream) => Pin::new(stream).poll_flush(context),
+            Io::Unix(stream) => Pin::new(stream).poll_flush(context),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().io {
+            Io::Tls(stream) => Pin::new(stream).poll_shutdown(context),
+            Io::Unix(stream) => Pin::new(stream).poll_shutdown(context),
+        }
+    }
+}
+
+/// Binds a TCP port.
+pub async fn bind_tcp(address: &str) -> Result<TcpListener, ListenError> {
+    TcpListener::bind(address).await.map_err(|error| {
+        let hint = match error.kind() {
+            io::ErrorKind::AddrInUse => ": another process has this port; stop it, or choose another one",
+            io::ErrorKind::PermissionDenied => ": ports below 1024 need rights; choose a higher one",
+            io::ErrorKind::AddrNotAvailable => ": this machine does not have that address",
+            _ => "",
+        };
+        ListenError::Port { address: address.to_owned(), error, hint }
+    })
+}
+
+/// Binds the admin socket, mode 0660 (who may act is decided by uid). A socket that nobody answers on is replaced.
+pub async fn bind_unix(path: &Path) -> Result<UnixListener, ListenError> {
+    let length = path.as_os_str().len();
+    if length > SOCKET_PATH_LIMIT {
+        return Err(ListenError::PathTooLong(path.to_owned(), length));
+    }
+    let failed = |error| ListenError::Socket { path: path.to_owned(), error };
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        std::fs::create_dir_all(folder).map_err(failed)?;
+    }
+    if let Ok(found) = std::fs::symlink_metadata(path) {
+        if !found.file_type().is_socket() {
+            return Err(ListenError::NotASocket(path.to_owned()));
+        }
+        if UnixStream::connect(path).await.is_ok() {
+            return Err(ListenError::InUse(path.to_owned()));
+        }
+        std::fs::remove_file(path).map_err(failed)?;
+    }
+    let listener = UnixListener::bind(path).map_err(failed)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).map_err(failed)?;
+    Ok(listener)
+}
+
+/// Accepts TLS connections until `stop`, at most `connections` at once, and hands them on.
+pub async fn accept_tls(
+    listener: TcpListener,
+    config: Arc<ServerConfig>,
+    connections: usize,
+    to: mpsc::Sender<io::Result<Connection>>,
+    stop: CancellationToken,
+) {
+    let acceptor = TlsAcceptor::from(config);
+    let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
+    let open = Arc::new(Semaphore::new(connections));
+    loop {
+        // No place for one more connection: let the kernel's queue hold them, which is bounded too.
+        let Ok(place) = Arc::clone(&open).acquire_owned().await else { return };
+        let Ok(turn) = Arc::clone(&handshakes).acquire_owned().await else { return };
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stop.cancelled() => return,
+        };
+        let (stream, address) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of file descriptors, mostly: the listener stays good.
+                warn!(%error, "cannot accept a connection");
+                tokio::task::yield_now().await;
+                continue;
+            }
+        };
+        let (acceptor, to) = (acceptor.clone(), to.clone());
+        tokio::spawn(async move {
+            let _ = stream.set_nodelay(true);
+            #[expect(clippy::disallowed_methods, reason = "a time limit on network input")]
+            let stream = match tokio::time::timeout(HANDSHAKE_LIMIT, acceptor.accept(stream)).await {
+                Ok(Ok(stream)) => stream,
+                Ok(Err(error)) => return debug!(%address, %error, "handshake failed"),
+                Err(_) => return debug!(%address, "handshake took too long"),
+            };
+            drop(turn);
+            match Caller::of_tls(stream.get_ref().1.peer_certificates(), address) {
+                Ok(caller) => {
+                    let io = Io::Tls(Box::new(stream));
+                    // Nobody to take it: the server is stopping.
+                    let _ = to.send(Ok(Connection { io, caller, _place: Some(place) })).await;
+                }
+                Err(error) => debug!(%address, %error, "turned away"),
+            }
+        });
+    }
+}
+
+/// Accepts connections on the admin socket until `stop`, and hands them on.
+pub async fn accept_unix(listener: UnixListener, to: mpsc::Sender<io::Result<Connection>>, stop: CancellationToken) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stop.cancelled() => return,
+        };
+        let Ok((stream, _)) = accepted.inspect_err(|error| warn!(%error, "cannot accept on the admin socket")) else {
+            tokio::task::yield_now().await;
+            continue;
+        };
+        match stream.peer_cred() {
+            Ok(peer) => {
+                let caller = Caller::Local { uid: peer.uid(), pid: peer.pid() };
+                if to.send(Ok(Connection { io: Io::Unix(stream), caller, _place: None })).await.is_err() {
+                    return;
+                }
+            }
+            Err(error) => warn!(%error, "the kernel does not say who called on the admin socket"),
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! Sync: what an agent has to know, pushed. A snapshot first, then what each commit changes for this agent; the agent
+//! acknowledges what it has applied.
+//!
+//! - What is sent is the difference between what the agent knows and what it should know: a snapshot is the
+//!   difference from nothing, so that start-up and catching up are one path.
+//! - The stream ends with the caller's certificate, with its ban or eviction, and when it is replaced.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use spiffe::bundle::Bundle;
+use spiffe::entry::{EntryId, RegistrationEntry};
+use spiffe::id::{SpiffeId, TrustDomain};
+use spiffe::proto::v1;
+use spiffe::time::{Clock, Timestamp};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tonic::{Status, Streaming};
+
+use crate::api::caller::Holder;
+use crate::api::rights::{Denied, admit_agent};
+use crate::api::status::Refusal;
+use crate::connected::{Connected, Stream};
+use crate::store::Revision;
+use crate::view::follow::{Listener, Views};
+use crate::view::record::Node;
+use crate::view::{Change, View};
+
+/// The most entries in one message.
+const CHUNK: usize = 500;
+
+/// What an agent was told.
+#[derive(Debug, Default)]
+struct Known {
+    parents: Vec<SpiffeId>,
+    entries: BTreeMap<EntryId, Revision>,
+    /// The foreign trust domains that its entries federate with, and by how many entries.
+    federated: BTreeMap<TrustDomain, usize>,
+    bundles: BTreeMap<TrustDomain, u64>,
+}
+
+/// What an agent is to be told.
+#[derive(Debug, Default)]
+struct Difference {
+    entries: Vec<v1::Entry>,
+    removed_entries: Vec<String>,
+    bundles: Vec<v1::Bundle>,
+    removed_bundles: Vec<String>,
+}
+
+impl Difference {
+    fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+            && self.removed_entries.is_empty()
+            && self.bundles.is_empty()
+            && self.removed_bundles.is_empty()
+    }
+
+    /// As messages of at most [`CHUNK`] entries each.
+    fn into_messages(mut self, revision: Revision, snapshot: bool) -> Vec<v1::SyncResponse> {
+        let mut messages = Vec::new();
+        loop {
+            let rest = self.entries.split_off(self.entries.len().min(CHUNK));
+            messages.push(v1::SyncResponse {
+                revision,
+                snapshot: snapshot && messages.is_empty(),
+                more: !rest.is_empty(),
+                entries: std::mem::replace(&mut self.entries, rest),
+                removed_entries: std::mem::take(&mut self.removed_entries),
+                bundles: std::mem::take(&mut self.bundles),
+                removed_bundles: std::mem::take(&mut self.removed_bundles),
+            });
+            if self.entries.is_empty() {
+                return messages;
+            }
+        }
+    }
+}
+
+impl Known {
+    /// What to tell the agent of `node`, which is then known. `changes` bounds what has to be looked at; `None`: all.
+    fn update(&mut self, view: &View, node: &Node, changes: Option<&[Change]>, now: Timestamp) -> Difference {
+        let mut difference = Difference::default();
+        let narrow = changes.filter(|changes| !changes.iter().any(|change| concerns_parents(change, &node.id)));
+        match narrow {
+            Some(changes) => self.update_some(changes, now, &mut difference),
+            None => self.update_all(view, node, now, &mut difference),
+        }
+        self.update_bundles(view, &mut difference);
+        difference
+    }
+
+    fn update_some(&mut self, changes: &[Change], now: Timestamp, difference: &mut Difference) {
+        for change in changes {
+            let Change::Entry { before, after } = change else { continue };
+            let mine = |entry: &RegistrationEntry| self.parents.binary_search(&entry.parent).is_ok();
+            match (before, after) {
+                (before, Some(after)) if mine(after) && after.is_live(now) => {
+                    let known = before.as_ref().filter(|before| self.entries.contains_key(&before.id));
+                    let known = known.map(|held| held.federates_with.clone());
+                    self.forget_federated(known.as_deref().unwrap_or_default());
+                    self.remember_federated(&after.federates_with);
+                    self.entries.insert(after.id.clone(), after.revision);
+                    difference.entries.push((&after.value).into());
+                }
+                (Some(before), _) => {
+                    if self.entries.remove(&before.id).is_some() {
+                        self.forget_federated(&before.federates_with);
+                        difference.removed_entries.push(before.id.to_string());
+                    }
+                }
+                (None, _) => {}
+            }
+        }
+    }
+
+    fn update_all(&mut self, view: &View, node: &Node, now: Timestamp, difference: &mut Difference) {
+        self.parents = view.parents(node, now);
+        self.federated.clear();
+        let mut entries = BTreeMap::new();
+        for parent in self.parents.clone() {
+            for entry in view.entries_of(&parent).filter(|entry| entry.is_live(now)) {
+                self.remember_federated(&entry.federates_with);
+                if self.entries.get(&entry.id) != Some(&entry.revision) {
+                    difference.entries.push((&entry.value).into());
+                }
+                entries.insert(entry.id.clone(), entry.revision);
+            }
+        }
+        let gone = self.entries.keys().filter(|id| !entries.contains_key(*id));
+        difference.removed_entries.extend(gone.map(ToString::to_string));
+        self.entries = entries;
+    }
+
+    /// Compares sequences and revisions only: cheap where nothing has changed.
+    fn update_bundles(&mut self, view: &View, difference: &mut Difference) {
+        let mut wanted: BTreeMap<TrustDomain, (u64, &Bundle)> = BTreeMap::new();
+        wanted.insert(view.trust_domain().clone(), (view.bundle().sequence(), view.bundle()));
+        for trust_domain in self.federated.keys() {
+            if let Some(held) = view.foreign_bundle(trust_domain) {
+                wanted.insert(trust_domain.clone(), (held.revision, &held.value));
+            }
+        }
+        for (trust_domain, (revision, bundle)) in &wanted {
+            if self.bundles.insert(trust_domain.clone(), *revision) != Some(*revision) {
+                difference.bundles.push((*bundle).into());
+            }
+        }
+        let gone: BTreeSet<TrustDomain> =
+            self.bundles.keys().filter(|known| !wanted.contains_key(*known)).cloned().collect();
+        for trust_domain in gone {
+            self.bundles.remove(&trust_domain);
+            difference.removed_bundles.push(trust_domain.to_string());
+        }
+    }
+
+    fn remember_federated(&mut self, trust_domains: &[TrustDomain]) {
+        for trust_domain in trust_domains {
+            *self.federated.entry(trust_domain.clone()).or_default() += 1;
+        }
+    }
+
+    fn forget_federated(&mut self, trust_domains: &[TrustDomain]) {
+        for trust_domain in trust_domains {
+            if let Some(count) = self.federated.get_mut(trust_domain) {
+                *count -= 1;
+                if *count == 0 {
+                    self.federated.remove(trust_domain);
+                }
+            }
+        }
+    }
+}
+
+/// Whether a change may change which parents the node has.
+fn concerns_parents(change: &Change, agent: &SpiffeId) -> bool {
+    match change {
+        Change::Entry { before, after } => {
+            [before, after].into_iter().flatten().any(|entry| entry.is_node_alias())
+        }
+        Change::Node(id) => id == agent,
+        Change::Bundle | Change::ForeignBundle(_) => false,
+    }
+}
+
+/// One agent's stream.
+pub(super) struct Syncing {
+    pub(super) holder: Holder,
+    pub(super) views: Arc<Views>,
+    pub(super) connected: Connected,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) stop: CancellationToken,
+    pub(super) to: mpsc::Sender<Result<v1::SyncResponse, Status>>,
+}
+
+impl Syncing {
+    /// Runs until the agent goes, the server stops, or the agent's right ends; then says why.
+    pub(super) async fn run(self, mut acknowledgements: Streaming<v1::SyncRequest>) {
+        let (view, mut listener) = self.views.listen();
+        let stream = self.connected.open(self.holder.id.clone());
+        let ended = self.follow(view, &mut listener, &stream, &mut acknowledgements).await;
+        if let Err(status) = ended {
+            // The agent may be gone already.
+            let _ = self.to.try_send(Err(status));
+        }
+    }
+
+    async fn follow(
+        &self,
+        view: Arc<View>,
+        listener: &mut Listener,
+        stream: &Stream,
+        acknowledgements: &mut Streaming<v1::SyncRequest>,
+    ) -> Result<(), Status> {
+        let mut known = Known::default();
+        self.tell(&mut known, &view, None, true, stream).await?;
+        let after_the_end = self.holder.not_after.plus(std::time::Duration::from_secs(1));
+        let end = self.clock.sleep_until(after_the_end);
+        tokio::pin!(end);
+        loop {
+            tokio::select! {
+                published = listener.next() => {
+                    let Some(published) = published else { return Ok(()) };
+                    let snapshot = published.changes.is_none();
+                    self.tell(&mut known, &published.view, published.changes.as_deref(), snapshot, stream).await?;
+                    if stream.is_replaced() {
+                        return Err(Status::aborted("this agent has opened another Sync stream"));
+                    }
+                }
+                message = acknowledgements.message() => match message {
+                    Ok(Some(message)) => stream.acknowledged(message.acknowledged),
+                    Ok(None) | Err(_) => return Ok(()),
+                },
+                () = &mut end => return Err(Refusal::from(Denied::Expired(self.holder.not_after)).into()),
+                () = self.stop.cancelled() => {
+                    return Err(Status::unavailable("the server is stopping: connect again, here or to another one"));
+                }
+            }
+        }
+    }
+
+    /// Sends what `view` changes for this agent, if anything, and notes how far the agent was considered.
+    async fn tell(
+        &self,
+        known: &mut Known,
+        view: &View,
+        changes: Option<&[Change]>,
+        snapshot: bool,
+        stream: &Stream,
+    ) -> Result<(), Status> {
+        admit_agent(&self.holder, view).map_err(Refusal::from)?;
+        // Admitted: it has a node.
+        let Some(node) = view.node(&self.holder.id) else { return Ok(()) };
+        if snapshot {
+            *known = Known::default();
+        }
+        let difference = known.update(view, node, changes, self.clock.now());
+        let send = snapshot || !difference.is_empty();
+        stream.considered(view.revision(), send);
+        if send {
+            for message in difference.into_messages(view.revision(), snapshot) {
+                self.to.send(Ok(message)).await.map_err(|_| Status::cancelled("the agent has gone"))?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,221 @@
+//! The follower: folds commits of the store into Views and publishes each.
+//!
+//! - Start, a gap (`Compacted`) and a lost store go one way: read the whole range, then watch from its revision.
+//! - While the store cannot be reached the last View stays: what was true goes on being served.
+//! - Whoever listens gets every change in order, or is told that it missed some and starts from the View.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use spiffe::id::TrustDomain;
+use spiffe::time::{Backoff, Clock};
+use tokio::sync::{broadcast, watch};
+use tracing::{error, info, warn};
+
+use super::{Change, View, ViewError};
+use crate::authority::issuer::Issuer;
+use crate::authority::keys::KeyStore;
+use crate::store::{Revision, Store, StoreError};
+
+/// How many published Views a listener may be behind before it has to start from the present one.
+const RECENT: usize = 1024;
+
+/// Why there is no View.
+#[derive(Debug, thiserror::Error)]
+pub enum FollowError {
+    /// The store did not give its records.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A record cannot be read.
+    #[error(transparent)]
+    View(#[from] ViewError),
+}
+
+/// A View and what made it differ from the one before.
+#[derive(Clone, Debug)]
+pub struct Published {
+    /// The View.
+    pub view: Arc<View>,
+    /// What changed; `None`: anything may have, start from the View.
+    pub changes: Option<Arc<[Change]>>,
+}
+
+/// The present View, and the line of those to come.
+#[derive(Debug)]
+pub struct Views {
+    current: ArcSwap<View>,
+    published: broadcast::Sender<Published>,
+    revision: watch::Sender<Revision>,
+}
+
+impl Views {
+    /// Starts with `view`.
+    pub fn new(view: View) -> Arc<Self> {
+        let revision = view.revision();
+        Arc::new(Self {
+            current: ArcSwap::from_pointee(view),
+            published: broadcast::channel(RECENT).0,
+            revision: watch::channel(revision).0,
+        })
+    }
+
+    /// The present View. Takes no lock.
+    pub fn load(&self) -> Arc<View> {
+        self.current.load_full()
+    }
+
+    /// The present View and everything after it.
+    pub fn listen(&self) -> (Arc<View>, Listener) {
+        // Listening first: what is published in between is then in both, and passed over by its revision.
+        let receiver = self.published.subscribe();
+        let view = self.load();
+        let listener = Listener { receiver, seen: view.revision() };
+        (view, listener)
+    }
+
+    /// Returns when a View of `revision` or later is the present one.
+    pub async fn reached(&self, revision: Revision) -> Arc<View> {
+        let mut revisions = self.revision.subscribe();
+        // The sender is in `self`: it cannot be gone.
+        let _ = revisions.wait_for(|present| *present >= revision).await;
+        self.load()
+    }
+
+    fn publish(&self, view: View, changes: Option<Vec<Change>>) {
+        let view = Arc::new(view);
+        let revision = view.revision();
+        self.current.store(Arc::clone(&view));
+        // Nobody listening is no fault.
+        let _ = self.published.send(Published { view, changes: changes.map(Arc::from) });
+        self.revision.send_replace(revision);
+    }
+}
+
+/// Gets each published View in order.
+#[derive(Debug)]
+pub struct Listener {
+    receiver: broadcast::Receiver<Published>,
+    seen: Revision,
+}
+
+impl Listener {
+    /// The next View; `None` when the server ends. After a gap its `changes` are `None`. Cancel-safe.
+    pub async fn next(&mut self) -> Option<Published> {
+        loop {
+            match self.receiver.recv().await {
+                Ok(published) if published.changes.is_some() && published.view.revision() <= self.seen => {}
+                Ok(published) => {
+                    self.seen = published.view.revision();
+                    return Some(published);
+                }
+                Err(broadcast::error::RecvError::Lagged(_)) => {
+                    // The oldest one still kept comes next, whole.
+                    let published = self.receiver.recv().await.ok()?;
+                    self.seen = published.view.revision();
+                    return Some(Published { changes: None, ..published });
+                }
+                Err(broadcast::error::RecvError::Closed) => return None,
+            }
+        }
+    }
+}
+
+/// What the follower needs to have the active authority sign.
+#[derive(Clone, Debug)]
+pub struct Signers {
+    /// Where the private keys are.
+    pub keys: Arc<dyn KeyStore>,
+    /// This server's name: it signs with its own authorities only.
+    pub owner: Arc<str>,
+}
+
+impl Signers {
+    /// `view` with the issuer of this server's active authority: `before`'s, where it is the same one.
+    async fn equip(&self, view: View, before: Option<&Arc<Issuer>>) -> View {
+        let active = view.authorities().iter().find(|held| held.is_active() && held.owner == self.owner);
+        let Some(active) = active else {
+            return view.with_issuer(None);
+        };
+        if let Some(before) = before.filter(|issuer| *issuer.authority() == active.value) {
+            return view.with_issuer(Some(Arc::clone(before)));
+        }
+        let id = Arc::clone(&active.id);
+        let issuer = match self.keys.load(&id).await {
+            Ok(Some(key)) => match Issuer::new(active.value.clone(), key) {
+                Ok(issuer) => Some(Arc::new(issuer)),
+                Err(error) => {
+                    error!(authority = %id, %error, "the active authority cannot sign");
+                    None
+                }
+            },
+            Ok(None) => {
+                error!(authority = %id, "the key of the active authority is not in the key store");
+                None
+            }
+            Err(error) => {
+                error!(authority = %id, %error, "the key of the active authority cannot be read");
+                None
+            }
+        };
+        view.with_issuer(issuer)
+    }
+}
+
+/// Reads the whole store once.
+pub async fn load(trust_domain: TrustDomain, store: &dyn Store, signers: &Signers) -> Result<View, FollowError> {
+    let (records, revision) = store.range("").await?;
+    let view = View::load(trust_domain, records, revision)?;
+    Ok(signers.equip(view, None).await)
+}
+
+/// Follows the store until the task is dropped.
+pub async fn follow(store: Arc<dyn Store>, views: Arc<Views>, signers: Signers, clock: Arc<dyn Clock>) {
+    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+    loop {
+        let error = match follow_once(&*store, &views, &signers).await {
+            FollowError::Store(StoreError::Compacted) => {
+                info!("fell behind the store: reading it whole");
+                None
+            }
+            FollowError::Store(StoreError::Closed) => return,
+            error => Some(error),
+        };
+        if let Some(error) = error {
+            warn!(%error, "the store cannot be followed: the last view goes on being served");
+            clock.sleep(backoff.after_failure(u32::MAX / 2)).await;
+        }
+        match load(views.load().trust_domain().clone(), &*store, &signers).await {
+            Ok(view) => {
+                backoff.reset();
+                views.publish(view, None);
+            }
+            Err(FollowError::Store(StoreError::Closed)) => return,
+            Err(error) => {
+                warn!(%error, "the store cannot be read: the last view goes on being served");
+                clock.sleep(backoff.after_failure(u32::MAX / 2)).await;
+            }
+        }
+    }
+}
+
+async fn follow_once(store: &dyn Store, views: &Views, signers: &Signers) -> FollowError {
+    let mut watch = match store.watch("", views.load().revision()).await {
+        Ok(watch) => watch,
+        Err(error) => return error.into(),
+    };
+    loop {
+        let commit = match watch.next().await {
+            Ok(commit) => commit,
+            Err(error) => return error.into(),
+        };
+        let before = views.load();
+        match before.apply(&commit) {
+            Ok((view, changes)) => {
+                let view = signers.equip(view, before.issuer()).await;
+                views.publish(view, Some(changes));
+            }
+            Err(error) => return error.into(),
+        }
+    }
+}
