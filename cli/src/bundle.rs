@@ -203,6 +203,7 @@ mod tests {
             x509_authorities: vec![v1::X509Authority { certificate: der.clone().into(), tainted: true }],
             sequence: 3,
             refresh_hint: 300,
+            ..v1::Bundle::default()
         };
         let document = document(wire);
         let now = Timestamp::from_unix(2_000_000_000 - 3 * 86_400);

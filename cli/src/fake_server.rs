@@ -300,9 +300,9 @@ mod tests {
         };
         let (exit, text) = code(&format!("{CREATE} spiffe://example.org/a")).await;
         assert_eq!((exit, text.as_str()), (1, "1 of 1 entry was not created"));
+        assert_eq!(code("entry update a").await.0, 2);
         assert_eq!(code("entry delete a nonexistent").await.0, 1);
         assert_eq!(code("entry show nonexistent").await, (1, "not found: no entry nonexistent".into()));
-        assert_eq!(code("entry update a").await.0, 2);
         assert_eq!(code("entry create --hint x").await.0, 2);
         assert_eq!(code("agent ban spiffe://example.org/chancery/agent/x/1").await.1, "not allowed: only an admin may");
         let (exit, text) = code("token revoke t1").await;

@@ -36,15 +36,19 @@ impl Folders {
         Some(self.user_data()?.join("dev"))
     }
 
-    /// The admin socket of a server: the packaged one, or, where that does not exist, the one of a running
-    /// `chancery dev`.
+    /// The admin socket of a server: the first of those where packages, `server run` and a running `chancery dev`
+    /// have it that exists; the first of all where none does.
     pub(crate) fn admin_socket(&self, exists: impl Fn(&Path) -> bool) -> PathBuf {
         let packaged = PathBuf::from("/run/chancery/admin.sock");
-        let dev = self.dev().map(|dev| dev.join("admin.sock"));
-        match dev {
-            Some(dev) if !exists(&packaged) && exists(&dev) => dev,
-            _ => packaged,
-        }
+        let of_user = self.user_data().into_iter().flat_map(|data| ["server", "dev"].map(|name| data.join(name)));
+        let of_user = of_user.map(|folder| folder.join("admin.sock"));
+        let known = [packaged.clone(), "/var/lib/chancery/server/admin.sock".into()];
+        known.into_iter().chain(of_user).find(|path| exists(path)).unwrap_or(packaged)
+    }
+
+    /// Where a server or an agent of this user keeps its state: `server` or `agent`.
+    pub(crate) fn state(&self, of: &str) -> Option<PathBuf> {
+        if self.root { Some(Path::new("/var/lib/chancery").join(of)) } else { Some(self.user_data()?.join(of)) }
     }
 
     /// The socket of the Workload API: root's, or, where that does not exist, the user's own, or the one of a
