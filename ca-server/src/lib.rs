@@ -1,7 +1,11 @@
-//! The certificate authority.
+//! The certificate authority: attests node agents, signs SVIDs from their CSRs, and pushes every change.
+//!
+//! Writers commit to the store; a follower folds commits into a View; every reader reads only the View. See
+//! `ARCHITECTURE.md` for the rooms and the journeys through them.
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+pub mod api;
 pub mod attest;
 pub mod audit;
 pub mod authority;
@@ -10,5 +14,6 @@ pub mod connected;
 pub mod health;
 pub mod issuance;
 pub mod metrics;
+pub mod own_svid;
 pub mod store;
 pub mod view;

@@ -1,1 +1,280 @@
-//! .
+//! Numbers for Prometheus, named by the OpenMetrics rules: units at the end, counters with `_total`.
+//!
+//! - What is counted on the way is counted in atomics that exist from the start: no lock where SVIDs are signed.
+//! - What is a state of the house (agents, authorities, the queue) is asked for at each scrape ([`Observed`]).
+//! - Labels come from closed sets. There is none for an agent, an entry or a workload.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Instant;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::audit::Reason;
+
+/// From a tenth of a millisecond, faster than any call, to the ten seconds at which callers have given up.
+const SECONDS: [f64; 16] =
+    [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+
+/// What an SVID was issued for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IssuedFor {
+    /// An entry, through an agent.
+    Workload,
+    /// An agent itself.
+    Agent,
+    /// A server itself.
+    Server,
+    /// An operator, by `x509 mint`.
+    Mint,
+}
+
+const ISSUED_FOR: [(IssuedFor, &str); 4] = [
+    (IssuedFor::Workload, "workload"),
+    (IssuedFor::Agent, "agent"),
+    (IssuedFor::Server, "server"),
+    (IssuedFor::Mint, "mint"),
+];
+
+const REASONS: [Reason; 16] = [
+    Reason::Invalid,
+    Reason::Csr,
+    Reason::NotFound,
+    Reason::AlreadyExists,
+    Reason::Denied,
+    Reason::Banned,
+    Reason::NotAttested,
+    Reason::Attestation,
+    Reason::Expired,
+    Reason::Lifetime,
+    Reason::RateLimited,
+    Reason::AuditFull,
+    Reason::NoAuthority,
+    Reason::Conflict,
+    Reason::Store,
+    Reason::Internal,
+];
+
+/// The state of the house at a scrape.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// Each authority: its ID, its state (`prepared`, `active`, `retired`), and seconds until it expires.
+    pub authorities: Vec<(Arc<str>, &'static str, u64)>,
+    /// Registration entries.
+    pub entries: u64,
+    /// Recorded agents.
+    pub agents: u64,
+    /// Agents with an open Sync stream.
+    pub agents_connected: u64,
+    /// How many revisions the agent that is furthest behind lags.
+    pub lag_max: u64,
+    /// How many revisions all connected agents lag together.
+    pub lag_sum: u64,
+    /// The revision of the view.
+    pub revision: u64,
+    /// Decisions in the audit queue.
+    pub audit_depth: u64,
+    /// Whether the audit record can be written.
+    pub audit_writable: bool,
+}
+
+/// Asks for the state of the house. Has to be cheap and must not block.
+pub type Observe = Arc<dyn Fn() -> Observed + Send + Sync>;
+
+type Label = [(&'static str, &'static str); 1];
+
+/// Every number of a server.
+pub struct Metrics {
+    registry: Registry,
+    issued: [Counter; ISSUED_FOR.len()],
+    refused: [Counter; REASONS.len()],
+    calls: Family<Label, Histogram, fn() -> Histogram>,
+    store_commits: Histogram,
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+fn latencies() -> Histogram {
+    Histogram::new(SECONDS)
+}
+
+impl Metrics {
+    /// All at zero; `observe` is asked at each scrape.
+    pub fn new(version: &'static str, observe: Observe) -> Self {
+        let mut registry = Registry::with_prefix("chancery");
+        let issued = Family::<Label, Counter>::default();
+        registry.register("svids_issued", "SVIDs signed, by what they are for", issued.clone());
+        let refused = Family::<Label, Counter>::default();
+        registry.register("refusals", "Requests refused, by reason", refused.clone());
+        let calls = Family::<Label, Histogram, fn() -> Histogram>::new_with_constructor(latencies);
+        registry.register_with_unit("rpc_duration", "How long calls took, by method", Unit::Seconds, calls.clone());
+        let store_commits = latencies();
+        let help = "How long commits to the store took";
+        registry.register_with_unit("store_commit_duration", help, Unit::Seconds, store_commits.clone());
+        registry.register("build", "What is running", Info::new([("version", version)]));
+        registry.register_collector(Box::new(State(observe)));
+        Self {
+            issued: ISSUED_FOR.map(|(_, name)| issued.get_or_create_owned(&[("for", name)])),
+            refused: REASONS.map(|reason| refused.get_or_create_owned(&[("reason", reason.name())])),
+            registry,
+            calls,
+            store_commits,
+        }
+    }
+
+    /// Counts one SVID.
+    pub fn issued(&self, what: IssuedFor) {
+        let at = ISSUED_FOR.iter().position(|(kind, _)| *kind == what);
+        if let Some(counter) = at.and_then(|at| self.issued.get(at)) {
+            counter.inc();
+        }
+    }
+
+    /// Counts one refusal.
+    pub fn refused(&self, reason: Reason) {
+        let at = REASONS.iter().position(|known| *known == reason);
+        if let Some(counter) = at.and_then(|at| self.refused.get(at)) {
+            counter.inc();
+        }
+    }
+
+    /// Measures a call of `method` until the timer is dropped.
+    pub fn call(&self, method: &'static str) -> Timer {
+        Timer::start(self.calls.get_or_create_owned(&[("method", method)]))
+    }
+
+    /// Measures a commit to the store until the timer is dropped.
+    pub fn store_commit(&self) -> Timer {
+        Timer::start(self.store_commits.clone())
+    }
+
+    /// Everything in the OpenMetrics text format.
+    pub fn encode(&self) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+/// Measures until it is dropped.
+#[must_use = "a timer that is dropped at once measures nothing"]
+#[derive(Debug)]
+pub struct Timer {
+    started: Instant,
+    to: Histogram,
+}
+
+impl Timer {
+    #[expect(clippy::disallowed_methods, reason = "a latency is no moment: nothing is decided by it")]
+    fn start(to: Histogram) -> Self {
+        Self { started: Instant::now(), to }
+    }
+}
+
+impl Drop for Timer {
+    fn drop(&mut self) {
+        self.to.observe(self.started.elapsed().as_secs_f64());
+    }
+}
+
+struct State(Observe);
+
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("State")
+    }
+}
+
+impl Collector for State {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let now = (self.0)();
+        let numbers = [
+            ("entries", "Registration entries", now.entries),
+            ("agents", "Agents that have attested and are not forgotten", now.agents),
+            ("agents_connected", "Agents with an open Sync stream", now.agents_connected),
+            ("agents_lag_max_revisions", "How many revisions the agent furthest behind lags", now.lag_max),
+            ("agents_lag_sum_revisions", "How many revisions all connected agents lag together", now.lag_sum),
+            ("view_revision", "The revision that requests are answered by", now.revision),
+            ("audit_queue_decisions", "Decisions that wait to be recorded", now.audit_depth),
+            ("audit_writable", "Whether decisions can be recorded: 1 or 0", u64::from(now.audit_writable)),
+        ];
+        for (name, help, value) in numbers {
+            let gauge = ConstGauge::new(value);
+            gauge.encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)?;
+        }
+        if now.authorities.is_empty() {
+            return Ok(());
+        }
+        let help = "Seconds until an authority's CA certificate expires";
+        let mut family =
+            encoder.encode_descriptor("authority_remaining", help, Some(&Unit::Seconds), MetricType::Gauge)?;
+        for (id, state, seconds) in &now.authorities {
+            let labels = [("id", id.to_string()), ("state", (*state).to_owned())];
+            ConstGauge::new(*seconds).encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn observed() -> Observed {
+        Observed {
+            authorities: vec![("ab".into(), "active", 3600), ("cd".into(), "prepared", 7200)],
+            agents_connected: 3,
+            lag_max: 2,
+            audit_writable: true,
+            ..Observed::default()
+        }
+    }
+
+    #[test]
+    fn numbers_are_named_by_the_openmetrics_rules() {
+        let metrics = Metrics::new("1.2.3", Arc::new(observed));
+        metrics.issued(IssuedFor::Workload);
+        metrics.issued(IssuedFor::Workload);
+        metrics.refused(Reason::Banned);
+        drop(metrics.call("IssueX509Svids"));
+        drop(metrics.store_commit());
+        let text = metrics.encode().unwrap();
+        for line in [
+            "chancery_svids_issued_total{for=\"workload\"} 2",
+            "chancery_svids_issued_total{for=\"mint\"} 0",
+            "chancery_refusals_total{reason=\"banned\"} 1",
+            "chancery_refusals_total{reason=\"audit_full\"} 0",
+            "chancery_rpc_duration_seconds_count{method=\"IssueX509Svids\"} 1",
+            "chancery_store_commit_duration_seconds_count 1",
+            "chancery_build_info{version=\"1.2.3\"} 1",
+            "chancery_agents_connected 3",
+            "chancery_agents_lag_max_revisions 2",
+            "chancery_audit_writable 1",
+            "# UNIT chancery_authority_remaining_seconds seconds",
+            "chancery_authority_remaining_seconds{id=\"ab\",state=\"active\"} 3600",
+            "chancery_authority_remaining_seconds{id=\"cd\",state=\"prepared\"} 7200",
+            "# EOF",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+        }
+        assert!(!text.contains("\"\""), "every reason has a name");
+    }
+
+    #[test]
+    fn every_reason_is_counted() {
+        let names: std::collections::BTreeSet<_> = REASONS.map(Reason::name).into();
+        assert_eq!(names.len(), REASONS.len());
+    }
+}
