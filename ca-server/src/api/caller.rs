@@ -42,10 +42,7 @@ pub enum Caller {
 
 impl Caller {
     /// The caller of a TLS connection, from the certificates that the handshake has verified.
-    pub fn of_tls(
-        certificates: Option<&[CertificateDer<'static>]>,
-        address: SocketAddr,
-    ) -> Result<Self, SvidError> {
+    pub fn of_tls(certificates: Option<&[CertificateDer<'static>]>, address: SocketAddr) -> Result<Self, SvidError> {
         let Some(certificates) = certificates.filter(|certificates| !certificates.is_empty()) else {
             return Ok(Self::Stranger(address));
         };

@@ -1,6 +1,7 @@
 //! The doors: who may come in, and what is behind each. A request climbs down from here to the View and comes back
 //! signed; a change goes into the store and comes back as a new View.
 
+pub mod admin;
 pub mod caller;
 pub mod limits;
 pub mod listen;

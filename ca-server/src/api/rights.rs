@@ -84,9 +84,7 @@ pub enum Denied {
     #[error("{0} is no node agent: only agents may call this")]
     NotAnAgent(String),
     /// The RPC is for operators.
-    #[error(
-        "{0} is no operator: use the admin socket as the server's own user, or the SVID of an entry marked admin"
-    )]
+    #[error("{0} is no operator: use the admin socket as the server's own user, or the SVID of an entry marked admin")]
     NotAnAdmin(String),
 }
 
@@ -133,13 +131,7 @@ pub fn right(path: &str) -> Option<Right> {
 }
 
 /// Whether `caller` may call `path` now.
-pub fn admit(
-    caller: &Caller,
-    path: &str,
-    view: &View,
-    operators: &Operators,
-    now: Timestamp,
-) -> Result<(), Denied> {
+pub fn admit(caller: &Caller, path: &str, view: &View, operators: &Operators, now: Timestamp) -> Result<(), Denied> {
     let right = right(path).ok_or_else(|| Denied::Unknown(path.chars().take(128).collect()))?;
     if right == Right::Anyone {
         return Ok(());

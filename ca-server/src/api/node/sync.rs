@@ -175,9 +175,7 @@ impl Known {
 /// Whether a change may change which parents the node has.
 fn concerns_parents(change: &Change, agent: &SpiffeId) -> bool {
     match change {
-        Change::Entry { before, after } => {
-            [before, after].into_iter().flatten().any(|entry| entry.is_node_alias())
-        }
+        Change::Entry { before, after } => [before, after].into_iter().flatten().any(|entry| entry.is_node_alias()),
         Change::Node(id) => id == agent,
         Change::Bundle | Change::ForeignBundle(_) => false,
     }
