@@ -215,3 +215,124 @@ fn plan(
     let not_before = now.minus(BACKDATE).max(window.not_before);
     Ok(SvidPlan { id, dns_names, key, serial, lifetime: Lifetime { not_before, not_after } })
 }
+
+#[cfg(test)]
+mod tests {
+    use spiffe::entry::EntryId;
+    use spiffe::selector::Selectors;
+
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::from_unix(1_800_000_000);
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn domain() -> TrustDomain {
+        TrustDomain::parse("example.org").unwrap()
+    }
+
+    fn profile() -> Profile {
+        Profile { trust_domain: domain(), default_ttl: HOUR, max_ttl: HOUR * 6, agent_ttl: HOUR * 2 }
+    }
+
+    fn request(kind: KeyType) -> Request {
+        let key = spiffe::crypto::generate_key(kind).unwrap();
+        Request {
+            key: ProvenKey::from_csr(&spiffe::csr::create(&key).unwrap()).unwrap(),
+            serial: Serial::from_random([1; 16]),
+            window: Lifetime { not_before: NOW.minus(HOUR), not_after: NOW.plus(HOUR * 24) },
+            now: NOW,
+        }
+    }
+
+    fn entry() -> RegistrationEntry {
+        RegistrationEntry {
+            id: EntryId::parse("web-1").unwrap(),
+            spiffe_id: SpiffeId::parse("spiffe://example.org/web").unwrap(),
+            parent: domain().agent_id("join_token", "1").unwrap(),
+            selectors: Selectors::parse(&["unix:uid:1000".to_owned()]).unwrap(),
+            x509_ttl: None,
+            dns_names: vec![DnsName::parse("web.example.org").unwrap()],
+            hint: String::new(),
+            admin: false,
+            federates_with: Vec::new(),
+            expires_at: None,
+            key_type: None,
+            created_at: NOW,
+        }
+    }
+
+    fn changed(change: impl FnOnce(&mut RegistrationEntry)) -> Result<SvidPlan, Denied> {
+        let mut entry = entry();
+        change(&mut entry);
+        for_entry(&entry, request(KeyType::P256), &profile())
+    }
+
+    fn until(plan: Result<SvidPlan, Denied>) -> Duration {
+        plan.unwrap().lifetime.not_after.since(NOW)
+    }
+
+    #[test]
+    fn the_shortest_of_all_lives_counts() {
+        let plan = changed(|_| {}).unwrap();
+        assert_eq!(plan.lifetime.not_before, NOW.minus(Duration::from_secs(60)));
+        assert_eq!(until(Ok(plan)), HOUR);
+        assert_eq!(until(changed(|e| e.x509_ttl = Some(HOUR * 2))), HOUR * 2);
+        assert_eq!(until(changed(|e| e.x509_ttl = Some(HOUR * 7))), HOUR * 6);
+        assert_eq!(until(changed(|e| e.expires_at = Some(NOW.plus(HOUR / 2)))), HOUR / 2);
+        let mut near_end = request(KeyType::P256);
+        near_end.window = Lifetime { not_before: NOW, not_after: NOW.plus(HOUR / 3) };
+        let plan = for_entry(&entry(), near_end, &profile()).unwrap();
+        assert_eq!(plan.lifetime, Lifetime { not_before: NOW, not_after: NOW.plus(HOUR / 3) });
+    }
+
+    #[test]
+    fn each_refusal_says_why() {
+        let why = |denied: Result<SvidPlan, Denied>| denied.unwrap_err().to_string();
+        assert_eq!(
+            why(changed(|e| e.expires_at = Some(NOW))),
+            "entry web-1 expired at 2027-01-15T08:00:00Z: update its expiry, or delete it"
+        );
+        assert!(why(changed(|e| e.expires_at = Some(NOW.plus(Duration::from_secs(1))))).contains("within 2s"));
+        assert!(why(changed(|e| e.parent = domain().server_id())).contains("is a node alias"));
+        assert_eq!(
+            why(changed(|e| e.key_type = Some(KeyType::P384))),
+            "entry web-1 wants a p384 key, the CSR has a p256 one: make a p384 key"
+        );
+        assert!(why(changed(|e| e.spiffe_id = domain().server_id())).contains("is reserved"));
+        assert!(why(changed(|e| e.spiffe_id = domain().agent_id("x509pop", "a").unwrap())).contains("is reserved"));
+        assert!(why(changed(|e| e.spiffe_id = domain().id())).contains("give the ID a path"));
+        let foreign = SpiffeId::parse("spiffe://other.org/web").unwrap();
+        assert!(why(changed(|e| e.spiffe_id = foreign)).contains("not in the trust domain example.org"));
+        assert!(why(changed(|e| e.dns_names = vec![e.dns_names[0].clone(); 65])).contains("65 DNS names"));
+    }
+
+    #[test]
+    fn agents_and_servers_get_their_own_ids_and_no_others() {
+        let agent = domain().agent_id("join_token", "1").unwrap();
+        let plan = for_agent(agent.clone(), request(KeyType::P256), &profile()).unwrap();
+        assert_eq!((plan.id, plan.lifetime.not_after), (agent, NOW.plus(HOUR * 2)));
+        for other in ["spiffe://example.org/chancery/server", "spiffe://example.org/web"] {
+            let id = SpiffeId::parse(other).unwrap();
+            assert_eq!(for_agent(id.clone(), request(KeyType::P256), &profile()).unwrap_err(), Denied::NotAgent(id));
+        }
+        let foreign = SpiffeId::parse("spiffe://other.org/chancery/agent/a/b").unwrap();
+        assert!(matches!(for_agent(foreign, request(KeyType::P256), &profile()), Err(Denied::Foreign { .. })));
+        let server = for_server(entry().dns_names, request(KeyType::P256), &profile()).unwrap();
+        assert!(server.id.is_server());
+    }
+
+    #[test]
+    fn a_minted_svid_with_a_life_that_the_ca_cannot_honour_is_refused() {
+        let mint = |id: &str, ttl| {
+            let mint = Mint { id: SpiffeId::parse(id).unwrap(), dns_names: Vec::new(), ttl };
+            for_mint(mint, request(KeyType::Ed25519), &profile())
+        };
+        assert_eq!(until(mint("spiffe://example.org/x", None)), HOUR);
+        assert_eq!(until(mint("spiffe://example.org/x", Some(HOUR * 6))), HOUR * 6);
+        let refused = mint("spiffe://example.org/x", Some(HOUR * 7)).unwrap_err().to_string();
+        assert!(refused.starts_with("a life of 25200s was asked for, at most 21600s is allowed"), "{refused}");
+        let short = mint("spiffe://example.org/x", Some(Duration::from_secs(1)));
+        assert_eq!(short.unwrap_err(), Denied::TooShort(Duration::from_secs(1)));
+        assert!(matches!(mint("spiffe://example.org/chancery/server", None), Err(Denied::Reserved(_))));
+    }
+}

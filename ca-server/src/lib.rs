@@ -1,4 +1,7 @@
-//! The certificate authority.
+//! The certificate authority: attests node agents, signs SVIDs from their CSRs, and pushes every change.
+//!
+//! Writers commit to the store; a follower folds commits into a View; every reader reads only the View. See
+//! `ARCHITECTURE.md` for the rooms and the journeys through them.
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
@@ -12,6 +15,7 @@ pub mod health;
 pub mod issuance;
 pub mod metrics;
 pub mod orders;
+pub mod own_svid;
 pub mod prune;
 pub mod store;
 pub mod view;

@@ -19,7 +19,7 @@ use crate::attest::Attestors;
 use crate::audit::{Audit, Event, Outcome, Permit};
 use crate::connected::Connected;
 use crate::issuance::Profile;
-use crate::metrics::Metrics;
+use crate::metrics::{IssuedFor, Metrics};
 use crate::store::Store;
 use crate::view::follow::Views;
 use limits::Bucket;
@@ -52,10 +52,10 @@ pub struct Doors {
 }
 
 impl Doors {
-    /// Counts a decision and records it in a place of `record`.
-    pub(crate) fn decided(&self, record: &mut Permit, event: Event) {
+    /// Counts a decision about an SVID of this kind and records it in a place of `record`.
+    pub(crate) fn decided(&self, record: &mut Permit, kind: IssuedFor, event: Event) {
         match &event.outcome {
-            Outcome::Issued => self.metrics.issued(event.rpc),
+            Outcome::Issued => self.metrics.issued(kind),
             Outcome::Changed => {}
             Outcome::Refused(reason, _) => self.metrics.refused(*reason),
         }

@@ -345,3 +345,163 @@ fn names_are(found: &[GeneralName<'_>], plan: &SvidPlan) -> bool {
             .zip(&plan.dns_names)
             .all(|(found, planned)| matches!(found, GeneralName::DNSName(name) if *name == planned.as_str()))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use spiffe::bundle::Bundle;
+    use spiffe::entry::KeyType;
+    use spiffe::id::TrustDomain;
+    use spiffe::x509_svid::X509Svid;
+
+    use super::super::ca::{CaPlan, self_signed};
+    use super::super::roots;
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::from_unix(1_800_000_000);
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn issuer(kind: KeyType) -> Issuer {
+        let key = Arc::new(SigningKey::generate(kind).unwrap());
+        let domain = TrustDomain::parse("example.org").unwrap();
+        let plan = CaPlan::new(domain, Serial::from_random([7; 16]), HOUR * 24, None, NOW);
+        let chain = vec![self_signed(&key, &plan).unwrap()];
+        let authority = Authority::prepared(key.id().clone(), "ca-1".into(), chain, plan.lifetime, NOW);
+        Issuer::new(authority, key).unwrap()
+    }
+
+    fn plan(kind: KeyType, dns_names: &[&str]) -> SvidPlan {
+        let key = spiffe::crypto::generate_key(kind).unwrap();
+        SvidPlan {
+            id: SpiffeId::parse("spiffe://example.org/web").unwrap(),
+            dns_names: dns_names.iter().map(|name| DnsName::parse(name).unwrap()).collect(),
+            key: ProvenKey::from_csr(&spiffe::csr::create(&key).unwrap()).unwrap(),
+            serial: Serial::from_random([0xff; 16]),
+            lifetime: Lifetime { not_before: NOW.minus(Duration::from_secs(60)), not_after: NOW.plus(HOUR) },
+        }
+    }
+
+    #[test]
+    fn svids_of_each_kind_below_cas_of_each_kind_are_good_svids() {
+        for ca in [KeyType::P256, KeyType::P384, KeyType::Ed25519] {
+            let issuer = issuer(ca);
+            let domain = TrustDomain::parse("example.org").unwrap();
+            let roots = roots(std::slice::from_ref(issuer.authority())).unwrap();
+            let bundle = Bundle::new(domain, roots, 1, None).unwrap();
+            for leaf in [KeyType::P256, KeyType::P384, KeyType::Ed25519] {
+                let plan = plan(leaf, &["web.example.org", "*.web.example.org"]);
+                let (id, serial, lifetime) = (plan.id.clone(), plan.serial, plan.lifetime);
+                let signed = issuer.sign(plan).unwrap();
+                let svid = X509Svid::parse(signed.chain().cloned().collect()).unwrap().verify(&bundle, NOW).unwrap();
+                assert_eq!(*svid.id(), id);
+                assert_eq!(svid.serial(), serial.bytes());
+                assert_eq!(svid.lifetime(), lifetime);
+            }
+        }
+    }
+
+    #[test]
+    fn the_common_name_is_the_first_dns_name_when_it_is_short_enough() {
+        let issuer = issuer(KeyType::P256);
+        let subject = |names: &[&str]| {
+            let signed = issuer.sign(plan(KeyType::P256, names)).unwrap();
+            parse(&signed.leaf).unwrap().subject().to_string()
+        };
+        let long = format!("{}.example.org", "a".repeat(53));
+        assert_eq!(long.len(), 65);
+        assert_eq!(subject(&[]), "O=SPIFFE");
+        assert_eq!(subject(&["web.example.org", "b.example.org"]), "O=SPIFFE, CN=web.example.org");
+        assert_eq!(subject(&[&long, "b.example.org"]), "O=SPIFFE");
+        assert_eq!(subject(&[&long[1..]]), format!("O=SPIFFE, CN={}", &long[1..]));
+    }
+
+    #[test]
+    fn a_ca_certificate_keeps_its_profile() {
+        let issuer = issuer(KeyType::P256);
+        let own = issuer.authority().chain[0].clone();
+        let certificate = parse(&own).unwrap();
+        let subject = certificate.subject().to_string();
+        assert_eq!(subject, "O=SPIFFE, serialNumber=47070707070707070707070707070707");
+        assert_eq!(certificate.raw_serial(), [[0x47].as_slice(), &[7; 15]].concat());
+        let constraints = certificate.basic_constraints().unwrap().unwrap();
+        assert!(constraints.critical && constraints.value.ca && constraints.value.path_len_constraint == Some(0));
+        let usage = certificate.key_usage().unwrap().unwrap();
+        assert!(usage.critical && usage.value.flags == 0b110_0000);
+        let names = &certificate.subject_alternative_name().unwrap().unwrap().value.general_names;
+        assert!(matches!(names.as_slice(), [GeneralName::URI("spiffe://example.org")]));
+        assert!(certificate.name_constraints().unwrap().is_none());
+        assert_eq!(lifetime(&certificate).not_before, NOW.minus(Duration::from_secs(60)));
+        assert_eq!(issuer.window(), lifetime(&certificate));
+    }
+
+    #[test]
+    fn no_svid_goes_outside_the_life_of_its_ca() {
+        let issuer = issuer(KeyType::P256);
+        let end = issuer.window().not_after;
+        let mut late = plan(KeyType::P256, &[]);
+        late.lifetime.not_after = end.plus(Duration::from_secs(1));
+        assert_eq!(issuer.sign(late).unwrap_err(), IssueError::OutsideChain(end));
+        let mut early = plan(KeyType::P256, &[]);
+        early.lifetime.not_before = NOW.minus(Duration::from_secs(61));
+        assert_eq!(issuer.sign(early).unwrap_err(), IssueError::OutsideChain(end));
+    }
+
+    #[test]
+    fn a_certificate_that_is_not_its_plan_is_dropped() {
+        let issuer = issuer(KeyType::P256);
+        let planned = || plan(KeyType::P256, &["web.example.org"]);
+        let mut wrong_name = planned();
+        let spki = wrong_name.key.spki().subject_public_key_info();
+        let identifier = super::super::ca::key_identifier(&spki);
+        let sign = |change: fn(&mut CertificateParams)| {
+            let plan = planned();
+            let spki = plan.key.spki().subject_public_key_info();
+            let identifier = super::super::ca::key_identifier(&spki);
+            let mut params = params(&plan).unwrap();
+            params.key_identifier_method = KeyIdMethod::PreSpecified(identifier.clone());
+            change(&mut params);
+            let leaf: CertificateDer<'static> = params.signed_by(plan.key.spki(), &issuer.signer).unwrap().into();
+            issuer.compare(&leaf, &plan, &spki, &identifier)
+        };
+        let differs = |field| Err(IssueError::Differs(field));
+        assert_eq!(sign(|_| {}), Ok(()));
+        assert_eq!(sign(|p| p.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained)), differs("basic constraints"));
+        assert_eq!(sign(|p| p.is_ca = IsCa::NoCa), differs("extensions"));
+        assert_eq!(sign(|p| p.key_usages.push(KeyUsagePurpose::KeyCertSign)), differs("key usage"));
+        assert_eq!(sign(|p| p.extended_key_usages.truncate(1)), differs("extended key usage"));
+        assert_eq!(sign(|p| p.extended_key_usages.push(ExtendedKeyUsagePurpose::Any)), differs("extended key usage"));
+        assert_eq!(sign(|p| p.subject_alt_names.truncate(1)), differs("subject alternative name"));
+        assert_eq!(sign(|p| p.subject_alt_names.swap(0, 1)), differs("subject alternative name"));
+        assert_eq!(sign(|p| p.serial_number = None), differs("serial number"));
+        assert_eq!(sign(|p| p.not_after += time::Duration::seconds(1)), differs("validity"));
+        assert_eq!(sign(|p| p.distinguished_name.push(DnType::CountryName, "NL")), differs("subject"));
+        assert_eq!(sign(|p| p.use_authority_key_identifier_extension = false), differs("extensions"));
+        assert_eq!(
+            sign(|p| p.key_identifier_method = KeyIdMethod::PreSpecified(vec![1])),
+            differs("subject key identifier")
+        );
+        // Signed by one CA, compared by another.
+        let foreign = self::issuer(KeyType::P256);
+        let leaf = foreign.sign(planned()).unwrap().leaf;
+        wrong_name.serial = Serial::from_random([0xff; 16]);
+        assert!(matches!(issuer.compare(&leaf, &wrong_name, &spki, &identifier), Err(IssueError::Differs(_))));
+    }
+
+    #[test]
+    fn a_key_must_be_that_of_the_authority() {
+        let authority = issuer(KeyType::P256).authority().clone();
+        let other = Arc::new(SigningKey::generate(KeyType::P256).unwrap());
+        let id = authority.id.clone();
+        assert_eq!(Issuer::new(authority, other).unwrap_err(), IssueError::WrongKey(id));
+    }
+
+    #[test]
+    fn serial_numbers_are_positive_and_of_one_length() {
+        for byte in [0, 0x3f, 0x40, 0x7f, 0x80, 0xff] {
+            let first = Serial::from_random([byte; 16]).bytes()[0];
+            assert!((0x40..=0x7f).contains(&first));
+        }
+        assert_eq!(Serial::from_random([0; 16]).to_string(), "40000000000000000000000000000000");
+    }
+}

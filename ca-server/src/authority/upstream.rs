@@ -16,7 +16,8 @@ use spiffe::x509_svid::MAX_CHAIN;
 use x509_parser::certificate::X509Certificate;
 use zeroize::{Zeroize, Zeroizing};
 
-use super::ca::CaPlan;
+use super::Authority;
+use super::ca::{CaPlan, self_signed};
 use super::issuer::{IssueError, lifetime, parse};
 use super::keys::{KeyError, SigningKey, private};
 
@@ -103,11 +104,11 @@ impl Upstream {
         let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(&certificate_pem)
             .collect::<Result<_, _>>()
             .map_err(|_| UpstreamError::NoCertificate(certificates.to_path_buf()))?;
-        let key_text = std::str::from_utf8(&key_pem).map_err(|_| UpstreamError::NoKey(key.to_path_buf()))?;
-        let pair = rcgen::KeyPair::from_pem(key_text).map_err(|_| UpstreamError::NoKey(key.to_path_buf()))?;
         if chain.is_empty() || chain.iter().any(|certificate| parse(certificate).is_none()) {
             return Err(UpstreamError::NoCertificate(certificates.to_path_buf()));
         }
+        let key_text = std::str::from_utf8(&key_pem).map_err(|_| UpstreamError::NoKey(key.to_path_buf()))?;
+        let pair = rcgen::KeyPair::from_pem(key_text).map_err(|_| UpstreamError::NoKey(key.to_path_buf()))?;
         Self::new(chain, pair, now)
     }
 
@@ -177,8 +178,138 @@ impl Upstream {
     }
 }
 
+/// A new authority of `owner` with `key`, in state prepared: signed by `upstream`, or by itself when there is none.
+pub fn certify(
+    key: &SigningKey,
+    owner: Arc<str>,
+    plan: &CaPlan,
+    upstream: Option<&Upstream>,
+    now: Timestamp,
+) -> Result<Authority, UpstreamError> {
+    let chain = match upstream {
+        Some(upstream) => upstream.sign(key, plan)?,
+        None => vec![self_signed(key, plan)?],
+    };
+    Ok(Authority::prepared(key.id().clone(), owner, chain, plan.lifetime, now))
+}
+
 impl std::fmt::Debug for Upstream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Upstream").field("window", &self.window).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+    use std::time::Duration;
+
+    use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyUsagePurpose};
+    use spiffe::entry::KeyType;
+
+    use super::super::issuer::{Issuer, Serial};
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::from_unix(1_800_000_000);
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn ca(name: &str, constraint: BasicConstraints, days: i64) -> CertificateParams {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(constraint);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        params.not_before = NOW.minus(HOUR).to_date_time();
+        params.not_after = NOW.to_date_time() + time::Duration::days(days);
+        params
+    }
+
+    fn key() -> rcgen::KeyPair {
+        spiffe::crypto::generate_key(KeyType::P256).unwrap()
+    }
+
+    fn plan(until: Timestamp) -> CaPlan {
+        let domain = spiffe::id::TrustDomain::parse("example.org").unwrap();
+        CaPlan::new(domain, Serial::from_random([9; 16]), HOUR * 24 * 365, Some(until), NOW)
+    }
+
+    /// A root, and a CA below it.
+    fn two(root: CertificateParams, below: CertificateParams) -> (Vec<CertificateDer<'static>>, rcgen::KeyPair) {
+        let (root_key, below_key) = (key(), key());
+        let root_der = root.self_signed(&root_key).unwrap().into();
+        let below_der = below.signed_by(&below_key, &rcgen::Issuer::new(root, root_key)).unwrap().into();
+        (vec![below_der, root_der], below_key)
+    }
+
+    fn unconstrained(name: &str) -> CertificateParams {
+        ca(name, BasicConstraints::Unconstrained, 30)
+    }
+
+    #[test]
+    fn our_ca_is_signed_up_to_the_root_and_ends_no_later() {
+        let (chain, pair) = two(unconstrained("root"), ca("below", BasicConstraints::Constrained(1), 10));
+        let upstream = Upstream::new(chain.clone(), pair, NOW).unwrap();
+        assert_eq!(upstream.window().not_after, NOW.plus(HOUR * 240));
+        let key = SigningKey::generate(KeyType::P256).unwrap();
+        let plan = plan(upstream.window().not_after);
+        let authority = certify(&key, "ca-1".into(), &plan, Some(&upstream), NOW).unwrap();
+        assert_eq!(authority.chain[1..], chain);
+        assert_eq!(authority.root(), chain.last());
+        assert_eq!(authority.lifetime.not_after, NOW.plus(HOUR * 240));
+        let (ours, parent) = (parse(&authority.chain[0]).unwrap(), parse(&chain[0]).unwrap());
+        ours.verify_signature(Some(parent.public_key())).unwrap();
+        assert!(ours.basic_constraints().unwrap().unwrap().value.path_len_constraint == Some(0));
+        let issuer = Issuer::new(authority, Arc::new(key)).unwrap();
+        assert_eq!(issuer.window().not_after, NOW.plus(HOUR * 240));
+        let mut beyond = plan;
+        beyond.lifetime.not_after = NOW.plus(HOUR * 241);
+        let key = SigningKey::generate(KeyType::P256).unwrap();
+        assert!(matches!(upstream.sign(&key, &beyond), Err(UpstreamError::Issue(IssueError::OutsideChain(_)))));
+    }
+
+    #[test]
+    fn what_cannot_sign_for_us_is_refused_by_name() {
+        let open = |root: CertificateParams, below: CertificateParams, at: Timestamp| {
+            let (chain, pair) = two(root, below);
+            Upstream::new(chain, pair, at).unwrap_err()
+        };
+        let mut leaf = unconstrained("leaf");
+        leaf.is_ca = IsCa::ExplicitNoCa;
+        assert_eq!(open(unconstrained("r"), leaf, NOW), UpstreamError::NotCa(1));
+        let mut no_sign = unconstrained("n");
+        no_sign.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        assert_eq!(open(unconstrained("r"), no_sign, NOW), UpstreamError::NotCa(1));
+        let none_below = ca("b", BasicConstraints::Constrained(0), 30);
+        assert_eq!(open(unconstrained("r"), none_below, NOW), UpstreamError::PathLength(1));
+        let one_below = ca("r", BasicConstraints::Constrained(1), 30);
+        assert_eq!(open(one_below, unconstrained("b"), NOW), UpstreamError::PathLength(2));
+        let late = open(unconstrained("r"), ca("b", BasicConstraints::Unconstrained, 10), NOW.plus(HOUR * 241));
+        assert!(matches!(late, UpstreamError::Expired(1, _, _)));
+
+        let (chain, pair) = two(unconstrained("r"), unconstrained("b"));
+        let (foreign, _) = two(unconstrained("r"), unconstrained("b"));
+        let mixed = vec![chain[0].clone(), foreign[1].clone()];
+        assert_eq!(Upstream::new(mixed, key(), NOW).unwrap_err(), UpstreamError::Chain(1));
+        assert_eq!(Upstream::new(vec![chain[0].clone()], key(), NOW).unwrap_err(), UpstreamError::Chain(1));
+        assert_eq!(Upstream::new(chain.clone(), key(), NOW).unwrap_err(), UpstreamError::WrongKey);
+        assert!(Upstream::new(chain, pair, NOW).is_ok());
+    }
+
+    #[test]
+    fn it_is_read_from_pem_files_that_nobody_else_can_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let (certificate, key_file) = (folder.path().join("ca.pem"), folder.path().join("ca.key"));
+        let root_key = key();
+        let root = unconstrained("root").self_signed(&root_key).unwrap();
+        std::fs::write(&certificate, root.pem()).unwrap();
+        std::fs::write(&key_file, root_key.serialize_pem()).unwrap();
+        std::fs::set_permissions(&key_file, std::fs::Permissions::from_mode(0o644)).unwrap();
+        assert!(matches!(Upstream::open(&certificate, &key_file, NOW), Err(UpstreamError::Key(_))));
+        std::fs::set_permissions(&key_file, std::fs::Permissions::from_mode(0o600)).unwrap();
+        Upstream::open(&certificate, &key_file, NOW).unwrap();
+        std::fs::write(&key_file, "-----BEGIN EC PRIVATE KEY-----").unwrap();
+        assert!(matches!(Upstream::open(&certificate, &key_file, NOW), Err(UpstreamError::NoKey(_))));
+        std::fs::write(&certificate, "").unwrap();
+        assert!(matches!(Upstream::open(&certificate, &key_file, NOW), Err(UpstreamError::NoCertificate(_))));
     }
 }

@@ -16,6 +16,7 @@ use crate::api::status::Refusal;
 use crate::audit::{Event, Outcome, Serial as AuditSerial};
 use crate::authority::issuer::{Issuer, Serial, Signed};
 use crate::issuance::{self, Request};
+use crate::metrics::IssuedFor;
 use crate::view::record::Node;
 
 /// The most SVIDs in one request.
@@ -61,7 +62,7 @@ pub(super) async fn issue(
             }
             Err(refusal) => v1::x509_svid_result::Outcome::Refused(refusal.to_wire()),
         };
-        doors.decided(&mut record, event);
+        doors.decided(&mut record, IssuedFor::Workload, event);
         results.push(v1::X509SvidResult { outcome: Some(result) });
     }
     Ok(v1::IssueX509SvidsResponse { results })

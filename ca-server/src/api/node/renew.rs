@@ -10,6 +10,7 @@ use crate::api::status::Refusal;
 use crate::audit::{Event, Outcome, Serial as AuditSerial};
 use crate::authority::issuer::{Serial, Signed};
 use crate::issuance::{self, Request};
+use crate::metrics::IssuedFor;
 use crate::store::Txn;
 use crate::view::keys;
 use crate::view::record::Node;
@@ -29,7 +30,7 @@ pub(super) async fn renew(doors: &Doors, admitted: &Admitted, csr: &[u8]) -> Res
         event.serial = Some(AuditSerial::new(signed.serial.bytes()));
         event.not_after = Some(signed.lifetime.not_after);
     }
-    doors.decided(&mut record, event);
+    doors.decided(&mut record, IssuedFor::Agent, event);
     renewed.map(|signed| super::to_wire(&signed))
 }
 

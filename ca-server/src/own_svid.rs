@@ -1,0 +1,114 @@
+//! The server's own SVID, with which it meets its callers: signed by its own active authority, kept in memory only,
+//! made anew at half of its life and whenever another authority becomes the active one.
+
+use std::sync::Arc;
+
+use spiffe::crypto::{self, CryptoError};
+use spiffe::csr::{self, CsrError, ProvenKey};
+use spiffe::entry::{DnsName, KeyType};
+use spiffe::mtls::{CurrentBundles, CurrentSvid};
+use spiffe::time::{Clock, Timestamp, renew_at};
+use spiffe::x509_svid::{SvidError, X509Svid};
+use tracing::{error, info};
+
+use crate::authority::issuer::{IssueError, Issuer, Serial};
+use crate::issuance::{self, Denied, Profile, Request};
+use crate::metrics::{IssuedFor, Metrics};
+use crate::view::follow::Views;
+
+/// Why the server has no new SVID.
+#[derive(Debug, thiserror::Error)]
+pub enum OwnSvidError {
+    /// No key could be made.
+    #[error(transparent)]
+    Crypto(#[from] CryptoError),
+    /// The server's own CSR is refused.
+    #[error(transparent)]
+    Csr(#[from] CsrError),
+    /// The plan is refused.
+    #[error(transparent)]
+    Denied(#[from] Denied),
+    /// It was not signed.
+    #[error(transparent)]
+    Issue(#[from] IssueError),
+    /// What was signed is no SVID, or not of this key.
+    #[error(transparent)]
+    Svid(#[from] SvidError),
+}
+
+/// What the server shows, and what it verifies callers against: both are read at each handshake.
+#[derive(Debug)]
+pub struct OwnSvid {
+    /// What it shows.
+    pub svid: CurrentSvid,
+    /// What callers are verified against.
+    pub bundles: CurrentBundles,
+    /// Names under which agents reach it.
+    pub dns_names: Vec<DnsName>,
+    /// What SVIDs look like.
+    pub profile: Profile,
+    /// Where the authorities are.
+    pub views: Arc<Views>,
+    /// The numbers.
+    pub metrics: Arc<Metrics>,
+    /// What time it is.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl OwnSvid {
+    /// Makes the first one, when there is an authority; then runs until the task is dropped.
+    pub async fn keep(self) {
+        let (mut view, mut listener) = self.views.listen();
+        let mut signed_by: Option<Arc<Issuer>> = None;
+        let mut renewal = self.clock.now();
+        loop {
+            self.bundles.set([view.bundle().clone()]);
+            if let Some(issuer) = view.issuer() {
+                let same = signed_by.as_ref().is_some_and(|known| Arc::ptr_eq(known, issuer));
+                if !same || self.clock.now() >= renewal {
+                    match self.renew(issuer) {
+                        Ok(at) => (renewal, signed_by) = (at, Some(Arc::clone(issuer))),
+                        Err(error) => {
+                            error!(%error, "the server's own SVID could not be made: trying again in 5 seconds");
+                            renewal = self.clock.now().plus(std::time::Duration::from_secs(5));
+                        }
+                    }
+                }
+            }
+            let sleep = async {
+                if view.issuer().is_some() {
+                    self.clock.sleep_until(renewal).await;
+                } else {
+                    std::future::pending().await
+                }
+            };
+            tokio::select! {
+                published = listener.next() => match published {
+                    Some(published) => view = published.view,
+                    None => return,
+                },
+                () = sleep => {}
+            }
+        }
+    }
+
+    /// Makes and shows a new one; answers when to make the next.
+    fn renew(&self, issuer: &Issuer) -> Result<Timestamp, OwnSvidError> {
+        let now = self.clock.now();
+        let key = crypto::generate_key(KeyType::P256)?;
+        let request = Request {
+            key: ProvenKey::from_csr(&csr::create(&key)?)?,
+            serial: Serial::from_random(crypto::random()?),
+            window: issuer.window(),
+            now,
+        };
+        let signed = issuer.sign(issuance::for_server(self.dns_names.clone(), request, &self.profile)?)?;
+        let svid = X509Svid::parse(signed.chain().cloned().collect())?;
+        // The root goes along, for agents that know it by its fingerprint only.
+        let root: Vec<_> = issuer.authority().root().cloned().into_iter().collect();
+        self.svid.set(&svid, &root, &key.serialize_der())?;
+        self.metrics.issued(IssuedFor::Server);
+        info!(serial = %signed.serial, not_after = %signed.lifetime.not_after, "the server has a new SVID");
+        Ok(renew_at(now, signed.lifetime.not_after, signed.serial.bytes()))
+    }
+}
