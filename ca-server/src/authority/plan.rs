@@ -496,23 +496,33 @@ pub fn plan(facts: &Facts<'_>, policy: &Policy, now: Timestamp) -> Vec<Step> {
 /// When to plan again, after the steps of [`plan`] were applied. Always later than `now`, within ten minutes.
 pub fn next_wake(facts: &Facts<'_>, policy: &Policy, now: Timestamp) -> Timestamp {
     let own = Own::of(facts, policy, now);
+    let waits_for_agents = own
+        .active
+        .zip(own.next())
+        .is_some_and(|(active, next)| !own.is_known(next) && now >= Points::of(active, policy).activate);
+    let longest = if waits_for_agents {
+        // They acknowledge at any time.
+        (policy.ca_ttl / 120).clamp(Duration::from_secs(1), Duration::from_secs(10))
+    } else {
+        LONGEST_SLEEP
+    };
+    let latest = now.plus(longest);
+    next_point(facts, policy, now).map_or(latest, |at| at.min(latest))
+}
+
+/// The next moment after `now` at which there may be something to do.
+fn next_point(facts: &Facts<'_>, policy: &Policy, now: Timestamp) -> Option<Timestamp> {
+    let own = Own::of(facts, policy, now);
     let mut times: Vec<Timestamp> = facts.authorities.iter().map(|authority| remove_at(authority, policy)).collect();
     times.extend(facts.authorities.iter().map(|authority| authority.lifetime.not_before));
     if let Some(active) = own.active {
         let points = Points::of(active, policy);
         match own.next() {
             None => times.extend(own.prepare_at(active)),
-            Some(next) => {
-                times.extend([points.activate, points.deadline_of(next, active)]);
-                if !own.is_known(next) && now >= points.activate {
-                    // Agents acknowledge at any time.
-                    times.push(now.plus((policy.ca_ttl / 120).clamp(Duration::from_secs(1), Duration::from_secs(10))));
-                }
-            }
+            Some(next) => times.extend([points.activate, points.deadline_of(next, active)]),
         }
     }
-    let latest = now.plus(LONGEST_SLEEP);
-    times.into_iter().filter(|at| *at > now).min().map_or(latest, |at| at.min(latest))
+    times.into_iter().filter(|at| *at > now).min()
 }
 
 /// When `authority` changes state by itself, as far as that is known; `None`: not planned, or another server's.

@@ -234,6 +234,7 @@ mod tests {
     }
 
     /// A root, and a CA below it.
+    #[allow(clippy::needless_pass_by_value, reason = "both are made on the spot")]
     fn two(root: CertificateParams, below: CertificateParams) -> (Vec<CertificateDer<'static>>, rcgen::KeyPair) {
         let (root_key, below_key) = (key(), key());
         let root_der = root.self_signed(&root_key).unwrap().into();
