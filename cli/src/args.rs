@@ -15,12 +15,12 @@ Examples:
   chancery entry create --spiffe-id spiffe://example.org/web \\
       --parent spiffe://example.org/chancery/agent/join_token/4a1c --selector unix:uid:1000
   chancery agent list                                         which nodes are here
-  chancery fetch x509 --write /tmp/me                         who am I, to files";
+  chancery fetch x509 --write ./me                            who am I, to files";
 
 /// Chancery: a certificate authority and node agent for SPIFFE identities.
 #[derive(Debug, Parser)]
 #[command(name = "chancery", version, after_help = EXIT_CODES, after_long_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"))]
-#[command(propagate_version = true, disable_help_subcommand = true)]
+#[command(disable_help_subcommand = true)]
 pub(crate) struct Chancery {
     #[command(flatten)]
     pub(crate) globals: Globals,
