@@ -46,6 +46,11 @@ impl Folders {
         known.into_iter().chain(of_user).find(|path| exists(path)).unwrap_or(packaged)
     }
 
+    /// Where a server or an agent of this user keeps its state: `server` or `agent`.
+    pub(crate) fn state(&self, of: &str) -> Option<PathBuf> {
+        if self.root { Some(Path::new("/var/lib/chancery").join(of)) } else { Some(self.user_data()?.join(of)) }
+    }
+
     /// The socket of the Workload API: root's, or, where that does not exist, the user's own, or the one of a
     /// running `chancery dev`.
     pub(crate) fn workload_socket(&self, exists: impl Fn(&Path) -> bool) -> PathBuf {
