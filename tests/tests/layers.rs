@@ -24,8 +24,9 @@ struct Order {
 const CA_SERVER: Order = Order {
     levels: &[
         &["app"],
-        &["api", "rotate"],
-        &["prune", "orders"],
+        &["prune"],
+        &["api"],
+        &["rotate"],
         &["health"],
         &["view", "connected"],
         &["issuance", "attest"],

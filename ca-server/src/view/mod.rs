@@ -6,6 +6,7 @@
 //! - The own bundle is what the authorities say; it is not stored.
 
 mod apply;
+pub mod expired;
 pub mod follow;
 pub mod keys;
 pub mod record;

@@ -1,22 +1,25 @@
-//! Authorities: listed from the View; changed by the rotation alone, on order.
+//! Authorities: listed from the View; changed by the rotation alone, by command.
 
-use std::sync::Arc;
+use std::future::Future;
 
 use spiffe::crypto::sha256_hex;
 use spiffe::proto::v1;
+use spiffe::time::Timestamp;
 
 use super::{About, Call};
 use crate::api::status::Refusal;
-use crate::authority::{Authority, State};
-use crate::orders::{Obeyed, Order, OrderError};
+use crate::authority::{Authority, State, plan};
+use crate::rotate::RotateError;
 use crate::store::Revision;
 
-impl From<OrderError> for Refusal {
-    fn from(error: OrderError) -> Self {
+impl From<RotateError> for Refusal {
+    fn from(error: RotateError) -> Self {
         match error {
-            OrderError::NotFound(_) => Self::not_found(error),
-            OrderError::Refused(_) => Self::precondition(error),
-            OrderError::Unavailable(_) => Self::unavailable(error),
+            RotateError::Refused(plan::Refusal::Unknown(_)) => Self::not_found(error),
+            RotateError::Refused(_) => Self::precondition(error),
+            RotateError::Store(error) => error.into(),
+            RotateError::Contended | RotateError::UpstreamEnded(_) => Self::unavailable(error),
+            other => Self::internal(other),
         }
     }
 }
@@ -25,48 +28,44 @@ pub(super) async fn list(
     call: &Call<'_>,
     _: v1::ListAuthoritiesRequest,
 ) -> Result<v1::ListAuthoritiesResponse, Refusal> {
-    let held = call.admitted.view.authorities().iter();
-    let authorities = held.map(|held| to_wire(call, &held.value, held.revision)).collect();
+    let mut authorities = Vec::new();
+    for held in call.admitted.view.authorities() {
+        authorities.push(to_wire(call, &held.value, held.revision).await?);
+    }
     Ok(v1::ListAuthoritiesResponse { authorities })
 }
 
 pub(super) async fn prepare(call: &Call<'_>, _: v1::PrepareAuthorityRequest) -> Result<v1::AuthorityResponse, Refusal> {
-    order(call, Order::Prepare, "new".into()).await
+    command(call, "new", call.doors.rotator.prepare()).await
 }
 
 pub(super) async fn activate(call: &Call<'_>, request: v1::AuthorityRequest) -> Result<v1::AuthorityResponse, Refusal> {
-    let id = known(call, &request.id)?;
-    order(call, Order::Activate(id.clone()), id).await
+    command(call, &request.id, call.doors.rotator.activate(&request.id)).await
 }
 
 pub(super) async fn taint(call: &Call<'_>, request: v1::AuthorityRequest) -> Result<v1::AuthorityResponse, Refusal> {
-    let id = known(call, &request.id)?;
-    order(call, Order::Taint(id.clone()), id).await
+    command(call, &request.id, call.doors.rotator.taint(&request.id)).await
 }
 
 pub(super) async fn revoke(call: &Call<'_>, request: v1::AuthorityRequest) -> Result<v1::AuthorityResponse, Refusal> {
-    let id = known(call, &request.id)?;
-    order(call, Order::Revoke(id.clone()), id).await
+    command(call, &request.id, call.doors.rotator.revoke(&request.id)).await
 }
 
-fn known(call: &Call<'_>, id: &str) -> Result<Arc<str>, Refusal> {
-    let found = call.admitted.view.authorities().iter().find(|held| *held.id == *id);
-    let name = || id.chars().take(64).collect();
-    Ok(found.ok_or_else(|| OrderError::NotFound(name()))?.id.clone())
-}
-
-async fn order(call: &Call<'_>, order: Order, about: Arc<str>) -> Result<v1::AuthorityResponse, Refusal> {
-    let work = async {
-        let Obeyed { authority, revision } = call.settings.orders.give(order).await?;
-        Ok((authority, revision))
-    };
+async fn command(
+    call: &Call<'_>,
+    about: &str,
+    rotation: impl Future<Output = Result<(Authority, Revision), RotateError>>,
+) -> Result<v1::AuthorityResponse, Refusal> {
+    let work = async { Ok(rotation.await?) };
     let (authority, revision) = call.change(About::object(about), work).await?;
-    Ok(v1::AuthorityResponse { authority: Some(to_wire(call, &authority, revision)), revision })
+    Ok(v1::AuthorityResponse { authority: Some(to_wire(call, &authority, revision).await?), revision })
 }
 
-fn to_wire(call: &Call<'_>, authority: &Authority, revision: Revision) -> v1::Authority {
+async fn to_wire(call: &Call<'_>, authority: &Authority, revision: Revision) -> Result<v1::Authority, Refusal> {
+    let all: Vec<Authority> = call.doors.views.load().authorities().iter().map(|held| held.value.clone()).collect();
+    let next_change = call.doors.rotator.next_change(authority, &all).await?;
     let prepared = authority.state == State::Prepared;
-    v1::Authority {
+    Ok(v1::Authority {
         id: authority.id.to_string(),
         owner: authority.owner.to_string(),
         kind: authority.kind.name().to_owned(),
@@ -77,7 +76,6 @@ fn to_wire(call: &Call<'_>, authority: &Authority, revision: Revision) -> v1::Au
         fingerprint: authority.root().map(|root| sha256_hex(root)).unwrap_or_default(),
         upstream: authority.is_upstream(),
         unacknowledged: if prepared { call.doors.connected.behind(revision).len() as u64 } else { 0 },
-        // A retired one goes with its own end; when the others change is the plan's to say.
-        next_change_at: if authority.state == State::Retired { authority.lifetime.not_after.unix() } else { 0 },
-    }
+        next_change_at: next_change.map_or(0, Timestamp::unix),
+    })
 }

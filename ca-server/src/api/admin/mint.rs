@@ -12,6 +12,7 @@ use crate::api::status::Refusal;
 use crate::audit::{Outcome, Serial as AuditSerial};
 use crate::authority::issuer::{Serial, Signed};
 use crate::issuance::{self, Mint, Request};
+use crate::metrics::IssuedFor;
 
 pub(super) async fn mint(call: &Call<'_>, request: v1::MintX509SvidRequest) -> Result<v1::X509Svid, Refusal> {
     let Ok(_turn) = call.doors.issuing.try_acquire() else {
@@ -26,7 +27,7 @@ pub(super) async fn mint(call: &Call<'_>, request: v1::MintX509SvidRequest) -> R
         event.serial = Some(AuditSerial::new(signed.serial.bytes()));
         event.not_after = Some(signed.lifetime.not_after);
     }
-    call.doors.decided(&mut record, event);
+    call.doors.decided(&mut record, IssuedFor::Mint, event);
     let signed = signed?;
     let chain = signed.chain().map(|certificate| certificate.to_vec().into()).collect();
     Ok(v1::X509Svid { spiffe_id: signed.id.to_string(), chain })
