@@ -24,9 +24,8 @@ struct Order {
 const CA_SERVER: Order = Order {
     levels: &[
         &["app"],
+        &["api", "rotate"],
         &["prune"],
-        &["api"],
-        &["rotate"],
         &["health"],
         &["view", "connected"],
         &["issuance", "attest"],

@@ -6,7 +6,6 @@
 //! - The own bundle is what the authorities say; it is not stored.
 
 mod apply;
-pub mod expired;
 pub mod follow;
 pub mod keys;
 pub mod record;

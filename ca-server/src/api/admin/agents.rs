@@ -10,9 +10,10 @@ use spiffe::selector::Selectors;
 
 use super::{About, Call, page, page_size};
 use crate::api::status::Refusal;
+use crate::prune;
 use crate::store::{Revision, StoreError, Txn};
 use crate::view::record::Node;
-use crate::view::{Held, expired, keys};
+use crate::view::{Held, keys};
 
 /// How often a change is tried again when the agent renews at the same time.
 const TRIES: usize = 5;
@@ -132,9 +133,9 @@ pub(super) async fn purge(
     request: v1::PurgeAgentsRequest,
 ) -> Result<v1::PurgeAgentsResponse, Refusal> {
     let expired_for = Duration::from_secs(request.expired_for);
-    let what = expired::agents(&call.admitted.view, call.admitted.now, expired_for);
+    let what = prune::agents(&call.admitted.view, call.admitted.now, expired_for);
     let work = async {
-        let (purged, revision) = expired::forget(call.doors.store.as_ref(), what).await?;
+        let (purged, revision) = prune::forget(call.doors.store.as_ref(), what).await?;
         Ok((purged, revision))
     };
     let about = About::object(format_args!("expired for {}s", request.expired_for));

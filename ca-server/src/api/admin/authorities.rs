@@ -8,21 +8,9 @@ use spiffe::time::Timestamp;
 
 use super::{About, Call};
 use crate::api::status::Refusal;
-use crate::authority::{Authority, State, plan};
+use crate::authority::{Authority, State};
 use crate::rotate::RotateError;
 use crate::store::Revision;
-
-impl From<RotateError> for Refusal {
-    fn from(error: RotateError) -> Self {
-        match error {
-            RotateError::Refused(plan::Refusal::Unknown(_)) => Self::not_found(error),
-            RotateError::Refused(_) => Self::precondition(error),
-            RotateError::Store(error) => error.into(),
-            RotateError::Contended | RotateError::UpstreamEnded(_) => Self::unavailable(error),
-            other => Self::internal(other),
-        }
-    }
-}
 
 pub(super) async fn list(
     call: &Call<'_>,
@@ -36,34 +24,34 @@ pub(super) async fn list(
 }
 
 pub(super) async fn prepare(call: &Call<'_>, _: v1::PrepareAuthorityRequest) -> Result<v1::AuthorityResponse, Refusal> {
-    command(call, "new", call.doors.rotator.prepare()).await
+    change(call, "new", call.settings.rotator.prepare()).await
 }
 
 pub(super) async fn activate(call: &Call<'_>, request: v1::AuthorityRequest) -> Result<v1::AuthorityResponse, Refusal> {
-    command(call, &request.id, call.doors.rotator.activate(&request.id)).await
+    change(call, &request.id, call.settings.rotator.activate(&request.id)).await
 }
 
 pub(super) async fn taint(call: &Call<'_>, request: v1::AuthorityRequest) -> Result<v1::AuthorityResponse, Refusal> {
-    command(call, &request.id, call.doors.rotator.taint(&request.id)).await
+    change(call, &request.id, call.settings.rotator.taint(&request.id)).await
 }
 
 pub(super) async fn revoke(call: &Call<'_>, request: v1::AuthorityRequest) -> Result<v1::AuthorityResponse, Refusal> {
-    command(call, &request.id, call.doors.rotator.revoke(&request.id)).await
+    change(call, &request.id, call.settings.rotator.revoke(&request.id)).await
 }
 
-async fn command(
+async fn change(
     call: &Call<'_>,
     about: &str,
-    rotation: impl Future<Output = Result<(Authority, Revision), RotateError>>,
+    work: impl Future<Output = Result<(Authority, Revision), RotateError>>,
 ) -> Result<v1::AuthorityResponse, Refusal> {
-    let work = async { Ok(rotation.await?) };
+    let work = async { Ok(work.await?) };
     let (authority, revision) = call.change(About::object(about), work).await?;
     Ok(v1::AuthorityResponse { authority: Some(to_wire(call, &authority, revision).await?), revision })
 }
 
 async fn to_wire(call: &Call<'_>, authority: &Authority, revision: Revision) -> Result<v1::Authority, Refusal> {
     let all: Vec<Authority> = call.doors.views.load().authorities().iter().map(|held| held.value.clone()).collect();
-    let next_change = call.doors.rotator.next_change(authority, &all).await?;
+    let next_change = call.settings.rotator.next_change(authority, &all).await?;
     let prepared = authority.state == State::Prepared;
     Ok(v1::Authority {
         id: authority.id.to_string(),

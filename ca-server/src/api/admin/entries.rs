@@ -16,7 +16,6 @@ use spiffe::selector::Selectors;
 use super::{Call, page, page_size};
 use crate::api::status::Refusal;
 use crate::audit::{Message, Outcome};
-use crate::metrics::IssuedFor;
 use crate::store::{Revision, StoreError, Txn, Write};
 use crate::view::record::entry_to_record;
 use crate::view::{Held, View, keys};
@@ -56,7 +55,7 @@ type Results = Vec<Option<Result<(RegistrationEntry, Revision), Refusal>>>;
 
 pub(super) async fn create(call: &Call<'_>, request: v1::CreateEntriesRequest) -> Result<v1::EntryResults, Refusal> {
     let (view, now) = (&call.admitted.view, call.admitted.now);
-    let most = call.doors.entries;
+    let most = call.settings.most_entries;
     if view.entry_count().saturating_add(request.entries.len()) > most {
         return Err(Refusal::precondition(format_args!(
             "there are {} entries, and {most} are allowed: delete some, or raise limits.entries in the server's config",
@@ -203,7 +202,7 @@ async fn run(
             }
             Err(refusal) => v1::entry_result::Outcome::Refused(refusal.to_wire()),
         };
-        call.doors.decided(&mut record, IssuedFor::Mint, event);
+        call.doors.decided(&mut record, event);
         answer.results.push(v1::EntryResult { outcome: Some(outcome) });
     }
     call.doors.views.reached(answer.revision).await;

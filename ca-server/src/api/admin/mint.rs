@@ -26,8 +26,9 @@ pub(super) async fn mint(call: &Call<'_>, request: v1::MintX509SvidRequest) -> R
     if let Ok(signed) = &signed {
         event.serial = Some(AuditSerial::new(signed.serial.bytes()));
         event.not_after = Some(signed.lifetime.not_after);
+        call.doors.metrics.issued(IssuedFor::Mint);
     }
-    call.doors.decided(&mut record, IssuedFor::Mint, event);
+    call.doors.decided(&mut record, event);
     let signed = signed?;
     let chain = signed.chain().map(|certificate| certificate.to_vec().into()).collect();
     Ok(v1::X509Svid { spiffe_id: signed.id.to_string(), chain })

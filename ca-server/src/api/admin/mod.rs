@@ -26,7 +26,7 @@ use super::caller::Caller;
 use super::rights::Admitted;
 use super::status::Refusal;
 use crate::audit::{Event, Message, Outcome};
-use crate::metrics::IssuedFor;
+use crate::rotate::Rotator;
 use crate::store::Revision;
 
 /// The longest that WaitApplied waits.
@@ -34,13 +34,36 @@ const LONGEST_WAIT: Duration = Duration::from_secs(600);
 /// The size of a page when none is asked for, and the largest.
 const PAGE: (usize, usize) = (500, 1000);
 
+/// What the Admin door needs beside what every door has.
+#[derive(Clone, Debug)]
+pub struct AdminSettings {
+    /// The version of this program.
+    pub version: &'static str,
+    /// Where agents reach this server, `host:port`.
+    pub address: String,
+    /// The most registration entries.
+    pub most_entries: usize,
+    /// The most join tokens that are not used yet.
+    pub most_tokens: usize,
+    /// The longest life of a join token.
+    pub token_max_ttl: Duration,
+    /// What rotates the authorities, and does with them what operators say.
+    pub rotator: Arc<Rotator>,
+}
+
 /// The service of `admin.proto`.
 #[derive(Clone, Debug)]
-pub struct AdminDoor(pub Arc<Doors>);
+pub struct AdminDoor {
+    /// What every door has.
+    pub doors: Arc<Doors>,
+    /// What only this one has.
+    pub settings: Arc<AdminSettings>,
+}
 
 /// One call: what is behind the door, and who came in.
 struct Call<'a> {
     doors: &'a Doors,
+    settings: &'a AdminSettings,
     admitted: Admitted,
     rpc: &'static str,
 }
@@ -90,7 +113,7 @@ impl Call<'_> {
         if let Ok((_, revision)) = &made {
             event.revision = *revision;
         }
-        self.doors.decided(&mut record, IssuedFor::Mint, event);
+        self.doors.decided(&mut record, event);
         let (made, revision) = made?;
         self.doors.views.reached(revision).await;
         Ok((made, revision))
@@ -122,11 +145,11 @@ async fn server_info(call: &Call<'_>, _: v1::ServerInfoRequest) -> Result<v1::Se
     let active =
         active.or_else(|| view.authorities().iter().find(|held| held.is_active()).map(|held| held.value.clone()));
     Ok(v1::ServerInfoResponse {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
+        version: call.settings.version.to_owned(),
         trust_domain: view.trust_domain().to_string(),
         revision: view.revision(),
         ca_fingerprint: active.and_then(|active| active.root().map(|root| sha256_hex(root))).unwrap_or_default(),
-        address: call.doors.address.clone(),
+        address: call.settings.address.clone(),
         entries: view.entry_count() as u64,
         agents: view.node_count() as u64,
         connected_agents: call.doors.connected.count() as u64,
@@ -158,8 +181,8 @@ macro_rules! door {
             $(async fn $method(&self, request: Request<$request>) -> Result<Response<$response>, Status> {
                 let admitted = request.extensions().get::<Admitted>().cloned();
                 let admitted = admitted.ok_or_else(|| Status::internal("the request was not admitted"))?;
-                let _timer = self.0.metrics.call($rpc);
-                let call = Call { doors: &self.0, admitted, rpc: $rpc };
+                let _timer = self.doors.metrics.time($rpc);
+                let call = Call { doors: &self.doors, settings: &self.settings, admitted, rpc: $rpc };
                 let answer: Result<$response, Refusal> = ($answer)(&call, request.into_inner()).await;
                 Ok(Response::new(answer?))
             })*

@@ -19,7 +19,7 @@ pub(super) async fn create(
     call: &Call<'_>,
     request: v1::CreateJoinTokenRequest,
 ) -> Result<v1::CreateJoinTokenResponse, Refusal> {
-    let (view, now, most) = (&call.admitted.view, call.admitted.now, call.doors.join_token_ttl);
+    let (view, now, most) = (&call.admitted.view, call.admitted.now, call.settings.token_max_ttl);
     let ttl = if request.ttl == 0 { DEFAULT_TTL.min(most) } else { Duration::from_secs(request.ttl) };
     if ttl > most {
         let (ttl, most) = (ttl.as_secs(), most.as_secs());
@@ -37,10 +37,10 @@ pub(super) async fn create(
             )));
         }
     }
-    if view.tokens().count() >= call.doors.join_tokens {
+    if view.tokens().count() >= call.settings.most_tokens {
         return Err(Refusal::precondition(format_args!(
             "there are {} join tokens: revoke some, or raise limits.join_tokens in the server's config",
-            call.doors.join_tokens
+            call.settings.most_tokens
         )));
     }
     let token = generate(crypto::random()?);
