@@ -1,9 +1,10 @@
-//! Authorities: listed from the View; changed by the rotation alone, on order.
+//! Authorities: listed from the View; changed by the rotation alone, by command.
 
 use std::future::Future;
 
 use spiffe::crypto::sha256_hex;
 use spiffe::proto::v1;
+use spiffe::time::Timestamp;
 
 use super::{About, Call};
 use crate::api::status::Refusal;
@@ -15,8 +16,10 @@ pub(super) async fn list(
     call: &Call<'_>,
     _: v1::ListAuthoritiesRequest,
 ) -> Result<v1::ListAuthoritiesResponse, Refusal> {
-    let held = call.admitted.view.authorities().iter();
-    let authorities = held.map(|held| to_wire(call, &held.value, held.revision)).collect();
+    let mut authorities = Vec::new();
+    for held in call.admitted.view.authorities() {
+        authorities.push(to_wire(call, &held.value, held.revision).await?);
+    }
     Ok(v1::ListAuthoritiesResponse { authorities })
 }
 
@@ -43,12 +46,14 @@ async fn change(
 ) -> Result<v1::AuthorityResponse, Refusal> {
     let work = async { Ok(work.await?) };
     let (authority, revision) = call.change(About::object(about), work).await?;
-    Ok(v1::AuthorityResponse { authority: Some(to_wire(call, &authority, revision)), revision })
+    Ok(v1::AuthorityResponse { authority: Some(to_wire(call, &authority, revision).await?), revision })
 }
 
-fn to_wire(call: &Call<'_>, authority: &Authority, revision: Revision) -> v1::Authority {
+async fn to_wire(call: &Call<'_>, authority: &Authority, revision: Revision) -> Result<v1::Authority, Refusal> {
+    let all: Vec<Authority> = call.doors.views.load().authorities().iter().map(|held| held.value.clone()).collect();
+    let next_change = call.settings.rotator.next_change(authority, &all).await?;
     let prepared = authority.state == State::Prepared;
-    v1::Authority {
+    Ok(v1::Authority {
         id: authority.id.to_string(),
         owner: authority.owner.to_string(),
         kind: authority.kind.name().to_owned(),
@@ -59,7 +64,6 @@ fn to_wire(call: &Call<'_>, authority: &Authority, revision: Revision) -> v1::Au
         fingerprint: authority.root().map(|root| sha256_hex(root)).unwrap_or_default(),
         upstream: authority.is_upstream(),
         unacknowledged: if prepared { call.doors.connected.behind(revision).len() as u64 } else { 0 },
-        // A retired one goes with its own end; when the others change is the plan's to say.
-        next_change_at: if authority.state == State::Retired { authority.lifetime.not_after.unix() } else { 0 },
-    }
+        next_change_at: next_change.map_or(0, Timestamp::unix),
+    })
 }
