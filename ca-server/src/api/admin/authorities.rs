@@ -1,6 +1,8 @@
 //! Authorities: listed from the View; changed by the rotation alone, by command.
 
+use std::collections::BTreeMap;
 use std::future::Future;
+use std::sync::Arc;
 
 use spiffe::crypto::sha256_hex;
 use spiffe::proto::v1;
@@ -16,10 +18,9 @@ pub(super) async fn list(
     call: &Call<'_>,
     _: v1::ListAuthoritiesRequest,
 ) -> Result<v1::ListAuthoritiesResponse, Refusal> {
-    let mut authorities = Vec::new();
-    for held in call.admitted.view.authorities() {
-        authorities.push(to_wire(call, &held.value, held.revision).await?);
-    }
+    let changes = call.settings.rotator.next_changes().await?;
+    let held = call.admitted.view.authorities().iter();
+    let authorities = held.map(|held| to_wire(call, &held.value, held.revision, &changes)).collect();
     Ok(v1::ListAuthoritiesResponse { authorities })
 }
 
@@ -46,14 +47,18 @@ async fn change(
 ) -> Result<v1::AuthorityResponse, Refusal> {
     let work = async { Ok(work.await?) };
     let (authority, revision) = call.change(About::object(about), work).await?;
-    Ok(v1::AuthorityResponse { authority: Some(to_wire(call, &authority, revision).await?), revision })
+    let changes = call.settings.rotator.next_changes().await?;
+    Ok(v1::AuthorityResponse { authority: Some(to_wire(call, &authority, revision, &changes)), revision })
 }
 
-async fn to_wire(call: &Call<'_>, authority: &Authority, revision: Revision) -> Result<v1::Authority, Refusal> {
-    let all: Vec<Authority> = call.doors.views.load().authorities().iter().map(|held| held.value.clone()).collect();
-    let next_change = call.settings.rotator.next_change(authority, &all).await?;
+fn to_wire(
+    call: &Call<'_>,
+    authority: &Authority,
+    revision: Revision,
+    changes: &BTreeMap<Arc<str>, Timestamp>,
+) -> v1::Authority {
     let prepared = authority.state == State::Prepared;
-    Ok(v1::Authority {
+    v1::Authority {
         id: authority.id.to_string(),
         owner: authority.owner.to_string(),
         kind: authority.kind.name().to_owned(),
@@ -64,6 +69,6 @@ async fn to_wire(call: &Call<'_>, authority: &Authority, revision: Revision) -> 
         fingerprint: authority.root().map(|root| sha256_hex(root)).unwrap_or_default(),
         upstream: authority.is_upstream(),
         unacknowledged: if prepared { call.doors.connected.behind(revision).len() as u64 } else { 0 },
-        next_change_at: next_change.map_or(0, Timestamp::unix),
-    })
+        next_change_at: changes.get(&authority.id).map_or(0, |at| at.unix()),
+    }
 }
