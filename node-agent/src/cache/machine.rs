@@ -482,6 +482,10 @@ impl Machine {
                 slot.shown = shown;
                 self.changed.extend(&slot.matched_by);
             }
+            if slot.matched_by.is_empty() && !slot.is_good(now) {
+                // A key that nobody can use any more.
+                slot.held = None;
+            }
         }
     }
 
@@ -522,6 +526,8 @@ impl Machine {
         for id in changed {
             let Some(subscriber) = self.subscribers.get(&id) else { continue };
             if self.is_held_back(subscriber, now) {
+                // Time alone may end the reason.
+                self.changed.insert(id);
                 continue;
             }
             let state = self.state(subscriber, now);
