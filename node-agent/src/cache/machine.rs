@@ -546,11 +546,11 @@ impl Machine {
         let answer_to_come = |slot: &&Slot| self.connected && !slot.is_good(now) && slot.failure == Failure::None;
         let is_empty = !live.iter().any(|slot| slot.is_good(now));
         let is_first = subscriber.published.is_none();
-        if (is_first || is_empty) && live.iter().any(|slot| answer_to_come(&slot)) {
+        if (is_first || is_empty) && live.iter().any(answer_to_come) {
             return true;
         }
         let refused_for_good = |slot: &&Slot| slot.failure == Failure::Permanent;
-        is_first && is_empty && !live.iter().all(|slot| refused_for_good(&slot))
+        is_first && is_empty && !live.iter().all(refused_for_good)
     }
 
     fn state(&self, subscriber: &Subscriber, now: Timestamp) -> WorkloadState {

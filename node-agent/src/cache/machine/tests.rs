@@ -72,7 +72,7 @@ fn entry(number: u8) -> RegistrationEntry {
     }
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 enum Op {
     Put { number: u8, other_id: bool, mask: u8, hint: u8, short: bool, federates: bool, expires: Option<u8> },
     Remove(u8),
