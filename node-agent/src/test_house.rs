@@ -30,7 +30,7 @@ use tonic::transport::server::{Connected, TcpConnectInfo, TlsConnectInfo};
 use tonic::{Request, Response, Status, Streaming};
 use v1::node_server::{Node, NodeServer};
 
-use crate::cache::machine::Key;
+use crate::cache::event::Key;
 use crate::config::Address;
 use crate::node::NodeIdentity;
 

@@ -7,6 +7,8 @@ use proptest::prelude::*;
 use spiffe::entry::KeyType;
 use spiffe::id::SpiffeId;
 use spiffe::time::Lifetime;
+use spiffe::x509_svid::VerifiedSvid;
+use zeroize::Zeroizing;
 
 use super::*;
 use crate::test_house::Authority;
