@@ -45,7 +45,8 @@ fn config(house: &House, place: &TempDir, address: &Address, token: &str) -> Con
     let text = format!(
         "trust_domain = 'example.org'\nservers = ['127.0.0.1:1', '{address}']\ndata_dir = '{place}/data'\n\
          workload_socket = '{place}/agent.sock'\nca_fingerprint = 'sha256:{fingerprint}'\n\
-         health_listen = '127.0.0.1:0'\n[attest]\nkind = 'join_token'\ntoken = '{token}'\n"
+         health_listen = '127.0.0.1:0'\n[attest]\nkind = 'join_token'\ntoken = '{token}'\n\
+         [limits]\nfirst_answer = '1d'\n"
     );
     Config::parse(&text, []).unwrap()
 }
