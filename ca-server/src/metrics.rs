@@ -151,7 +151,7 @@ impl Metrics {
     }
 
     /// Measures a call of `method` until the timer is dropped.
-    pub fn call(&self, method: &'static str) -> Timer {
+    pub fn time(&self, method: &'static str) -> Timer {
         Timer::start(self.calls.get_or_create_owned(&[("method", method)]))
     }
 
@@ -248,7 +248,7 @@ mod tests {
         metrics.issued(IssuedFor::Workload);
         metrics.issued(IssuedFor::Workload);
         metrics.refused(Reason::Banned);
-        drop(metrics.call("IssueX509Svids"));
+        drop(metrics.time("IssueX509Svids"));
         drop(metrics.store_commit());
         let text = metrics.encode().unwrap();
         for line in [

@@ -23,8 +23,6 @@ use tracing::{debug, warn};
 
 use super::caller::Caller;
 
-/// How long a handshake may take.
-const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 /// How many handshakes may run at once.
 const HANDSHAKES: usize = 256;
 /// The longest path of a unix socket that the kernel takes, in bytes.
@@ -129,8 +127,9 @@ pub async fn bind_tcp(address: &str) -> Result<TcpListener, ListenError> {
     })
 }
 
-/// Binds the admin socket, mode 0660 (who may act is decided by uid). A socket that nobody answers on is replaced.
-pub async fn bind_unix(path: &Path) -> Result<UnixListener, ListenError> {
+/// Binds the admin socket with these permission bits (who may act is decided by uid). A socket that nobody answers on
+/// is replaced.
+pub async fn bind_unix(path: &Path, mode: u32) -> Result<UnixListener, ListenError> {
     let length = path.as_os_str().len();
     if length > SOCKET_PATH_LIMIT {
         return Err(ListenError::PathTooLong(path.to_owned(), length));
@@ -149,21 +148,30 @@ pub async fn bind_unix(path: &Path) -> Result<UnixListener, ListenError> {
         std::fs::remove_file(path).map_err(failed)?;
     }
     let listener = UnixListener::bind(path).map_err(failed)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).map_err(failed)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(failed)?;
     Ok(listener)
 }
 
-/// Accepts TLS connections until `stop`, at most `connections` at once, and hands them on.
+/// How much the TLS listener takes on.
+#[derive(Clone, Copy, Debug)]
+pub struct TlsLimits {
+    /// Connections that may be open at once.
+    pub connections: usize,
+    /// How long a handshake may take.
+    pub handshake: Duration,
+}
+
+/// Accepts TLS connections until `stop`, within `limits`, and hands them on.
 pub async fn accept_tls(
     listener: TcpListener,
     config: Arc<ServerConfig>,
-    connections: usize,
+    limits: TlsLimits,
     to: mpsc::Sender<io::Result<Connection>>,
     stop: CancellationToken,
 ) {
     let acceptor = TlsAcceptor::from(config);
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
-    let open = Arc::new(Semaphore::new(connections));
+    let open = Arc::new(Semaphore::new(limits.connections));
     loop {
         // No place for one more connection: let the kernel's queue hold them, which is bounded too.
         let Ok(place) = Arc::clone(&open).acquire_owned().await else { return };
@@ -185,7 +193,7 @@ pub async fn accept_tls(
         tokio::spawn(async move {
             let _ = stream.set_nodelay(true);
             #[expect(clippy::disallowed_methods, reason = "a time limit on network input")]
-            let stream = match tokio::time::timeout(HANDSHAKE_LIMIT, acceptor.accept(stream)).await {
+            let stream = match tokio::time::timeout(limits.handshake, acceptor.accept(stream)).await {
                 Ok(Ok(stream)) => stream,
                 Ok(Err(error)) => return debug!(%address, %error, "handshake failed"),
                 Err(_) => return debug!(%address, "handshake took too long"),

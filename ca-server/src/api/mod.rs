@@ -1,6 +1,7 @@
 //! The doors: who may come in, and what is behind each. A request climbs down from here to the View and comes back
 //! signed; a change goes into the store and comes back as a new View.
 
+pub mod admin;
 pub mod caller;
 pub mod limits;
 pub mod listen;
@@ -18,8 +19,8 @@ use crate::attest::Attestors;
 use crate::audit::{Audit, Event, Outcome, Permit};
 use crate::connected::Connected;
 use crate::issuance::Profile;
-use crate::metrics::{IssuedFor, Metrics};
-use crate::store::Store;
+use crate::metrics::Metrics;
+use crate::store::{Revision, Store, StoreError, Txn};
 use crate::view::follow::Views;
 use limits::Bucket;
 
@@ -51,12 +52,16 @@ pub struct Doors {
 }
 
 impl Doors {
-    /// Counts a decision about an SVID of this kind and records it in a place of `record`.
-    pub(crate) fn decided(&self, record: &mut Permit, kind: IssuedFor, event: Event) {
-        match &event.outcome {
-            Outcome::Issued => self.metrics.issued(kind),
-            Outcome::Changed => {}
-            Outcome::Refused(reason, _) => self.metrics.refused(*reason),
+    /// Commits to the store, and measures how long that takes.
+    pub(crate) async fn commit(&self, txn: Txn) -> Result<Revision, StoreError> {
+        let _timer = self.metrics.store_commit();
+        self.store.commit(txn).await
+    }
+
+    /// Counts a refusal, and records a decision in a place of `record`.
+    pub(crate) fn decided(&self, record: &mut Permit, event: Event) {
+        if let Outcome::Refused(reason, _) = &event.outcome {
+            self.metrics.refused(*reason);
         }
         if !record.record(event) {
             tracing::error!("a decision had no place in the audit queue");

@@ -29,8 +29,9 @@ pub(super) async fn renew(doors: &Doors, admitted: &Admitted, csr: &[u8]) -> Res
     if let Ok(signed) = &renewed {
         event.serial = Some(AuditSerial::new(signed.serial.bytes()));
         event.not_after = Some(signed.lifetime.not_after);
+        doors.metrics.issued(IssuedFor::Agent);
     }
-    doors.decided(&mut record, IssuedFor::Agent, event);
+    doors.decided(&mut record, event);
     renewed.map(|signed| super::to_wire(&signed))
 }
 
@@ -53,7 +54,7 @@ async fn sign_and_commit(doors: &Doors, admitted: &Admitted, csr: &[u8]) -> Resu
     };
     let key = keys::node(&caller.id).ok_or_else(|| Refusal::internal("an agent without a key in the store"))?;
     let txn = Txn::new().expect(key.clone(), node.revision).put(key, renewed.to_record());
-    let revision = doors.store.commit(txn).await?;
+    let revision = doors.commit(txn).await?;
     // The agent will come with its new SVID at once: the View has to know it by then.
     doors.views.reached(revision).await;
     Ok(signed)
