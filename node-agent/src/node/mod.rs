@@ -16,7 +16,7 @@ use spiffe::entry::KeyType;
 use spiffe::time::{Timestamp, renew_at};
 use spiffe::x509_svid::{SvidError, X509Svid};
 
-use crate::cache::machine::Key;
+use crate::cache::event::Key;
 use crate::client::ClientError;
 
 pub mod attest;
