@@ -9,7 +9,7 @@ use std::time::Duration;
 use spiffe::mtls::{self, CurrentBundles, CurrentSvid, Peers};
 use spiffe::proto::v1::admin_server::AdminServer;
 use spiffe::proto::v1::node_server::NodeServer;
-use spiffe::time::Clock;
+use spiffe::time::{Clock, Timestamp};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
@@ -118,9 +118,33 @@ pub struct Server {
     writer: audit::Writer,
 }
 
+/// What follows from the config and the files that it names.
+struct Judged {
+    upstream: Option<Upstream>,
+    policy: Policy,
+    attestors: Attestors,
+}
+
+/// Whether a server could start by `config` at `now`, as far as its values and the files that it names go. Changes nothing.
+pub fn check(config: &Config, now: Timestamp) -> Result<(), AppError> {
+    judge(config, now).map(drop)
+}
+
+fn judge(config: &Config, now: Timestamp) -> Result<Judged, AppError> {
+    // First, because its messages name the key of the config.
+    config.check_files()?;
+    let upstream = config.authority.upstream.as_ref();
+    let upstream = upstream.map(|paths| Upstream::open(&paths.certificate, &paths.key, now)).transpose()?;
+    let longest = config.svid.max_ttl.max(config.svid.agent_ttl);
+    let ceiling = upstream.as_ref().map(|upstream| upstream.window().not_after);
+    let policy = Policy::new(config.name.as_str().into(), config.authority.ca_ttl, longest, ceiling)?;
+    Ok(Judged { upstream, policy, attestors: Attestors::from_config(&config.attest)? })
+}
+
 impl Server {
     /// Starts a server and returns when it answers on all of its addresses.
     pub async fn start(config: Config, clock: Arc<dyn Clock>) -> Result<Self, AppError> {
+        let Judged { upstream, policy, attestors } = judge(&config, clock.now())?;
         let listeners = Listeners::bind(&config).await?;
         make_folder(&config.data_dir)?;
         let store = open_store(&config).await?;
@@ -128,16 +152,9 @@ impl Server {
             Keys::Disk => Arc::new(Disk::open(&config.keys_dir())?),
             Keys::Memory => Arc::new(Memory::default()),
         };
-        let upstream = config.authority.upstream.as_ref();
-        let upstream = upstream.map(|paths| Upstream::open(&paths.certificate, &paths.key, clock.now())).transpose()?;
-        let owner: Arc<str> = config.name.as_str().into();
-        let longest = config.svid.max_ttl.max(config.svid.agent_ttl);
-        let ceiling = upstream.as_ref().map(|upstream| upstream.window().not_after);
-        let policy = Policy::new(Arc::clone(&owner), config.authority.ca_ttl, longest, ceiling)?;
-        let attestors = Attestors::from_config(&config.attest)?;
         let (audit, writer) = Audit::open(&config.audit)?;
 
-        let signers = Signers { keys: Arc::clone(&keys), owner: Arc::clone(&owner) };
+        let signers = Signers { keys: Arc::clone(&keys), owner: config.name.as_str().into() };
         let views = Views::new(follow::load(config.trust_domain.clone(), &*store, &signers).await?);
         let connected = Connected::default();
         let metrics = Arc::new(Metrics::new(

@@ -9,8 +9,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde::Deserialize;
 use spiffe::entry::{DnsName, KeyType};
 use spiffe::id::TrustDomain;
@@ -326,14 +326,13 @@ impl Config {
             certificates("authority.upstream.certificate", &upstream.certificate)?;
             let key = "authority.upstream.key";
             let pem = zeroize::Zeroizing::new(read_limited(key, &upstream.key)?);
-            match PrivateKeyDer::from_pem_slice(&pem) {
-                Ok(PrivateKeyDer::Pkcs8(pkcs8)) if spiffe::crypto::load_key(pkcs8.secret_pkcs8_der()).is_ok() => {}
-                _ => {
-                    let reason = "holds no PKCS#8 private key of kind P-256, P-384 or Ed25519 in PEM: convert it \
-                                  with \"openssl pkcs8 -topk8 -nocrypt\"";
-                    return Err(ConfigError::File { key, path: upstream.key.clone(), reason: reason.into() });
-                }
-            }
+            let text = std::str::from_utf8(&pem).unwrap_or_default();
+            let pair = rcgen::KeyPair::from_pem(text).map_err(|_| {
+                let reason = "holds no PKCS#8 private key of kind P-256, P-384, Ed25519 or RSA in PEM: convert it \
+                              with \"openssl pkcs8 -topk8 -nocrypt\"";
+                ConfigError::File { key, path: upstream.key.clone(), reason: reason.into() }
+            })?;
+            drop(zeroize::Zeroizing::new(pair));
         }
         if let Some(x509pop) = &self.attest.x509pop {
             let key = "attest.x509pop.ca_bundle";
@@ -375,9 +374,17 @@ pub fn certificates(key: &'static str, path: &Path) -> Result<Vec<CertificateDer
 fn read_limited(key: &'static str, path: &Path) -> Result<Vec<u8>, ConfigError> {
     use std::io::Read as _;
     let wrong = |reason: String| ConfigError::File { key, path: path.to_owned(), reason };
-    let file = std::fs::File::open(path).map_err(|error| wrong(error.to_string()))?;
+    let unreadable = |error: std::io::Error| {
+        let what_to_do = match error.kind() {
+            std::io::ErrorKind::NotFound => ": put the file there, or correct the path in the config",
+            std::io::ErrorKind::PermissionDenied => ": let this user read it, or run this as the server's user",
+            _ => "",
+        };
+        wrong(format!("cannot be read: {error}{what_to_do}"))
+    };
+    let file = std::fs::File::open(path).map_err(unreadable)?;
     let mut bytes = Vec::new();
-    file.take(MAX_PEM_BYTES + 1).read_to_end(&mut bytes).map_err(|error| wrong(error.to_string()))?;
+    file.take(MAX_PEM_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
     if bytes.len() as u64 > MAX_PEM_BYTES {
         return Err(wrong("is larger than 4 MiB: this is no file of certificates or keys".into()));
     }

@@ -155,8 +155,15 @@ fn files_are_checked_apart() {
     };
     assert_eq!(check("ca.pem", "key.pem", "ca.pem"), Ok(()));
     let message = check("none.pem", "key.pem", "ca.pem").unwrap_err();
-    assert!(message.starts_with("authority.upstream.certificate: ") && message.contains("No such file"), "{message}");
+    assert!(
+        message.starts_with("authority.upstream.certificate: ")
+            && message.contains("none.pem: cannot be read: No such file")
+            && message.ends_with(": put the file there, or correct the path in the config"),
+        "{message}"
+    );
     assert!(check("ca.pem", "ca.pem", "ca.pem").unwrap_err().contains("holds no PKCS#8 private key"));
+    std::fs::write(path("rsa.pem"), include_str!("../attest/test_rsa2048.pem")).unwrap();
+    assert_eq!(check("ca.pem", "rsa.pem", "ca.pem"), Ok(()));
     let message = check("ca.pem", "key.pem", "empty.pem").unwrap_err();
     assert!(message.contains("attest.x509pop.ca_bundle") && message.contains("holds no certificate"), "{message}");
     let message = Config::load(Some(&path("none.toml"))).unwrap_err().to_string();

@@ -1,0 +1,45 @@
+//! The start of a whole server: what an operator is told, and what is left on the disk.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests say what is wrong by panicking")]
+
+use std::path::Path;
+use std::sync::Arc;
+
+use ca_server::app::{self, Server};
+use ca_server::config::Config;
+use spiffe::time::{Clock as _, System};
+
+/// A config with its state in `folder/data` and everything else on free ports, and `more` after it.
+fn config(folder: &Path, socket: &str, more: &str) -> Config {
+    let folder = folder.display();
+    let text = format!(
+        "trust_domain = 'example.org'\ndata_dir = '{folder}/data'\nlisten = '127.0.0.1:0'\n\
+         health_listen = '127.0.0.1:0'\nadmin_socket = '{folder}/{socket}'\n{more}"
+    );
+    Config::parse(&text, []).unwrap()
+}
+
+async fn start(config: Config) -> Result<Server, String> {
+    Server::start(config, Arc::new(System)).await.map_err(|error| error.to_string())
+}
+
+#[tokio::test]
+async fn a_file_that_is_not_there_is_named_with_its_key_before_anything_is_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let missing = format!("{}/none.pem", folder.path().display());
+    for (key, more) in [
+        (
+            "authority.upstream.certificate",
+            format!("[authority.upstream]\ncertificate = '{missing}'\nkey = '{missing}'"),
+        ),
+        ("attest.x509pop.ca_bundle", format!("[attest.x509pop]\nca_bundle = '{missing}'")),
+    ] {
+        let config = config(folder.path(), "a.sock", &more);
+        let expected = format!(
+            "{key}: {missing}: cannot be read: No such file or directory (os error 2): put the file there, or correct the \
+             path in the config"
+        );
+        assert_eq!(app::check(&config, System.now()).unwrap_err().to_string(), expected);
+        assert_eq!(start(config).await.unwrap_err(), expected);
+    }
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+}
