@@ -1,8 +1,10 @@
 //! The command line from the top: what every verb understands, and the nouns.
 
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::builder::Resettable;
+use clap::{Args, Command, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use crate::exit::{EXIT_CODES, Outcome};
 use crate::log::LogFormat;
@@ -117,11 +119,36 @@ impl Chancery {
     }
 }
 
+impl Chancery {
+    /// The command line of this process. It ends the process where there is only help to give.
+    pub(crate) fn of_this_process() -> Self {
+        let command = without_empty(Self::command(), |name| std::env::var_os(name));
+        Self::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit())
+    }
+}
+
+/// An environment variable that is set to nothing counts as not set: `CHANCERY_ADMIN_SOCKET= chancery agent list`.
+fn without_empty(command: Command, variable: impl Fn(&OsStr) -> Option<OsString>) -> Command {
+    command.mut_args(|argument| {
+        let value = argument.get_env().and_then(&variable);
+        if value.is_some_and(|value| value.is_empty()) { argument.env(Resettable::Reset) } else { argument }
+    })
+}
+
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
+
+    #[test]
+    fn a_variable_that_is_set_to_nothing_is_not_set() {
+        let heeded = |value: &'static str| {
+            let command =
+                without_empty(Chancery::command(), |name| (name == "CHANCERY_ADMIN_SOCKET").then(|| value.into()));
+            let socket = command.get_arguments().find(|argument| *argument.get_id() == "socket").unwrap();
+            socket.get_env().is_some()
+        };
+        assert_eq!((heeded(""), heeded("/run/a.sock")), (false, true));
+    }
 
     #[test]
     fn the_command_line_holds_together() {
