@@ -38,8 +38,8 @@ pub(crate) struct Globals {
     /// Print results as text or as one JSON document.
     #[arg(long, short = 'o', global = true, value_enum, default_value_t, value_name = "FORM")]
     pub(crate) output: Output,
-    /// The admin socket of the server on this machine. Where it is not given: /run/chancery/admin.sock, or the
-    /// one of a running `chancery dev`.
+    /// The admin socket of the server on this machine. Where it is not given, the first of these that exists:
+    /// /run/chancery/admin.sock, /var/lib/chancery/server/admin.sock, that of a server of your own, that of `chancery dev`.
     #[arg(long, global = true, env = "CHANCERY_ADMIN_SOCKET", value_name = "PATH")]
     pub(crate) socket: Option<PathBuf>,
     /// The server's address. Admin verbs then use mutual TLS instead of the socket, and need --svid.
