@@ -43,3 +43,21 @@ async fn a_file_that_is_not_there_is_named_with_its_key_before_anything_is_made(
     }
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
 }
+
+#[tokio::test]
+async fn two_servers_do_not_share_a_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = start(config(folder.path(), "a.sock", "")).await.unwrap();
+    let keys = || -> Vec<_> {
+        let keys = std::fs::read_dir(folder.path().join("data/keys")).unwrap();
+        keys.map(|key| key.unwrap().file_name()).collect()
+    };
+    // One that is being written just now.
+    std::fs::write(folder.path().join("data/keys/ab.new"), "").unwrap();
+    let before = keys();
+    let message = start(config(folder.path(), "b.sock", "")).await.unwrap_err();
+    assert!(message.contains("data/store is in use by another process: stop that server first"), "{message}");
+    assert_eq!(keys(), before, "the keys of the first are left alone");
+    first.shutdown().await;
+    start(config(folder.path(), "b.sock", "")).await.unwrap().shutdown().await;
+}
