@@ -1,6 +1,7 @@
 //! The start of a whole server: what an operator is told, and what is left on the disk.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests say what is wrong by panicking")]
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -60,4 +61,28 @@ async fn two_servers_do_not_share_a_folder() {
     assert_eq!(keys(), before, "the keys of the first are left alone");
     first.shutdown().await;
     start(config(folder.path(), "b.sock", "")).await.unwrap().shutdown().await;
+}
+
+#[tokio::test]
+async fn the_folder_is_private_but_for_operators_on_their_way_to_the_socket() {
+    for (socket, more, found, expected) in [
+        ("data/a.sock", "", None, 0o700),
+        ("data/a.sock", "admin_uids = [4711]", None, 0o711),
+        ("a.sock", "admin_uids = [4711]", None, 0o700),
+        // What the operator has made is the operator's.
+        ("data/a.sock", "", Some(0o755), 0o755),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path().join("data");
+        if let Some(mode) = found {
+            std::fs::create_dir(&data).unwrap();
+            std::fs::set_permissions(&data, PermissionsExt::from_mode(mode)).unwrap();
+        }
+        let more = format!("{more}\n[store]\nkind = 'mem'");
+        let server = start(config(folder.path(), socket, &more)).await.unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&data), expected, "{socket} {more}");
+        assert_eq!((mode(&data.join("keys")), mode(&data.join("audit.log"))), (0o700, 0o600));
+        server.shutdown().await;
+    }
 }
