@@ -157,7 +157,7 @@ mod tests {
 
     #[test]
     fn every_verb_has_help_that_says_something() {
-        fn look(command: &clap::Command, path: &str) {
+        fn look(command: &Command, path: &str) {
             let path = format!("{path} {}", command.get_name());
             assert!(command.get_about().is_some(), "{path} has no description");
             for argument in command.get_arguments() {

@@ -27,7 +27,7 @@ impl CurrentSvid {
         let key = any_supported_type(&PrivatePkcs8KeyDer::from(key_der).into());
         let certified = CertifiedKey::new(chain, key.map_err(|_| SvidError::PrivateKey(CryptoError::PrivateKey))?);
         match certified.keys_match() {
-            Ok(()) => {}
+            Ok(()) | Err(Error::InconsistentKeys(InconsistentKeys::Unknown)) => {}
             Err(Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) => {
                 return Err(SvidError::KeyMismatch(svid.id().clone()));
             }
