@@ -11,6 +11,7 @@ use spiffe::mtls::{CurrentBundles, CurrentSvid};
 use spiffe::time::{Clock, Timestamp, renew_at};
 use spiffe::x509_svid::{SvidError, X509Svid};
 use tracing::{error, info};
+use zeroize::Zeroizing;
 
 use crate::authority::issuer::{IssueError, Issuer, Serial};
 use crate::issuance::{self, Denied, Profile, Request};
@@ -66,7 +67,7 @@ impl OwnSvid {
     /// Makes and shows a new one; answers when to make the next.
     fn renew(&self, issuer: &Issuer) -> Result<Timestamp, OwnSvidError> {
         let now = self.clock.now();
-        let key = crypto::generate_key(KeyType::P256)?;
+        let key = Zeroizing::new(crypto::generate_key(KeyType::P256)?);
         let request = Request {
             key: ProvenKey::from_csr(&csr::create(&key)?)?,
             serial: Serial::from_random(crypto::random()?),
@@ -77,7 +78,7 @@ impl OwnSvid {
         let svid = X509Svid::parse(signed.chain().cloned().collect())?;
         // The root goes along, for agents that know it by its fingerprint only.
         let root: Vec<_> = issuer.authority().root().cloned().into_iter().collect();
-        self.svid.set(&svid, &root, &key.serialize_der())?;
+        self.svid.set(&svid, &root, &Zeroizing::new(key.serialize_der()))?;
         self.metrics.issued(IssuedFor::Server);
         info!(serial = %signed.serial, not_after = %signed.lifetime.not_after, "the server has a new SVID");
         Ok(renew_at(now, signed.lifetime.not_after, signed.serial.bytes()))
