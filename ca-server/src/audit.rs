@@ -144,7 +144,11 @@ pub struct Message(Box<str>);
 impl Message {
     /// Takes `text`, cut where it is too long.
     pub fn new(text: &str) -> Self {
-        Self(text.get(..text.floor_char_boundary(MAX_MESSAGE_BYTES)).unwrap_or_default().into())
+        let mut end = text.len().min(MAX_MESSAGE_BYTES);
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        Self(text.get(..end).unwrap_or_default().into())
     }
 }
 

@@ -669,7 +669,12 @@ fn whole_seconds(duration: Duration) -> Duration {
     Duration::from_secs(duration.as_secs())
 }
 
-fn in_range<N: PartialOrd + ToString>(key: &'static str, value: N, least: N, most: N) -> Result<(), ConfigError> {
+fn in_range<N: PartialOrd + ToString + Copy>(
+    key: &'static str,
+    value: N,
+    least: N,
+    most: N,
+) -> Result<(), ConfigError> {
     if value >= least && value <= most {
         return Ok(());
     }

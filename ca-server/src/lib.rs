@@ -6,6 +6,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 pub mod api;
+pub mod app;
 pub mod attest;
 pub mod audit;
 pub mod authority;
@@ -15,5 +16,7 @@ pub mod health;
 pub mod issuance;
 pub mod metrics;
 pub mod own_svid;
+pub mod prune;
+pub mod rotate;
 pub mod store;
 pub mod view;

@@ -26,7 +26,7 @@ const SECONDS: [f64; 16] =
 
 /// What an SVID was issued for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum IssuedFor {
+enum IssuedFor {
     /// An entry, through an agent.
     Workload,
     /// An agent itself.
@@ -134,8 +134,14 @@ impl Metrics {
         }
     }
 
-    /// Counts one SVID.
-    pub fn issued(&self, what: IssuedFor) {
+    /// Counts one SVID that the RPC, or the loop, `by` has signed.
+    pub fn issued(&self, by: &str) {
+        let what = match by {
+            "IssueX509Svids" => IssuedFor::Workload,
+            "Attest" | "Renew" => IssuedFor::Agent,
+            "MintX509Svid" => IssuedFor::Mint,
+            _ => IssuedFor::Server,
+        };
         let at = ISSUED_FOR.iter().position(|(kind, _)| *kind == what);
         if let Some(counter) = at.and_then(|at| self.issued.get(at)) {
             counter.inc();
@@ -151,7 +157,7 @@ impl Metrics {
     }
 
     /// Measures a call of `method` until the timer is dropped.
-    pub fn call(&self, method: &'static str) -> Timer {
+    pub fn time(&self, method: &'static str) -> Timer {
         Timer::start(self.calls.get_or_create_owned(&[("method", method)]))
     }
 
@@ -245,10 +251,10 @@ mod tests {
     #[test]
     fn numbers_are_named_by_the_openmetrics_rules() {
         let metrics = Metrics::new("1.2.3", Arc::new(observed));
-        metrics.issued(IssuedFor::Workload);
-        metrics.issued(IssuedFor::Workload);
+        metrics.issued("IssueX509Svids");
+        metrics.issued("IssueX509Svids");
         metrics.refused(Reason::Banned);
-        drop(metrics.call("IssueX509Svids"));
+        drop(metrics.time("IssueX509Svids"));
         drop(metrics.store_commit());
         let text = metrics.encode().unwrap();
         for line in [

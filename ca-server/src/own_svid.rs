@@ -2,6 +2,7 @@
 //! made anew at half of its life and whenever another authority becomes the active one.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use spiffe::crypto::{self, CryptoError};
 use spiffe::csr::{self, CsrError, ProvenKey};
@@ -56,40 +57,10 @@ pub struct OwnSvid {
 }
 
 impl OwnSvid {
-    /// Makes the first one, when there is an authority; then runs until the task is dropped.
-    pub async fn keep(self) {
-        let (mut view, mut listener) = self.views.listen();
-        let mut signed_by: Option<Arc<Issuer>> = None;
-        let mut renewal = self.clock.now();
-        loop {
-            self.bundles.set([view.bundle().clone()]);
-            if let Some(issuer) = view.issuer() {
-                let same = signed_by.as_ref().is_some_and(|known| Arc::ptr_eq(known, issuer));
-                if !same || self.clock.now() >= renewal {
-                    match self.renew(issuer) {
-                        Ok(at) => (renewal, signed_by) = (at, Some(Arc::clone(issuer))),
-                        Err(error) => {
-                            error!(%error, "the server's own SVID could not be made: trying again in 5 seconds");
-                            renewal = self.clock.now().plus(std::time::Duration::from_secs(5));
-                        }
-                    }
-                }
-            }
-            let sleep = async {
-                if view.issuer().is_some() {
-                    self.clock.sleep_until(renewal).await;
-                } else {
-                    std::future::pending().await
-                }
-            };
-            tokio::select! {
-                published = listener.next() => match published {
-                    Some(published) => view = published.view,
-                    None => return,
-                },
-                () = sleep => {}
-            }
-        }
+    /// Makes the first one.
+    pub fn begin(self, issuer: &Arc<Issuer>) -> Result<Keeping, OwnSvidError> {
+        let renewal = self.renew(issuer)?;
+        Ok(Keeping { own: self, signed_by: Arc::clone(issuer), renewal })
     }
 
     /// Makes and shows a new one; answers when to make the next.
@@ -110,5 +81,49 @@ impl OwnSvid {
         self.metrics.issued(IssuedFor::Server);
         info!(serial = %signed.serial, not_after = %signed.lifetime.not_after, "the server has a new SVID");
         Ok(renew_at(now, signed.lifetime.not_after, signed.serial.bytes()))
+    }
+}
+
+/// An [`OwnSvid`] that has been made once.
+#[derive(Debug)]
+pub struct Keeping {
+    own: OwnSvid,
+    signed_by: Arc<Issuer>,
+    renewal: Timestamp,
+}
+
+impl Keeping {
+    /// Follows the View until the task is dropped.
+    pub async fn keep(mut self) {
+        let (mut view, mut listener) = self.own.views.listen();
+        loop {
+            self.own.bundles.set([view.bundle().clone()]);
+            if let Some(issuer) = view.issuer() {
+                let same = Arc::ptr_eq(&self.signed_by, issuer);
+                if !same || self.own.clock.now() >= self.renewal {
+                    match self.own.renew(issuer) {
+                        Ok(at) => (self.renewal, self.signed_by) = (at, Arc::clone(issuer)),
+                        Err(error) => {
+                            error!(%error, "the server's own SVID could not be made: trying again in 5 seconds");
+                            self.renewal = self.own.clock.now().plus(Duration::from_secs(5));
+                        }
+                    }
+                }
+            }
+            let renewal = async {
+                match view.issuer() {
+                    Some(_) => self.own.clock.sleep_until(self.renewal).await,
+                    // Nothing to sign with: the next View brings it.
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                published = listener.next() => match published {
+                    Some(published) => view = published.view,
+                    None => return,
+                },
+                () = renewal => {}
+            }
+        }
     }
 }

@@ -62,7 +62,7 @@ fn a_flipped_bit_never_goes_unnoticed() {
             };
             let bytes = fs::read(whole.join(&name)).unwrap();
             let used = bytes.iter().rposition(|byte| *byte != 0).unwrap_or(0) + 1;
-            let tries = if name == "db" { 150 } else { 20 };
+            let tries = if name == "db" { 80 } else { 10 };
             for n in 0..tries {
                 // The first bytes of all, the segment header, one by one; then spread over what is used.
                 let at = if n < 24 { n.min(used - 1) } else { n * (used - 1) / tries };
@@ -92,7 +92,7 @@ fn a_flipped_bit_never_goes_unnoticed() {
         }
     }
     println!("noticed {noticed}, harmless {harmless}, panicked {panicked}");
-    assert!(noticed > 50, "the damage was not where it matters");
+    assert!(noticed > 30, "the damage was not where it matters");
 }
 
 fn words(path: &Path) -> String {
@@ -130,7 +130,7 @@ fn garbage_and_foreign_formats_are_refused() {
         assert!(words(&damaged).contains("corrupt"), "{name}: {}", words(&damaged));
     }
     let foreign = folder.path().join("foreign");
-    drop(sled_of_somebody_else(&foreign));
+    sled_of_somebody_else(&foreign);
     assert!(words(&foreign).contains("not written by this program"), "{}", words(&foreign));
 
     let newer = folder.path().join("newer");
@@ -148,6 +148,14 @@ fn sled_of_somebody_else(path: &Path) {
     let db = sled::open(path).unwrap();
     db.insert("x", "y").unwrap();
     db.flush().unwrap();
+}
+
+#[test]
+fn a_process_that_died_while_it_opened_the_store_leaves_no_harm() {
+    let folder = tempfile::tempdir().unwrap();
+    let before = filled(folder.path(), true);
+    fs::write(folder.path().join("snap.00000000FFFFFFFF.generating"), "half a snapsh").unwrap();
+    assert_eq!(content(&SledStore::open(folder.path()).unwrap()), before);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //!
 //! Each case runs in a process of its own: this test binary once more, with the name of the case in the environment.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
+#![allow(clippy::disallowed_methods, reason = "a writer that hangs must fail the test, in real time")]
 
 use std::collections::BTreeMap;
 use std::fs;

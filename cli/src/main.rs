@@ -1,1 +1,56 @@
-fn main() {}
+//! `chancery`, the command: the server, the agent, and every verb of the operators.
+//!
+//! One file per noun, each with its flags beside what they do; below them the ways to the server
+//! ([`connect`]), the agent ([`workload`]) and the screen ([`output`]). What can go wrong, and the exit code of
+//! each, is in [`exit`].
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+
+mod agent;
+mod args;
+mod authority;
+mod bundle;
+mod completions;
+mod connect;
+mod documents;
+mod entry;
+mod entry_file;
+mod exit;
+#[cfg(test)]
+mod fake_server;
+mod fetch;
+mod files;
+mod folders;
+mod healthcheck;
+mod log;
+mod moments;
+mod output;
+mod refusal;
+mod svid_files;
+mod token;
+mod wait;
+mod workload;
+mod x509;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+fn main() -> ExitCode {
+    let args = args::Chancery::parse();
+    let failure = match run(args) {
+        Ok(()) => return ExitCode::SUCCESS,
+        Err(failure) => failure,
+    };
+    output::complain(&failure);
+    failure.exit().into()
+}
+
+fn run(args: args::Chancery) -> Result<(), exit::Failure> {
+    log::start(&args.globals)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| exit::Failure::Refused(format!("the operating system gave no threads: {error}")))?;
+    runtime.block_on(args.run())
+}

@@ -24,7 +24,8 @@ struct Order {
 const CA_SERVER: Order = Order {
     levels: &[
         &["app"],
-        &["api", "rotate", "prune"],
+        &["api", "rotate"],
+        &["prune", "orders"],
         &["health"],
         &["view", "connected"],
         &["issuance", "attest"],
@@ -32,7 +33,7 @@ const CA_SERVER: Order = Order {
         &["store", "audit", "metrics"],
         &["config"],
     ],
-    beside: &[],
+    beside: &[("metrics", "audit")],
 };
 
 const NODE_AGENT: Order = Order {

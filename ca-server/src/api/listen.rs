@@ -129,8 +129,9 @@ pub async fn bind_tcp(address: &str) -> Result<TcpListener, ListenError> {
     })
 }
 
-/// Binds the admin socket, mode 0660 (who may act is decided by uid). A socket that nobody answers on is replaced.
-pub async fn bind_unix(path: &Path) -> Result<UnixListener, ListenError> {
+/// Binds the admin socket with these permission bits (who may act is decided by uid). A socket that nobody answers on
+/// is replaced.
+pub async fn bind_unix(path: &Path, mode: u32) -> Result<UnixListener, ListenError> {
     let length = path.as_os_str().len();
     if length > SOCKET_PATH_LIMIT {
         return Err(ListenError::PathTooLong(path.to_owned(), length));
@@ -149,7 +150,7 @@ pub async fn bind_unix(path: &Path) -> Result<UnixListener, ListenError> {
         std::fs::remove_file(path).map_err(failed)?;
     }
     let listener = UnixListener::bind(path).map_err(failed)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).map_err(failed)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(failed)?;
     Ok(listener)
 }
 

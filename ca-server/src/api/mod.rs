@@ -1,6 +1,7 @@
 //! The doors: who may come in, and what is behind each. A request climbs down from here to the View and comes back
 //! signed; a change goes into the store and comes back as a new View.
 
+pub mod admin;
 pub mod caller;
 pub mod limits;
 pub mod listen;
@@ -9,6 +10,7 @@ pub mod rights;
 pub mod status;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use spiffe::time::Clock;
 use tokio::sync::Semaphore;
@@ -19,6 +21,7 @@ use crate::audit::{Audit, Event, Outcome, Permit};
 use crate::connected::Connected;
 use crate::issuance::Profile;
 use crate::metrics::{IssuedFor, Metrics};
+use crate::rotate::Rotator;
 use crate::store::Store;
 use crate::view::follow::Views;
 use limits::Bucket;
@@ -36,6 +39,16 @@ pub struct Doors {
     pub attestors: Attestors,
     /// What SVIDs look like.
     pub profile: Profile,
+    /// What rotates the authorities, and does with them what operators say.
+    pub rotator: Arc<Rotator>,
+    /// Where agents are told to connect, "host:port".
+    pub address: String,
+    /// The most registration entries.
+    pub entries: usize,
+    /// The most unused join tokens.
+    pub join_tokens: usize,
+    /// The longest life of a join token.
+    pub join_token_ttl: Duration,
     /// The record of every decision.
     pub audit: Audit,
     /// The numbers.

@@ -69,6 +69,11 @@ impl Refusal {
         Self { code: Code::Unavailable, reason: Reason::NoAuthority, message }
     }
 
+    /// It cannot be done now.
+    pub(crate) fn unavailable(what: impl std::fmt::Display) -> Self {
+        Self { code: Code::Unavailable, reason: Reason::Store, message: what.to_string() }
+    }
+
     /// A fault of ours.
     pub(crate) fn internal(what: impl std::fmt::Display) -> Self {
         Self { code: Code::Internal, reason: Reason::Internal, message: what.to_string() }

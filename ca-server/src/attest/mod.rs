@@ -55,8 +55,11 @@ pub struct Challenge {
     /// What is sent, in the attestor's own form.
     pub bytes: Vec<u8>,
     /// What judges the answer; once.
-    pub answer: Box<dyn FnOnce(&[u8]) -> Result<Step, AttestError> + Send>,
+    pub answer: Box<Judge>,
 }
+
+/// What judges the answer to a [`Challenge`].
+pub type Judge = dyn FnOnce(&[u8]) -> Result<Step, AttestError> + Send;
 
 impl fmt::Debug for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

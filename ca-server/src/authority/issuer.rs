@@ -21,8 +21,8 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::FromDer;
 
-use super::Authority;
-use super::keys::SigningKey;
+use super::keys::{KeyError, KeyStore, SigningKey};
+use super::{Authority, State};
 
 /// The organisation in every name that we write.
 pub(super) const ORGANIZATION: &str = "SPIFFE";
@@ -50,6 +50,17 @@ pub enum IssueError {
     /// What was signed is not what was planned. The certificate is dropped.
     #[error("signed certificate differs from its plan in its {0}: it was dropped; please report this as a bug")]
     Differs(&'static str),
+}
+
+/// Why the active issuer could not be set up.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ActiveError {
+    /// Its key cannot be read.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// Its certificate is no good.
+    #[error(transparent)]
+    Issue(#[from] IssueError),
 }
 
 impl From<rcgen::Error> for IssueError {
@@ -167,6 +178,23 @@ impl Issuer {
         let between = authority.chain.len() - 1;
         let intermediates = authority.chain.iter().take(between).cloned().collect();
         Ok(Self { signer, name, key_identifier, window, intermediates, authority })
+    }
+
+    /// The issuer of `owner`: its active authority with its key. `None` when it has none, or when its key is gone, as
+    /// after the rotation of which the caller has yet to hear: what signed until then goes on.
+    pub async fn active(
+        authorities: &[Authority],
+        owner: &str,
+        keys: &dyn KeyStore,
+    ) -> Result<Option<Self>, ActiveError> {
+        let active = |authority: &&Authority| &*authority.owner == owner && authority.state == State::Active;
+        let Some(authority) = authorities.iter().filter(active).max_by_key(|authority| authority.activated_at) else {
+            return Ok(None);
+        };
+        match keys.load(&authority.id).await? {
+            Some(key) => Ok(Some(Self::new(authority.clone(), key)?)),
+            None => Ok(None),
+        }
     }
 
     /// Whose key it is.

@@ -1,1 +1,652 @@
-//! The rotation law.
+//! The rotation law: which authorities of this server are prepared, activated, retired and removed, when, and why.
+//! Pure: the loop in `rotate` carries it out. An authority goes from prepared to active to retired, and never back.
+//!
+//! After the steps of [`plan`] are applied:
+//!
+//! - **One active.** Exactly one authority of this owner is active, and it can sign: its key is here, it is valid now
+//!   and not tainted. (Only an upstream CA that has itself ended can prevent that.)
+//! - **Known before active.** None is activated before every live agent has acknowledged it, or its deadline has come;
+//!   but when nothing else can sign, it is activated at once.
+//! - **The deadline leaves a leaf's life.** Whoever plans in time replaces an authority while it still lives as long as
+//!   the longest SVID, so that no SVID is cut short.
+//! - **Roots stay.** A root leaves the bundle only after its `not_after`, which no SVID below it outlives, or by an
+//!   operator's revoke.
+//! - **Twice is once.** Planning again plans nothing, until [`next_wake`] or until something else changes.
+//! - **Others are left alone.** Another server's authority is only ever removed, and only when it ended longer ago than
+//!   a CA lives: then its server is gone.
+//!
+//! The points in the life of an active authority, the same for a CA of a minute and of ten years:
+//!
+//! | at | what | why |
+//! |---|---|---|
+//! | 1/2 | the next is prepared | half of a life is left to get an operator out of bed |
+//! | 2/3 | the next is activated, if it is known | agents know within seconds; those who are no agents (federated trust domains that poll our bundle) get a sixth of a life |
+//! | 5/6 | the next is activated, known or not | one lost agent must not hold up all others |
+//!
+//! When the longest SVID lives longer than a sixth of the CA, all three move forward, so that the last point leaves its
+//! life. An authority whose root is already in use, as below an upstream CA, is known from the start.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use spiffe::time::{Lifetime, Timestamp};
+
+use super::{Authority, Kind, State};
+
+/// The shortest life of a CA: below it whole seconds leave no room for the points of its life.
+pub const SHORTEST_CA: Duration = Duration::from_secs(10);
+/// Planning again is cheap, and finds what nobody told of: a key file that was lost, a record that was restored.
+const LONGEST_SLEEP: Duration = Duration::from_secs(600);
+
+/// Why a policy is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PolicyError {
+    /// The CA lives too short.
+    #[error("ca_ttl is {0:?}: it has to be 10s at least")]
+    ShortCa(Duration),
+    /// SVIDs live too long for the CA.
+    #[error("SVIDs may live {leaf:?}, which is more than half of ca_ttl ({ca:?}): shorten them or raise ca_ttl")]
+    LongLeaf {
+        /// The longest life of an SVID.
+        leaf: Duration,
+        /// The life of a CA.
+        ca: Duration,
+    },
+}
+
+/// What the config says about rotation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// The name of this server.
+    pub owner: Arc<str>,
+    /// How long a CA lives.
+    pub ca_ttl: Duration,
+    /// The longest life of anything that a CA signs.
+    pub leaf_ttl_max: Duration,
+    /// The end of the upstream CA, which none of ours outlives; `None`: ours are self-signed.
+    pub ceiling: Option<Timestamp>,
+}
+
+impl Policy {
+    /// A policy that the law can keep: a leaf lives half as long as a CA at most.
+    pub fn new(
+        owner: Arc<str>,
+        ca_ttl: Duration,
+        leaf_ttl_max: Duration,
+        ceiling: Option<Timestamp>,
+    ) -> Result<Self, PolicyError> {
+        if ca_ttl < SHORTEST_CA {
+            return Err(PolicyError::ShortCa(ca_ttl));
+        }
+        if leaf_ttl_max > ca_ttl / 2 {
+            return Err(PolicyError::LongLeaf { leaf: leaf_ttl_max, ca: ca_ttl });
+        }
+        Ok(Self { owner, ca_ttl, leaf_ttl_max, ceiling })
+    }
+
+    fn owns(&self, authority: &Authority) -> bool {
+        authority.owner == self.owner && authority.kind == Kind::X509
+    }
+
+    /// When an authority made at `now` would end.
+    fn end_of_new(&self, now: Timestamp) -> Timestamp {
+        let end = now.plus(self.ca_ttl);
+        self.ceiling.map_or(end, |ceiling| ceiling.min(end))
+    }
+
+    /// What a replacement must live longer than what it replaces; without it, the last days of an upstream CA would be
+    /// spent in ever faster rotation.
+    fn gain(&self) -> Duration {
+        self.ca_ttl / 6
+    }
+}
+
+/// What a plan is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts<'a> {
+    /// All authorities, of all servers.
+    pub authorities: &'a [Authority],
+    /// The IDs of prepared ones that every live agent has acknowledged.
+    pub acknowledged: &'a BTreeSet<Arc<str>>,
+    /// The names of the keys in this server's key store.
+    pub keys: &'a BTreeSet<Arc<str>>,
+}
+
+/// One change. Its reason is the log line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Make an authority that will sign later.
+    Prepare {
+        /// Why.
+        reason: Reason,
+    },
+    /// Make an authority that signs at once.
+    Start {
+        /// Why.
+        reason: Reason,
+    },
+    /// Let a prepared one sign.
+    Activate {
+        /// Which.
+        id: Arc<str>,
+        /// Why.
+        reason: Reason,
+    },
+    /// Let it sign no more; it stays in the bundle.
+    Retire {
+        /// Which.
+        id: Arc<str>,
+        /// Why.
+        reason: Reason,
+    },
+    /// Mark it, so that every SVID below it is replaced at once.
+    Taint {
+        /// Which.
+        id: Arc<str>,
+        /// Why.
+        reason: Reason,
+    },
+    /// Take it out of the bundle, and forget it.
+    Remove {
+        /// Which.
+        id: Arc<str>,
+        /// Why.
+        reason: Reason,
+    },
+}
+
+impl Step {
+    /// What is done, for the log.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Prepare { .. } => "prepare",
+            Self::Start { .. } => "start",
+            Self::Activate { .. } => "activate",
+            Self::Retire { .. } => "retire",
+            Self::Taint { .. } => "taint",
+            Self::Remove { .. } => "remove",
+        }
+    }
+
+    /// To which authority; `None` for one that has yet to be made.
+    pub fn id(&self) -> Option<&Arc<str>> {
+        match self {
+            Self::Prepare { .. } | Self::Start { .. } => None,
+            Self::Activate { id, .. } | Self::Retire { id, .. } | Self::Taint { id, .. } | Self::Remove { id, .. } => {
+                Some(id)
+            }
+        }
+    }
+
+    /// Why.
+    pub fn reason(&self) -> &Reason {
+        match self {
+            Self::Prepare { reason }
+            | Self::Start { reason }
+            | Self::Activate { reason, .. }
+            | Self::Retire { reason, .. }
+            | Self::Taint { reason, .. }
+            | Self::Remove { reason, .. } => reason,
+        }
+    }
+}
+
+/// Why an authority cannot sign.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unusable {
+    /// After its `not_after`.
+    Ended,
+    /// Before its `not_before`: the clock was turned back.
+    NotYetValid,
+    /// Its key is not in the key store: it was lost, or the store comes from a backup.
+    KeyMissing,
+    /// An operator has marked it.
+    Tainted,
+}
+
+impl fmt::Display for Unusable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ended => "it has ended",
+            Self::NotYetValid => "it is not valid yet: the clock was turned back",
+            Self::KeyMissing => {
+                "its private key is not in the key store: it was lost, or the store comes from a backup"
+            }
+            Self::Tainted => "it is tainted",
+        })
+    }
+}
+
+/// Why a step is taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// This server has none.
+    First,
+    /// The active one cannot sign.
+    ActiveUnusable(Arc<str>, Unusable),
+    /// The active one has come to the point where its successor is prepared.
+    SuccessorDue(Arc<str>),
+    /// Every live agent knows the new one, and it is time.
+    Known,
+    /// It is time whether known or not.
+    Deadline(Timestamp),
+    /// Another one took its place.
+    ReplacedBy(Arc<str>),
+    /// It cannot sign itself.
+    Unusable(Unusable),
+    /// Its certificate has ended.
+    Ended(Timestamp),
+    /// Its certificate has ended so long ago that its server must be gone.
+    OwnerGone(Arc<str>),
+    /// An operator said so.
+    Operator,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::First => f.write_str("this server has no authority yet"),
+            Self::ActiveUnusable(id, why) => write!(f, "the active authority {id} cannot sign: {why}"),
+            Self::SuccessorDue(id) => write!(f, "the active authority {id} needs a successor soon"),
+            Self::Known => f.write_str("every live agent knows it, and its time has come"),
+            Self::Deadline(at) => {
+                write!(f, "its deadline {at} has come, though not every live agent has acknowledged it")
+            }
+            Self::ReplacedBy(id) => write!(f, "authority {id} signs in its place"),
+            Self::Unusable(why) => write!(f, "it cannot sign: {why}"),
+            Self::Ended(at) => write!(f, "its certificate ended {at}, and with it all that it signed"),
+            Self::OwnerGone(owner) => write!(f, "it ended long ago, and its server {owner} has not removed it"),
+            Self::Operator => f.write_str("an operator asked for it"),
+        }
+    }
+}
+
+/// Why an operator's command is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// There is none of that name.
+    #[error("there is no authority {0}: \"chancery authority list\" shows all")]
+    Unknown(String),
+    /// One is prepared already.
+    #[error("authority {0} is prepared already: activate it, or revoke it first")]
+    AlreadyPrepared(Arc<str>),
+    /// The upstream CA ends.
+    #[error("the upstream CA ends {0}: renew it first")]
+    UpstreamEnds(Timestamp),
+    /// Another server has the key.
+    #[error("the key of authority {id} is at the server {owner}: ask that server")]
+    Foreign {
+        /// The authority.
+        id: Arc<str>,
+        /// Its server.
+        owner: Arc<str>,
+    },
+    /// Active or retired.
+    #[error("authority {id} is {state}: only a prepared one can be activated, prepare another first")]
+    NotPrepared {
+        /// The authority.
+        id: Arc<str>,
+        /// What it is.
+        state: State,
+    },
+    /// It cannot sign.
+    #[error("authority {0} cannot be activated: {1}")]
+    Unusable(Arc<str>, Unusable),
+    /// It signs.
+    #[error("authority {0} is active: prepare and activate another first")]
+    Active(Arc<str>),
+    /// It has signed nothing.
+    #[error("authority {0} is only prepared and has signed nothing: revoke it instead")]
+    TaintPrepared(Arc<str>),
+    /// What it signed may be in use.
+    #[error(
+        "authority {0} has signed SVIDs that are good until {1} at most: taint it first, so that they are replaced, then revoke it"
+    )]
+    NotTainted(Arc<str>, Timestamp),
+    /// Its root is another one's too.
+    #[error(
+        "authority {id} has the same root as authority {other}, which stays in the bundle: change the upstream CA and rotate first"
+    )]
+    SharedRoot {
+        /// The authority.
+        id: Arc<str>,
+        /// The other one.
+        other: Arc<str>,
+    },
+}
+
+/// The points in the life of an active authority.
+struct Points {
+    prepare: Timestamp,
+    activate: Timestamp,
+    deadline: Timestamp,
+}
+
+impl Points {
+    fn of(active: &Authority, policy: &Policy) -> Self {
+        let (start, end) = (active.prepared_at, active.lifetime.not_after);
+        let life = end.since(start);
+        // One that an upstream CA has cut short may live shorter than the policy says.
+        let leaf = policy.leaf_ttl_max.min(life / 2);
+        let deadline = start.plus(life * 5 / 6).min(end.minus(leaf));
+        // Never so early that the successor would not be worth it, as when ca_ttl was shortened.
+        let worth = end.plus(policy.gain()).minus(policy.ca_ttl);
+        Self {
+            prepare: start.plus(life / 2).min(deadline.minus(life / 6)).max(worth),
+            activate: start.plus(life * 2 / 3).min(deadline.minus(life / 12)),
+            deadline,
+        }
+    }
+
+    /// When `next` is activated without being known. One that was prepared late gets half of what is left.
+    fn deadline_of(&self, next: &Authority, active: &Authority) -> Timestamp {
+        if next.prepared_at < self.deadline {
+            return self.deadline;
+        }
+        let left = active.lifetime.not_after.since(next.prepared_at).as_secs();
+        next.prepared_at.plus(Duration::from_secs(left.div_ceil(2).max(1)))
+    }
+}
+
+/// Our own authorities as one plan sees them.
+struct Own<'a> {
+    facts: &'a Facts<'a>,
+    policy: &'a Policy,
+    now: Timestamp,
+    active: Option<&'a Authority>,
+    /// Prepared ones that can sign.
+    waiting: Vec<&'a Authority>,
+}
+
+impl<'a> Own<'a> {
+    fn of(facts: &'a Facts<'a>, policy: &'a Policy, now: Timestamp) -> Self {
+        let usable = || {
+            let own = facts.authorities.iter().filter(|authority| policy.owns(authority));
+            own.filter(move |authority| unusable(authority, facts.keys, now).is_none())
+        };
+        let active = usable()
+            .filter(|authority| authority.state == State::Active)
+            .max_by_key(|authority| (authority.activated_at, &authority.id));
+        let waiting = usable().filter(|authority| authority.state == State::Prepared).collect();
+        Self { facts, policy, now, active, waiting }
+    }
+
+    fn is_known(&self, next: &Authority) -> bool {
+        let root_in_use = self.active.is_some_and(|active| active.root() == next.root());
+        root_in_use || self.facts.acknowledged.contains(&next.id)
+    }
+
+    /// The one that comes next: the one that lives longest. It must live as long as the active one; when there is
+    /// none, a leaf's life, unless a new one would not either.
+    fn next(&self) -> Option<&'a Authority> {
+        let leaf = self.now.plus(self.policy.leaf_ttl_max).min(self.policy.end_of_new(self.now));
+        let fits = |next: &&&Authority| match self.active {
+            Some(active) => next.lifetime.not_after >= active.lifetime.not_after,
+            None => next.lifetime.not_after >= leaf,
+        };
+        let order = |next: &&&Authority| {
+            (self.active.is_none() && self.is_known(next), next.lifetime.not_after, next.id.clone())
+        };
+        self.waiting.iter().filter(fits).max_by_key(order).copied()
+    }
+
+    /// Why `next` is to be activated now, if it is.
+    fn due(&self, next: &Authority) -> Option<Reason> {
+        let Some(active) = self.active else { return Some(self.why_none()) };
+        let points = Points::of(active, self.policy);
+        let deadline = points.deadline_of(next, active);
+        if self.is_known(next) && self.now >= points.activate {
+            return Some(Reason::Known);
+        }
+        (self.now >= deadline).then_some(Reason::Deadline(deadline))
+    }
+
+    /// Why no authority can sign.
+    fn why_none(&self) -> Reason {
+        let own = self.facts.authorities.iter().filter(|authority| self.policy.owns(authority));
+        own.filter(|authority| authority.state == State::Active)
+            .max_by_key(|authority| (authority.activated_at, &authority.id))
+            .and_then(|active| {
+                let why = unusable(active, self.facts.keys, self.now)?;
+                Some(Reason::ActiveUnusable(active.id.clone(), why))
+            })
+            .unwrap_or(Reason::First)
+    }
+
+    /// When a successor of `active` is to be prepared; `None` when it would not live longer.
+    fn prepare_at(&self, active: &Authority) -> Option<Timestamp> {
+        let least = active.lifetime.not_after.plus(self.policy.gain());
+        let possible = self.policy.ceiling.is_none_or(|ceiling| ceiling >= least);
+        possible.then(|| Points::of(active, self.policy).prepare)
+    }
+}
+
+fn unusable(authority: &Authority, keys: &BTreeSet<Arc<str>>, now: Timestamp) -> Option<Unusable> {
+    let Lifetime { not_before, not_after } = authority.lifetime;
+    if authority.tainted {
+        Some(Unusable::Tainted)
+    } else if now > not_after {
+        Some(Unusable::Ended)
+    } else if now < not_before {
+        Some(Unusable::NotYetValid)
+    } else if !keys.contains(&authority.id) {
+        Some(Unusable::KeyMissing)
+    } else {
+        None
+    }
+}
+
+/// The first moment at which `authority` is removed.
+fn remove_at(authority: &Authority, policy: &Policy) -> Timestamp {
+    let ended = authority.lifetime.not_after.plus(Duration::from_secs(1));
+    if policy.owns(authority) { ended } else { ended.plus(policy.ca_ttl) }
+}
+
+/// What is to be done at `now`. At most one step makes a new authority.
+pub fn plan(facts: &Facts<'_>, policy: &Policy, now: Timestamp) -> Vec<Step> {
+    let mut steps = Vec::new();
+    let mut own = Own::of(facts, policy, now);
+    for authority in facts.authorities {
+        let id = authority.id.clone();
+        if now >= remove_at(authority, policy) {
+            let reason = if policy.owns(authority) {
+                Reason::Ended(authority.lifetime.not_after)
+            } else {
+                Reason::OwnerGone(authority.owner.clone())
+            };
+            steps.push(Step::Remove { id, reason });
+        } else if policy.owns(authority) {
+            let why = unusable(authority, facts.keys, now);
+            match (authority.state, why, own.active) {
+                // A second one that can sign: from a restored backup, or another server with the same name.
+                (State::Active, None, Some(active)) if active.id != id => {
+                    steps.push(Step::Retire { id, reason: Reason::ReplacedBy(active.id.clone()) });
+                }
+                (State::Active, Some(why), _) => steps.push(Step::Retire { id, reason: Reason::Unusable(why) }),
+                // A clock that was turned back comes forward again: that one may still be of use.
+                (State::Prepared, Some(why @ (Unusable::Tainted | Unusable::KeyMissing)), _) => {
+                    steps.push(Step::Retire { id, reason: Reason::Unusable(why) });
+                }
+                _ => {}
+            }
+        }
+    }
+    // Asleep for long, one successor may be past its own time too: go on until one stays.
+    while let Some(next) = own.next()
+        && let Some(reason) = own.due(next)
+    {
+        steps.push(Step::Activate { id: next.id.clone(), reason });
+        if let Some(old) = own.active.replace(next) {
+            steps.push(Step::Retire { id: old.id.clone(), reason: Reason::ReplacedBy(next.id.clone()) });
+        }
+        own.waiting.retain(|waiting| waiting.id != next.id);
+    }
+    match own.active {
+        None if policy.end_of_new(now) > now => steps.push(Step::Start { reason: own.why_none() }),
+        Some(active) if own.next().is_none() && own.prepare_at(active).is_some_and(|at| now >= at) => {
+            steps.push(Step::Prepare { reason: Reason::SuccessorDue(active.id.clone()) });
+        }
+        _ => {}
+    }
+    steps
+}
+
+/// When to plan again, after the steps of [`plan`] were applied. Always later than `now`, within ten minutes.
+pub fn next_wake(facts: &Facts<'_>, policy: &Policy, now: Timestamp) -> Timestamp {
+    let own = Own::of(facts, policy, now);
+    let mut times: Vec<Timestamp> = facts.authorities.iter().map(|authority| remove_at(authority, policy)).collect();
+    times.extend(facts.authorities.iter().map(|authority| authority.lifetime.not_before));
+    if let Some(active) = own.active {
+        let points = Points::of(active, policy);
+        match own.next() {
+            None => times.extend(own.prepare_at(active)),
+            Some(next) => {
+                times.extend([points.activate, points.deadline_of(next, active)]);
+                if !own.is_known(next) && now >= points.activate {
+                    // Agents acknowledge at any time.
+                    times.push(now.plus((policy.ca_ttl / 120).clamp(Duration::from_secs(1), Duration::from_secs(10))));
+                }
+            }
+        }
+    }
+    let latest = now.plus(LONGEST_SLEEP);
+    times.into_iter().filter(|at| *at > now).min().map_or(latest, |at| at.min(latest))
+}
+
+/// When `authority` changes state by itself, as far as that is known; `None`: not planned, or another server's.
+pub fn next_change(authority: &Authority, facts: &Facts<'_>, policy: &Policy, now: Timestamp) -> Option<Timestamp> {
+    if !policy.owns(authority) {
+        return None;
+    }
+    let own = Own::of(facts, policy, now);
+    let end = remove_at(authority, policy);
+    let Some(active) = own.active else { return Some(end) };
+    let points = Points::of(active, policy);
+    let next = own.next();
+    let change_of_guard = next.map(|next| {
+        let at = if own.is_known(next) { points.activate } else { points.deadline_of(next, active) };
+        at.max(now)
+    });
+    match authority.state {
+        State::Active if authority.id == active.id => Some(change_of_guard.unwrap_or(points.activate.max(now))),
+        State::Prepared if next.is_some_and(|next| next.id == authority.id) => change_of_guard,
+        _ => Some(end),
+    }
+}
+
+/// An operator's "prepare": a successor now, whatever the hour.
+pub fn prepare(facts: &Facts<'_>, policy: &Policy, now: Timestamp) -> Result<Vec<Step>, Refusal> {
+    let own = Own::of(facts, policy, now);
+    if let Some(next) = own.next() {
+        return Err(Refusal::AlreadyPrepared(next.id.clone()));
+    }
+    let end = policy.end_of_new(now);
+    if end <= now {
+        return Err(Refusal::UpstreamEnds(end));
+    }
+    Ok(vec![Step::Prepare { reason: Reason::Operator }])
+}
+
+/// An operator's "activate": a prepared one signs from now on, known or not.
+pub fn activate(facts: &Facts<'_>, policy: &Policy, id: &str, now: Timestamp) -> Result<Vec<Step>, Refusal> {
+    let authority = find(facts, id)?;
+    let id = authority.id.clone();
+    if !policy.owns(authority) {
+        return Err(Refusal::Foreign { id, owner: authority.owner.clone() });
+    }
+    if authority.state != State::Prepared {
+        return Err(Refusal::NotPrepared { id, state: authority.state });
+    }
+    if let Some(why) = unusable(authority, facts.keys, now) {
+        return Err(Refusal::Unusable(id, why));
+    }
+    let active = facts.authorities.iter().filter(|other| policy.owns(other) && other.state == State::Active);
+    let retire = active.map(|old| Step::Retire { id: old.id.clone(), reason: Reason::ReplacedBy(id.clone()) });
+    Ok(std::iter::once(Step::Activate { id: id.clone(), reason: Reason::Operator }).chain(retire).collect())
+}
+
+/// An operator's "taint": every SVID below it is replaced at once. Only a retired one, as in SPIRE: below an active one
+/// the new SVIDs would be tainted again. Tainting twice changes nothing.
+pub fn taint(facts: &Facts<'_>, id: &str) -> Result<Vec<Step>, Refusal> {
+    let authority = find(facts, id)?;
+    let id = authority.id.clone();
+    match authority.state {
+        State::Active => return Err(Refusal::Active(id)),
+        State::Prepared => return Err(Refusal::TaintPrepared(id)),
+        State::Retired => own_root(facts, authority)?,
+    }
+    if authority.tainted {
+        return Ok(Vec::new());
+    }
+    Ok(vec![Step::Taint { id, reason: Reason::Operator }])
+}
+
+/// An operator's "revoke": it leaves the bundle, and nothing below it is trusted any more. Never the active one; a
+/// retired one only when it is tainted, so that nobody is left without an SVID.
+pub fn revoke(facts: &Facts<'_>, id: &str, now: Timestamp) -> Result<Vec<Step>, Refusal> {
+    let authority = find(facts, id)?;
+    let id = authority.id.clone();
+    match authority.state {
+        State::Active => return Err(Refusal::Active(id)),
+        State::Prepared => {}
+        State::Retired => {
+            own_root(facts, authority)?;
+            let signed = authority.activated_at.is_some() && now <= authority.lifetime.not_after;
+            if signed && !authority.tainted {
+                return Err(Refusal::NotTainted(id, authority.lifetime.not_after));
+            }
+        }
+    }
+    Ok(vec![Step::Remove { id, reason: Reason::Operator }])
+}
+
+fn find<'a>(facts: &Facts<'a>, id: &str) -> Result<&'a Authority, Refusal> {
+    let found = facts.authorities.iter().find(|authority| *authority.id == *id);
+    found.ok_or_else(|| Refusal::Unknown(id.chars().take(64).collect()))
+}
+
+/// Refuses what would have no effect, or too great a one: the root of `authority` is also that of one in use.
+fn own_root(facts: &Facts<'_>, authority: &Authority) -> Result<(), Refusal> {
+    let shares = |other: &&Authority| {
+        other.id != authority.id && other.state != State::Retired && other.root() == authority.root()
+    };
+    match facts.authorities.iter().find(shares) {
+        Some(other) => Err(Refusal::SharedRoot { id: authority.id.clone(), other: other.id.clone() }),
+        None => Ok(()),
+    }
+}
+
+/// `authorities` after `steps`. `made` is what the step that makes one, if there is one, has made.
+pub fn apply(authorities: &[Authority], steps: &[Step], made: Option<Authority>, now: Timestamp) -> Vec<Authority> {
+    let mut after = authorities.to_vec();
+    let mut made = made;
+    for step in steps {
+        match step {
+            Step::Prepare { .. } => after.extend(made.take()),
+            Step::Start { .. } => {
+                let start = |made| Authority { state: State::Active, activated_at: Some(now), ..made };
+                after.extend(made.take().map(start));
+            }
+            Step::Remove { id, .. } => after.retain(|authority| authority.id != *id),
+            Step::Activate { id, .. } | Step::Retire { id, .. } | Step::Taint { id, .. } => {
+                for authority in after.iter_mut().filter(|authority| authority.id == *id) {
+                    match step {
+                        Step::Activate { .. } => {
+                            authority.state = State::Active;
+                            authority.activated_at = Some(now);
+                        }
+                        Step::Retire { .. } => authority.state = State::Retired,
+                        _ => authority.tainted = true,
+                    }
+                }
+            }
+        }
+    }
+    after
+}
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;

@@ -9,7 +9,7 @@
 //!   What of the unacknowledged group turns out to be on the disk then is shown to the watchers, in order; the rest never was.
 //! - `fdatasync` fails: what the disk holds is unknown, and asking again proves nothing; the store stays shut until a restart.
 //!
-//! [`database`] is the only file that names the crate sled; [`files`] is our own watch over the directory.
+//! `sled/database.rs` is the only file that names the crate sled; `sled/files.rs` is our own watch over the directory.
 
 use std::fmt;
 use std::path::{Path, PathBuf};

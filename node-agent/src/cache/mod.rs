@@ -12,11 +12,21 @@ use spiffe::id::TrustDomain;
 use spiffe::x509_svid::X509Svid;
 use zeroize::Zeroizing;
 
+mod follow;
+pub mod machine;
+pub mod run;
+pub mod subscription;
+
+pub use subscription::{Cache, Mailbox, Stopped, Subscribe, Subscription, mailbox};
+
 /// One identity that a workload holds: the entry that gives it, its SVID, and the private key.
 #[derive(Clone)]
 pub struct Identity {
-    /// Why the workload has it.
+    /// Why the workload has it. Its hint is not always to be shown: see `hint`.
     pub entry: Arc<RegistrationEntry>,
+    /// The entry's hint; empty where the entry has none, or where an older identity of the same workload has the
+    /// same one (SPIFFE_Workload_API.md section 5.2.1: hints are unique within a response).
+    pub hint: Arc<str>,
     /// The SVID and its intermediates.
     pub svid: X509Svid,
     /// PKCS#8, DER.
@@ -29,13 +39,23 @@ impl std::fmt::Debug for Identity {
     }
 }
 
-/// Everything that one workload is entitled to, whole each time.
-#[derive(Clone, Debug)]
+impl PartialEq for Identity {
+    /// Equal where a workload sees no difference. The key belongs to the SVID: it needs no comparing.
+    fn eq(&self, other: &Self) -> bool {
+        self.svid == other.svid && self.entry.id == other.entry.id && self.hint == other.hint
+    }
+}
+
+impl Eq for Identity {}
+
+/// Everything that one workload is entitled to, whole each time. Cheap to clone.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WorkloadState {
-    /// The oldest entry first: it is the default identity. Empty: no identity was issued to this workload.
-    pub identities: Vec<Identity>,
+    /// The oldest entry first: it is the default identity. Empty: this workload is entitled to none (now), and is
+    /// told so with `PermissionDenied` (SPIFFE_Workload_API.md section 5.2.1).
+    pub identities: Arc<[Identity]>,
     /// Our own trust domain's.
     pub bundle: Bundle,
     /// Those of the trust domains that the workload's entries federate with and whose bundle is known.
-    pub federated: BTreeMap<TrustDomain, Bundle>,
+    pub federated: Arc<BTreeMap<TrustDomain, Bundle>>,
 }

@@ -1,0 +1,83 @@
+//! Authorities: listed from the View; changed by the rotation alone, on order.
+
+use std::sync::Arc;
+
+use spiffe::crypto::sha256_hex;
+use spiffe::proto::v1;
+
+use super::{About, Call};
+use crate::api::status::Refusal;
+use crate::authority::{Authority, State};
+use crate::orders::{Obeyed, Order, OrderError};
+use crate::store::Revision;
+
+impl From<OrderError> for Refusal {
+    fn from(error: OrderError) -> Self {
+        match error {
+            OrderError::NotFound(_) => Self::not_found(error),
+            OrderError::Refused(_) => Self::precondition(error),
+            OrderError::Unavailable(_) => Self::unavailable(error),
+        }
+    }
+}
+
+pub(super) async fn list(
+    call: &Call<'_>,
+    _: v1::ListAuthoritiesRequest,
+) -> Result<v1::ListAuthoritiesResponse, Refusal> {
+    let held = call.admitted.view.authorities().iter();
+    let authorities = held.map(|held| to_wire(call, &held.value, held.revision)).collect();
+    Ok(v1::ListAuthoritiesResponse { authorities })
+}
+
+pub(super) async fn prepare(call: &Call<'_>, _: v1::PrepareAuthorityRequest) -> Result<v1::AuthorityResponse, Refusal> {
+    order(call, Order::Prepare, "new".into()).await
+}
+
+pub(super) async fn activate(call: &Call<'_>, request: v1::AuthorityRequest) -> Result<v1::AuthorityResponse, Refusal> {
+    let id = known(call, &request.id)?;
+    order(call, Order::Activate(id.clone()), id).await
+}
+
+pub(super) async fn taint(call: &Call<'_>, request: v1::AuthorityRequest) -> Result<v1::AuthorityResponse, Refusal> {
+    let id = known(call, &request.id)?;
+    order(call, Order::Taint(id.clone()), id).await
+}
+
+pub(super) async fn revoke(call: &Call<'_>, request: v1::AuthorityRequest) -> Result<v1::AuthorityResponse, Refusal> {
+    let id = known(call, &request.id)?;
+    order(call, Order::Revoke(id.clone()), id).await
+}
+
+fn known(call: &Call<'_>, id: &str) -> Result<Arc<str>, Refusal> {
+    let found = call.admitted.view.authorities().iter().find(|held| *held.id == *id);
+    let name = || id.chars().take(64).collect();
+    Ok(found.ok_or_else(|| OrderError::NotFound(name()))?.id.clone())
+}
+
+async fn order(call: &Call<'_>, order: Order, about: Arc<str>) -> Result<v1::AuthorityResponse, Refusal> {
+    let work = async {
+        let Obeyed { authority, revision } = call.settings.orders.give(order).await?;
+        Ok((authority, revision))
+    };
+    let (authority, revision) = call.change(About::object(about), work).await?;
+    Ok(v1::AuthorityResponse { authority: Some(to_wire(call, &authority, revision)), revision })
+}
+
+fn to_wire(call: &Call<'_>, authority: &Authority, revision: Revision) -> v1::Authority {
+    let prepared = authority.state == State::Prepared;
+    v1::Authority {
+        id: authority.id.to_string(),
+        owner: authority.owner.to_string(),
+        kind: authority.kind.name().to_owned(),
+        state: authority.state.name().to_owned(),
+        tainted: authority.tainted,
+        not_before: authority.lifetime.not_before.unix(),
+        not_after: authority.lifetime.not_after.unix(),
+        fingerprint: authority.root().map(|root| sha256_hex(root)).unwrap_or_default(),
+        upstream: authority.is_upstream(),
+        unacknowledged: if prepared { call.doors.connected.behind(revision).len() as u64 } else { 0 },
+        // A retired one goes with its own end; when the others change is the plan's to say.
+        next_change_at: if authority.state == State::Retired { authority.lifetime.not_after.unix() } else { 0 },
+    }
+}

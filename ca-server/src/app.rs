@@ -1,0 +1,445 @@
+//! The only place that joins things: store, keys, View, doors and loops become a running server, and stop as one.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use spiffe::mtls::{self, CurrentBundles, CurrentSvid, Peers};
+use spiffe::proto::v1::admin_server::AdminServer;
+use spiffe::proto::v1::node_server::NodeServer;
+use spiffe::time::Clock;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{error, info};
+
+use crate::api::admin::AdminDoor;
+use crate::api::limits::Bucket;
+use crate::api::listen::{self, ListenError};
+use crate::api::node::NodeDoor;
+use crate::api::rights::{Guard, Operators};
+use crate::api::Doors;
+use crate::attest::Attestors;
+use crate::audit::{self, Audit, AuditError};
+use crate::authority::State;
+use crate::authority::keys::{self, KeyError, KeyStore};
+use crate::authority::plan::{Policy, PolicyError};
+use crate::authority::upstream::{Upstream, UpstreamError};
+use crate::config::{Config, ConfigError, Keys, StoreKind};
+use crate::connected::Connected;
+use crate::health::{self, Readiness};
+use crate::issuance::Profile;
+use crate::metrics::{Metrics, Observed};
+use crate::own_svid::{OwnSvid, OwnSvidError};
+use crate::prune::Prune;
+use crate::rotate::{RotateError, Rotator};
+use crate::store::mem::MemStore;
+use crate::store::sled::SledStore;
+use crate::store::{Store, StoreError};
+use crate::view::follow::{self, FollowError, Signers, Views};
+
+/// How long open calls may take to end when the server stops.
+const GRACE: Duration = Duration::from_secs(10);
+/// How often the other side of a silent connection is asked whether it is still there.
+const KEEPALIVE: Duration = Duration::from_secs(10);
+/// How long it may take to answer that.
+const KEEPALIVE_ANSWER: Duration = Duration::from_secs(5);
+/// The most calls and streams open on one connection.
+const STREAMS_PER_CONNECTION: u32 = 256;
+/// The largest message that a caller may send, in bytes.
+const MAX_MESSAGE: usize = 4 << 20;
+
+/// Why a server did not start, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// A folder could not be made.
+    #[error("cannot make the folder {path}: {error}: choose another data_dir, or make it writable for this user")]
+    Folder {
+        /// Which.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// A file that the config names is no good.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The lifetimes do not fit.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    /// The store did not open.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The store's records cannot be read.
+    #[error(transparent)]
+    Follow(#[from] FollowError),
+    /// The keys cannot be had.
+    #[error(transparent)]
+    Keys(#[from] KeyError),
+    /// The upstream CA is no good.
+    #[error(transparent)]
+    Upstream(#[from] UpstreamError),
+    /// The first authority could not be made.
+    #[error(transparent)]
+    Rotate(#[from] RotateError),
+    /// The server has no SVID of its own.
+    #[error("the server's own SVID could not be made: {0}")]
+    OwnSvid(#[from] OwnSvidError),
+    /// A port or socket could not be had.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The audit record did not open.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
+    /// TLS could not be set up.
+    #[error("TLS cannot be set up: {0}")]
+    Tls(#[from] rustls::Error),
+    /// The active authority's key cannot be used, although a new authority was tried.
+    #[error("this server has no authority that can sign: see the log above for the reason")]
+    NoAuthority,
+}
+
+/// A running server.
+#[derive(Debug)]
+pub struct Server {
+    address: SocketAddr,
+    health_address: SocketAddr,
+    admin_socket: PathBuf,
+    doors: Arc<Doors>,
+    stop: CancellationToken,
+    serving: JoinHandle<()>,
+    loops: TaskTracker,
+    writer: audit::Writer,
+}
+
+impl Server {
+    /// Starts a server and returns when it answers on all of its addresses.
+    pub async fn start(config: Config, clock: Arc<dyn Clock>) -> Result<Self, AppError> {
+        let listeners = Listeners::bind(&config).await?;
+        make_folder(&config.data_dir)?;
+        let store = open_store(&config).await?;
+        let keys: Arc<dyn KeyStore> = match config.authority.keys {
+            Keys::Disk => Arc::new(keys::Disk::open(&config.keys_dir())?),
+            Keys::Memory => Arc::new(keys::Memory::default()),
+        };
+        let upstream = config.authority.upstream.as_ref();
+        let upstream = upstream.map(|paths| Upstream::open(&paths.certificate, &paths.key, clock.now())).transpose()?;
+        let owner: Arc<str> = config.name.as_str().into();
+        let longest = config.svid.max_ttl.max(config.svid.agent_ttl);
+        let ceiling = upstream.as_ref().map(|upstream| upstream.window().not_after);
+        let policy = Policy::new(Arc::clone(&owner), config.authority.ca_ttl, longest, ceiling)?;
+        let attestors = Attestors::from_config(&config.attest)?;
+        let (audit, writer) = Audit::open(&config.audit)?;
+
+        let signers = Signers { keys: Arc::clone(&keys), owner: Arc::clone(&owner) };
+        let views = Views::new(follow::load(config.trust_domain.clone(), &*store, &signers).await?);
+        let connected = Connected::default();
+        let metrics = Arc::new(Metrics::new(
+            env!("CARGO_PKG_VERSION"),
+            observe(Arc::clone(&views), connected.clone(), audit.clone(), Arc::clone(&clock)),
+        ));
+        let stop = CancellationToken::new();
+        let loops = TaskTracker::new();
+        let spawn = Spawner { loops: &loops, stop: &stop };
+
+        spawn.run(follow::follow(Arc::clone(&store), Arc::clone(&views), signers, Arc::clone(&clock)));
+        let rotator = Arc::new(Rotator::new(
+            crate::rotate::Parts {
+                store: Arc::clone(&store),
+                keys,
+                upstream,
+                key_type: config.authority.key_type,
+                trust_domain: config.trust_domain.clone(),
+                clock: Arc::clone(&clock),
+            },
+            policy,
+            acknowledged(Arc::clone(&views), connected.clone(), Arc::clone(&clock)),
+        ));
+        let revision = rotator.rotate().await?;
+        let view = views.reached(revision).await;
+        let issuer = view.issuer().ok_or(AppError::NoAuthority)?;
+        spawn.run(Arc::clone(&rotator).run());
+        spawn.run(wake_rotation(Arc::clone(&rotator), Arc::clone(&views), connected.clone()));
+
+        let profile = Profile {
+            trust_domain: config.trust_domain.clone(),
+            default_ttl: config.svid.ttl,
+            max_ttl: config.svid.max_ttl,
+            agent_ttl: config.svid.agent_ttl,
+        };
+        let (svid, bundles) = (CurrentSvid::default(), CurrentBundles::new([view.bundle().clone()]));
+        let own = OwnSvid {
+            svid: svid.clone(),
+            bundles: bundles.clone(),
+            dns_names: config.dns_names.clone(),
+            profile: profile.clone(),
+            views: Arc::clone(&views),
+            metrics: Arc::clone(&metrics),
+            clock: Arc::clone(&clock),
+        };
+        spawn.run(own.begin(issuer)?.keep());
+
+        let address = listeners.tls.local_addr().map_err(|error| listen_error(config.listen, error))?;
+        let health_address = listeners.health.local_addr().map_err(|error| listen_error(config.listen, error))?;
+        let advertised = config.address.as_str();
+        let advertised = match advertised.strip_suffix(":0") {
+            Some(host) => format!("{host}:{}", address.port()),
+            None => advertised.to_owned(),
+        };
+        let doors = Arc::new(Doors {
+            store,
+            views: Arc::clone(&views),
+            connected,
+            attestors,
+            profile,
+            rotator,
+            address: advertised,
+            entries: config.limits.entries,
+            join_tokens: config.limits.join_tokens,
+            join_token_ttl: config.attest.join_token.max_ttl,
+            audit: audit.clone(),
+            metrics: Arc::clone(&metrics),
+            clock: Arc::clone(&clock),
+            issuing: Semaphore::new(config.limits.issue_concurrency),
+            attesting: Bucket::new(config.limits.attest_per_second, config.limits.attest_burst, clock.now()),
+            stop: stop.clone(),
+        });
+        let prune = Prune { doors: Arc::clone(&doors), agents_expired_for: config.purge.agents_expired_for };
+        spawn.run(prune.run());
+        loops.spawn(health::serve(listeners.health, ready(views.clone(), audit), metrics, stop.clone()));
+
+        let mut tls = mtls::server_config(svid, bundles, Peers::Any, false, Arc::clone(&clock))?;
+        tls.alpn_protocols = vec![b"h2".to_vec()];
+        let (to, connections) = mpsc::channel(64);
+        loops.spawn(listen::accept_tls(
+            listeners.tls,
+            Arc::new(tls),
+            config.limits.connections,
+            to.clone(),
+            stop.clone(),
+        ));
+        loops.spawn(listen::accept_unix(listeners.admin, to, stop.clone()));
+        let mut uids = config.admin_uids.clone();
+        uids.extend([0, nix::unistd::geteuid().as_raw()]);
+        let guard = Guard { views, operators: Operators { uids: uids.into() }, clock };
+        let serving = tokio::spawn(serve(Arc::clone(&doors), guard, config.limits.request_timeout, connections));
+        loops.close();
+        info!(%address, admin_socket = %config.admin_socket.as_path().display(), trust_domain = %config.trust_domain, "the server answers");
+        Ok(Self {
+            address,
+            health_address,
+            admin_socket: config.admin_socket.as_path().to_owned(),
+            doors,
+            stop,
+            serving,
+            loops,
+            writer,
+        })
+    }
+
+    /// Where agents and remote operators connect.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where `/live`, `/ready` and `/metrics` are.
+    pub fn health_address(&self) -> SocketAddr {
+        self.health_address
+    }
+
+    /// Where local operators connect.
+    pub fn admin_socket(&self) -> &Path {
+        &self.admin_socket
+    }
+
+    /// What the doors have behind them: for whoever runs a server inside of another program.
+    pub fn doors(&self) -> &Arc<Doors> {
+        &self.doors
+    }
+
+    /// Returns when the server has ended by itself, which it should not.
+    pub async fn finished(&mut self) {
+        if let Err(error) = (&mut self.serving).await {
+            error!(%error, "the server ended");
+        }
+    }
+
+    /// Takes no more calls, lets open ones end, tells streams to go elsewhere, and writes what is to be written.
+    pub async fn shutdown(self) {
+        self.stop.cancel();
+        #[expect(clippy::disallowed_methods, reason = "a time limit on what peers on the network leave open")]
+        let ended = tokio::time::timeout(GRACE, async {
+            let _ = self.serving.await;
+            self.loops.wait().await;
+        });
+        if ended.await.is_err() {
+            error!("calls were still open 10 seconds after the server was stopped: they are cut off");
+        }
+        drop(self.doors);
+        // The writer ends when the last handle on the audit is gone: a cut-off call may keep one.
+        let writer = self.writer;
+        let _ = tokio::task::spawn_blocking(move || writer.finish()).await;
+        // A socket that is gone already is as good.
+        let _ = std::fs::remove_file(&self.admin_socket);
+        info!("the server has stopped");
+    }
+}
+
+struct Listeners {
+    tls: TcpListener,
+    health: TcpListener,
+    admin: UnixListener,
+}
+
+impl Listeners {
+    async fn bind(config: &Config) -> Result<Self, ListenError> {
+        Ok(Self {
+            tls: listen::bind_tcp(&config.listen.to_string()).await?,
+            health: listen::bind_tcp(&config.health_listen.to_string()).await?,
+            admin: listen::bind_unix(config.admin_socket.as_path(), config.admin_socket_mode.bits()).await?,
+        })
+    }
+}
+
+fn listen_error(address: SocketAddr, error: io::Error) -> ListenError {
+    ListenError::Port { address: address.to_string(), error, hint: "" }
+}
+
+/// Starts loops that end when the server stops.
+struct Spawner<'a> {
+    loops: &'a TaskTracker,
+    stop: &'a CancellationToken,
+}
+
+impl Spawner<'_> {
+    fn run(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        self.loops.spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = work => {}
+            }
+        });
+    }
+}
+
+async fn serve(
+    doors: Arc<Doors>,
+    guard: Guard,
+    request_timeout: Duration,
+    connections: mpsc::Receiver<io::Result<listen::Connection>>,
+) {
+    let stop = doors.stop.clone();
+    let node = NodeServer::new(NodeDoor(Arc::clone(&doors))).max_decoding_message_size(MAX_MESSAGE);
+    let admin = AdminServer::new(AdminDoor(doors)).max_decoding_message_size(MAX_MESSAGE);
+    let served = tonic::transport::Server::builder()
+        .timeout(request_timeout)
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE_ANSWER))
+        .max_concurrent_streams(STREAMS_PER_CONNECTION)
+        .layer(guard)
+        .add_service(node)
+        .add_service(admin)
+        .serve_with_incoming_shutdown(ReceiverStream::new(connections), stop.cancelled_owned())
+        .await;
+    if let Err(error) = served {
+        error!(%error, "the server's listener failed");
+    }
+}
+
+fn make_folder(path: &Path) -> Result<(), AppError> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.map_err(|error| AppError::Folder { path: path.to_owned(), error })
+}
+
+async fn open_store(config: &Config) -> Result<Arc<dyn Store>, AppError> {
+    match config.store.kind {
+        StoreKind::Mem => Ok(Arc::new(MemStore::new())),
+        StoreKind::Sled => {
+            let path = config.store_dir();
+            let opened = tokio::task::spawn_blocking(move || SledStore::open(&path)).await;
+            let opened = opened.map_err(|error| StoreError::Unavailable(format!("opening it failed: {error}")))?;
+            Ok(Arc::new(opened?))
+        }
+    }
+}
+
+/// Which authorities every live agent knows: one that has attested, is not banned and whose SVID has not ended.
+fn acknowledged(views: Arc<Views>, connected: Connected, clock: Arc<dyn Clock>) -> crate::rotate::Acknowledged {
+    Arc::new(move || {
+        let (view, now) = (views.load(), clock.now());
+        let known = |revision| {
+            let mut live = view.nodes_after(None).filter(|node| node.is_live(now));
+            live.all(|node| connected.applied(&node.id).is_some_and(|applied| applied >= revision))
+        };
+        let prepared = view.authorities().iter().filter(|held| held.state == State::Prepared);
+        prepared.filter(|held| known(held.revision)).map(|held| Arc::clone(&held.id)).collect::<BTreeSet<_>>()
+    })
+}
+
+/// Wakes the rotation when an acknowledgement may let a prepared authority become the active one, and when somebody
+/// else has changed an authority.
+async fn wake_rotation(rotator: Arc<Rotator>, views: Arc<Views>, connected: Connected) {
+    let mut changes = connected.changes();
+    let (mut view, mut listener) = views.listen();
+    loop {
+        tokio::select! {
+            changed = changes.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                if view.authorities().iter().any(|held| held.state == State::Prepared) {
+                    rotator.wake();
+                }
+            }
+            published = listener.next() => {
+                let Some(published) = published else { return };
+                if published.view.bundle().sequence() != view.bundle().sequence() {
+                    rotator.wake();
+                }
+                view = published.view;
+            }
+        }
+    }
+}
+
+fn observe(views: Arc<Views>, connected: Connected, audit: Audit, clock: Arc<dyn Clock>) -> crate::metrics::Observe {
+    Arc::new(move || {
+        let (view, now) = (views.load(), clock.now());
+        let (lag_max, lag_sum) = connected.lag(view.revision());
+        let authorities = view.authorities().iter();
+        Observed {
+            authorities: authorities
+                .map(|held| (Arc::clone(&held.id), held.state.name(), held.lifetime.not_after.since(now).as_secs()))
+                .collect(),
+            entries: view.entry_count() as u64,
+            agents: view.node_count() as u64,
+            agents_connected: connected.count() as u64,
+            lag_max,
+            lag_sum,
+            revision: view.revision(),
+            audit_depth: audit.depth() as u64,
+            audit_writable: audit.failure().is_none(),
+        }
+    })
+}
+
+fn ready(views: Arc<Views>, audit: Audit) -> health::Ready {
+    Arc::new(move || {
+        let authority = match views.load().issuer() {
+            Some(_) => Ok(()),
+            None => Err("this server has no active authority".to_owned()),
+        };
+        let record = match audit.failure() {
+            None => Ok(()),
+            Some(why) => Err(why.to_string()),
+        };
+        Readiness::default().with("authority", authority).with("audit", record)
+    })
+}

@@ -1,0 +1,447 @@
+//! The laws of the plan, each over random walks, and its words.
+
+use proptest::prelude::*;
+use rustls_pki_types::CertificateDer;
+
+use super::*;
+
+const START: Timestamp = Timestamp::from_unix(1_800_000_000);
+
+fn secs(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+/// What happens between two plannings.
+#[derive(Clone, Debug)]
+enum Event {
+    /// A share of a CA's life passes, in thousandths; more than 1,000: asleep past its whole life.
+    Pass(u64),
+    /// The clock is turned back, by thousandths of a CA's life.
+    Back(u64),
+    /// The loop sleeps until it is to wake.
+    Wake,
+    /// Every live agent acknowledges all that is prepared.
+    Acknowledge,
+    /// A key is lost.
+    LoseKey(usize),
+    Prepare,
+    Activate(usize),
+    Taint(usize),
+    Revoke(usize),
+    /// The active one is marked tainted behind our back.
+    ForceTaint,
+    /// Another server makes an authority.
+    Foreign,
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        4 => (0u64..200).prop_map(Event::Pass),
+        1 => (200u64..3500).prop_map(Event::Pass),
+        1 => (1u64..1500).prop_map(Event::Back),
+        6 => Just(Event::Wake),
+        3 => Just(Event::Acknowledge),
+        1 => (0usize..6).prop_map(Event::LoseKey),
+        1 => Just(Event::Prepare),
+        1 => (0usize..6).prop_map(Event::Activate),
+        1 => (0usize..6).prop_map(Event::Taint),
+        1 => (0usize..6).prop_map(Event::Revoke),
+        1 => Just(Event::ForceTaint),
+        1 => Just(Event::Foreign),
+    ]
+}
+
+/// A CA life in seconds, and that of a leaf: from the shortest to ten years.
+fn lives() -> impl Strategy<Value = (u64, u64)> {
+    prop_oneof![Just(60u64), 10u64..200, Just(3600), Just(30 * 86_400), Just(315_360_000)]
+        .prop_flat_map(|ca| (Just(ca), prop_oneof![1..=ca / 2, Just(ca / 6), Just(ca / 2)]))
+}
+
+/// One round: before, what happened, the steps, after.
+struct Round<'a> {
+    before: &'a [Authority],
+    keys: &'a BTreeSet<Arc<str>>,
+    acknowledged: &'a BTreeSet<Arc<str>>,
+    steps: &'a [Step],
+    after: &'a [Authority],
+    /// Taken out by an operator in this round.
+    revoked: &'a BTreeSet<Arc<str>>,
+    policy: &'a Policy,
+    now: Timestamp,
+}
+
+impl Round<'_> {
+    fn facts(&self) -> Facts<'_> {
+        Facts { authorities: self.after, acknowledged: self.acknowledged, keys: self.keys }
+    }
+
+    fn usable_before(&self) -> Option<&Authority> {
+        let mut own = self.before.iter().filter(|a| self.policy.owns(a) && a.state == State::Active);
+        own.find(|a| unusable(a, self.keys, self.now).is_none())
+    }
+}
+
+struct World {
+    authorities: Vec<Authority>,
+    keys: BTreeSet<Arc<str>>,
+    acknowledged: BTreeSet<Arc<str>>,
+    policy: Policy,
+    now: Timestamp,
+    made: u64,
+}
+
+impl World {
+    fn new((ca, leaf): (u64, u64)) -> Self {
+        Self {
+            authorities: Vec::new(),
+            keys: BTreeSet::new(),
+            acknowledged: BTreeSet::new(),
+            policy: Policy::new("me".into(), secs(ca), secs(leaf), None).unwrap(),
+            now: START,
+            made: 0,
+        }
+    }
+
+    fn facts(&self) -> Facts<'_> {
+        Facts { authorities: &self.authorities, acknowledged: &self.acknowledged, keys: &self.keys }
+    }
+
+    fn make(&mut self, owner: &str) -> Authority {
+        self.made += 1;
+        let id: Arc<str> = format!("{:032x}", self.made).into();
+        let root = CertificateDer::from(self.made.to_be_bytes().to_vec());
+        let not_after = self.policy.end_of_new(self.now);
+        let lifetime = Lifetime { not_before: self.now.minus(secs(60)), not_after };
+        Authority::prepared(id, owner.into(), vec![root], lifetime, self.now)
+    }
+
+    fn carry_out(&mut self, steps: &[Step]) {
+        let new = steps.iter().any(|step| matches!(step, Step::Prepare { .. } | Step::Start { .. }));
+        let made = new.then(|| self.make("me"));
+        self.keys.extend(made.iter().map(|made| made.id.clone()));
+        self.authorities = apply(&self.authorities, steps, made, self.now);
+    }
+
+    fn id(&self, index: usize) -> Arc<str> {
+        let count = self.authorities.len().max(1);
+        self.authorities.get(index % count).map_or_else(|| "none".into(), |authority| authority.id.clone())
+    }
+
+    fn happen(&mut self, event: &Event) {
+        let life = self.policy.ca_ttl;
+        let share = |thousandths: u64| secs(life.as_secs() * thousandths / 1000);
+        let command = match event {
+            Event::Pass(share_of_life) => {
+                self.now = self.now.plus(share(*share_of_life));
+                return;
+            }
+            Event::Back(share_of_life) => {
+                self.now = self.now.minus(share(*share_of_life));
+                return;
+            }
+            Event::Wake => {
+                self.now = next_wake(&self.facts(), &self.policy, self.now);
+                return;
+            }
+            Event::Acknowledge => {
+                let prepared = self.authorities.iter().filter(|a| a.state == State::Prepared);
+                self.acknowledged = prepared.map(|a| a.id.clone()).collect();
+                return;
+            }
+            Event::LoseKey(index) => {
+                let id = self.id(*index);
+                self.keys.remove(&id);
+                return;
+            }
+            Event::Foreign => {
+                let foreign = self.make("other");
+                self.authorities.push(foreign);
+                return;
+            }
+            Event::ForceTaint => {
+                for active in self.authorities.iter_mut().filter(|a| a.state == State::Active && &*a.owner == "me") {
+                    active.tainted = true;
+                }
+                return;
+            }
+            Event::Prepare => prepare(&self.facts(), &self.policy, self.now),
+            Event::Activate(index) => activate(&self.facts(), &self.policy, &self.id(*index), self.now),
+            Event::Taint(index) => taint(&self.facts(), &self.id(*index)),
+            Event::Revoke(index) => revoke(&self.facts(), &self.id(*index), self.now),
+        };
+        // A refusal is as good an end as any.
+        if let Ok(steps) = command {
+            self.carry_out(&steps);
+        }
+    }
+}
+
+/// Walks, and gives each round to `law`.
+fn walk(
+    lives: (u64, u64),
+    events: &[Event],
+    mut law: impl FnMut(&Round<'_>) -> Result<(), TestCaseError>,
+) -> Result<(), TestCaseError> {
+    let mut world = World::new(lives);
+    for event in [Event::Pass(0)].iter().chain(events) {
+        let known: BTreeSet<Arc<str>> = world.authorities.iter().map(|a| a.id.clone()).collect();
+        world.happen(event);
+        let present: BTreeSet<Arc<str>> = world.authorities.iter().map(|a| a.id.clone()).collect();
+        let revoked = known.difference(&present).cloned().collect();
+        let before = world.authorities.clone();
+        let steps = plan(&world.facts(), &world.policy, world.now);
+        world.carry_out(&steps);
+        let acknowledged = world.acknowledged.clone();
+        law(&Round {
+            before: &before,
+            keys: &world.keys,
+            acknowledged: &acknowledged,
+            steps: &steps,
+            after: &world.authorities,
+            revoked: &revoked,
+            policy: &world.policy,
+            now: world.now,
+        })?;
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2_500, max_shrink_iters: 20_000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn one_active(lives in lives(), events in prop::collection::vec(event(), 1..40)) {
+        walk(lives, &events, |round| {
+            let active: Vec<_> = round.after.iter().filter(|a| &*a.owner == "me" && a.state == State::Active).collect();
+            prop_assert_eq!(active.len(), 1, "{:?}", round.after);
+            prop_assert_eq!(unusable(active[0], round.keys, round.now), None);
+            Ok(())
+        })?;
+    }
+
+    #[test]
+    fn known_before_active(lives in lives(), events in prop::collection::vec(event(), 1..40)) {
+        walk(lives, &events, |round| {
+            let Some(active) = round.usable_before() else { return Ok(()) };
+            let life = active.lifetime.not_after.since(active.prepared_at);
+            let leaf = round.policy.leaf_ttl_max.min(life / 2);
+            // The earliest deadline that the law allows.
+            let deadline = active.prepared_at.plus(life * 5 / 6).min(active.lifetime.not_after.minus(leaf));
+            for step in round.steps {
+                prop_assert_ne!(step.name(), "start");
+                if let Step::Activate { id, .. } = step {
+                    prop_assert!(round.acknowledged.contains(id) || round.now >= deadline, "{:?}", round.steps);
+                }
+            }
+            Ok(())
+        })?;
+    }
+
+    /// Only sleeping and acknowledging: whoever plans in time.
+    #[test]
+    fn the_deadline_leaves_a_leafs_life(lives in lives(), acknowledge in prop::collection::vec(any::<bool>(), 60)) {
+        let events: Vec<_> = acknowledge.iter().map(|yes| if *yes { Event::Acknowledge } else { Event::Wake }).collect();
+        let mut activations = 0;
+        walk(lives, &events, |round| {
+            if let Some(active) = round.usable_before() {
+                let left = active.lifetime.not_after.since(round.now);
+                let replaced = round.steps.iter().any(|step| matches!(step, Step::Activate { .. }));
+                prop_assert!(!replaced || left >= round.policy.leaf_ttl_max, "{left:?} left");
+                activations += usize::from(replaced);
+            } else {
+                prop_assert!(round.before.is_empty(), "nothing could sign");
+            }
+            Ok(())
+        })?;
+    }
+
+    #[test]
+    fn roots_stay(lives in lives(), events in prop::collection::vec(event(), 1..40)) {
+        let mut present = BTreeSet::new();
+        let mut ends = std::collections::BTreeMap::<Arc<str>, Timestamp>::new();
+        let mut leaves: Vec<(Arc<str>, Timestamp)> = Vec::new();
+        walk(lives, &events, |round| {
+            let after: BTreeSet<Arc<str>> = round.after.iter().map(|a| a.id.clone()).collect();
+            for gone in present.difference(&after) {
+                if round.revoked.contains(gone) {
+                    continue;
+                }
+                prop_assert!(round.now > ends[gone]);
+                // No leaf outlives it.
+                prop_assert!(leaves.iter().all(|(issuer, end)| issuer != gone || *end < round.now));
+            }
+            ends.extend(round.after.iter().map(|a| (a.id.clone(), a.lifetime.not_after)));
+            let signer = round.after.iter().find(|a| &*a.owner == "me" && a.state == State::Active);
+            leaves.extend(signer.map(|a| {
+                (a.id.clone(), round.now.plus(round.policy.leaf_ttl_max).min(a.lifetime.not_after))
+            }));
+            present = after;
+            Ok(())
+        })?;
+    }
+
+    #[test]
+    fn twice_is_once(lives in lives(), events in prop::collection::vec(event(), 1..40), share in 0u64..1000) {
+        walk(lives, &events, |round| {
+            prop_assert_eq!(plan(&round.facts(), round.policy, round.now), vec![], "after {:?}", round.steps);
+            let wake = next_wake(&round.facts(), round.policy, round.now);
+            prop_assert!(wake > round.now);
+            let sleep = wake.since(round.now).as_secs() - 1;
+            let meanwhile = round.now.plus(secs(sleep * share / 1000));
+            prop_assert_eq!(plan(&round.facts(), round.policy, meanwhile), vec![], "at {:?}", meanwhile);
+            prop_assert_eq!(plan(&round.facts(), round.policy, round.now.plus(secs(sleep))), vec![]);
+            Ok(())
+        })?;
+    }
+
+    #[test]
+    fn others_are_left_alone(lives in lives(), events in prop::collection::vec(event(), 1..40)) {
+        walk(lives, &events, |round| {
+            for other in round.before.iter().filter(|a| &*a.owner == "other") {
+                match round.after.iter().find(|a| a.id == other.id) {
+                    Some(after) => prop_assert_eq!(after, other),
+                    None => prop_assert!(round.now > other.lifetime.not_after.plus(round.policy.ca_ttl)),
+                }
+            }
+            Ok(())
+        })?;
+    }
+
+    /// Below an upstream CA that ends: the same, until it does, and no frenzy before.
+    #[test]
+    fn an_upstream_ca_that_ends_is_used_to_its_end(lives in lives(), ends_after in 1u64..5000) {
+        let mut world = World::new(lives);
+        let ceiling = START.plus(secs(lives.0 * ends_after / 1000 + 2));
+        world.policy.ceiling = Some(ceiling);
+        // Sleeps are cut short, so what matters is the number of authorities.
+        for _ in 0..2_000 {
+            if world.now > ceiling {
+                break;
+            }
+            let steps = plan(&world.facts(), &world.policy, world.now);
+            world.carry_out(&steps);
+            let active = world.authorities.iter().filter(|a| a.state == State::Active).count();
+            // In its very last second nothing new is made.
+            prop_assert!(active == 1 || world.now == ceiling);
+            world.now = next_wake(&world.facts(), &world.policy, world.now);
+        }
+        prop_assert!(world.made <= ends_after / 1000 * 3 + 8, "{} authorities", world.made);
+    }
+}
+
+fn planned(world: &mut World) -> Vec<&'static str> {
+    let steps = plan(&world.facts(), &world.policy, world.now);
+    world.carry_out(&steps);
+    steps.iter().map(Step::name).collect()
+}
+
+#[test]
+fn a_life_of_a_minute() {
+    let mut world = World::new((60, 10));
+    let mut seen = Vec::new();
+    while world.now < START.plus(secs(115)) {
+        let at = world.now.since(START).as_secs();
+        seen.extend(planned(&mut world).into_iter().map(|step| (at, step)));
+        world.happen(&Event::Acknowledge);
+        world.now = next_wake(&world.facts(), &world.policy, world.now);
+    }
+    let wanted = [
+        (0, "start"),
+        (30, "prepare"),
+        (40, "activate"),
+        (40, "retire"),
+        (61, "remove"),
+        // The second lives from 30 to 90.
+        (60, "prepare"),
+        (70, "activate"),
+        (70, "retire"),
+        (91, "remove"),
+        (90, "prepare"),
+        (100, "activate"),
+        (100, "retire"),
+    ];
+    let sorted = |mut list: Vec<(u64, &'static str)>| {
+        list.sort_unstable();
+        list
+    };
+    assert_eq!(sorted(seen), sorted(wanted.to_vec()));
+}
+
+#[test]
+fn without_an_acknowledgement_the_deadline_decides() {
+    let mut world = World::new((60, 10));
+    planned(&mut world);
+    world.now = START.plus(secs(30));
+    assert_eq!(planned(&mut world), ["prepare"]);
+    for (at, steps) in [(40, &[] as &[&str]), (49, &[]), (50, &["activate", "retire"])] {
+        world.now = START.plus(secs(at));
+        assert_eq!(planned(&mut world), steps, "at {at}");
+    }
+}
+
+#[test]
+fn below_one_upstream_root_a_successor_is_known_from_the_start() {
+    let mut world = World::new((60, 10));
+    planned(&mut world);
+    world.now = START.plus(secs(30));
+    planned(&mut world);
+    let root = world.authorities[0].chain[0].clone();
+    for authority in &mut world.authorities {
+        authority.chain = [authority.chain[0].clone(), root.clone()].into();
+    }
+    world.now = START.plus(secs(40));
+    assert_eq!(planned(&mut world), ["activate", "retire"]);
+    let retired = world.authorities[0].id.clone();
+    let refused = taint(&world.facts(), &retired).unwrap_err().to_string();
+    assert!(refused.contains("has the same root as authority"), "{refused}");
+}
+
+#[test]
+fn a_lost_key_starts_another_and_says_so() {
+    let mut world = World::new((3600, 60));
+    planned(&mut world);
+    world.keys.clear();
+    let steps = plan(&world.facts(), &world.policy, world.now);
+    assert_eq!(steps.iter().map(Step::name).collect::<Vec<_>>(), ["retire", "start"]);
+    let reason = steps[1].reason().to_string();
+    assert!(reason.contains("its private key is not in the key store"), "{reason}");
+}
+
+#[test]
+fn operators_are_told_why_not() {
+    let mut world = World::new((3600, 60));
+    planned(&mut world);
+    let first = world.id(0);
+    let why = |result: Result<Vec<Step>, Refusal>| result.unwrap_err().to_string();
+    let (policy, now) = (world.policy.clone(), world.now);
+    assert!(why(taint(&world.facts(), &first)).contains("is active: prepare and activate another first"));
+    assert!(why(revoke(&world.facts(), &first, now)).contains("is active: prepare and activate another first"));
+    assert!(why(activate(&world.facts(), &policy, &first, now)).contains("is active: only a prepared one"));
+    assert!(why(activate(&world.facts(), &policy, "x", now)).contains("there is no authority x"));
+
+    world.happen(&Event::Prepare);
+    let second = world.authorities[1].id.clone();
+    assert!(why(prepare(&world.facts(), &policy, now)).contains("is prepared already"));
+    assert!(why(taint(&world.facts(), &second)).contains("revoke it instead"));
+    world.happen(&Event::Activate(1));
+    assert!(why(activate(&world.facts(), &policy, &first, now)).contains("is retired: only a prepared one"));
+    assert!(why(revoke(&world.facts(), &first, now)).contains("taint it first"));
+    world.happen(&Event::Taint(0));
+    assert!(world.authorities[0].tainted);
+    assert_eq!(taint(&world.facts(), &first), Ok(vec![]));
+    world.happen(&Event::Revoke(0));
+    assert_eq!(world.authorities.len(), 1);
+    assert_eq!(planned(&mut world), Vec::<&str>::new());
+
+    world.happen(&Event::Foreign);
+    let foreign = world.authorities[1].id.clone();
+    assert!(why(activate(&world.facts(), &policy, &foreign, now)).contains("is at the server other"));
+}
+
+#[test]
+fn a_policy_that_cannot_be_kept_is_refused() {
+    let policy = |ca, leaf| Policy::new("me".into(), secs(ca), secs(leaf), None);
+    assert!(policy(60, 30).is_ok());
+    assert_eq!(policy(60, 31), Err(PolicyError::LongLeaf { leaf: secs(31), ca: secs(60) }));
+    assert_eq!(policy(9, 1), Err(PolicyError::ShortCa(secs(9))));
+}

@@ -1,0 +1,366 @@
+//! The loop that keeps this server's authorities in order: read, plan, make what is missing, commit once, sleep.
+//!
+//! - Every round reads the store afresh; on a conflict it is planned anew.
+//! - One commit carries all steps, and expects every authority record that was read.
+//! - A key is on disk before its authority is in the store. It is wiped a round after its authority ceased to sign, so
+//!   that whoever follows the store has long taken the next one.
+//! - An operator's command goes the same way; commands and rounds of one server wait for each other.
+//! - A failure is logged, and tried again soon: what is active signs on meanwhile.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use spiffe::crypto::{self, CryptoError};
+use spiffe::entry::KeyType;
+use spiffe::id::TrustDomain;
+use spiffe::time::{Backoff, Clock, Timestamp};
+use tokio::sync::{Mutex, Notify};
+use tokio_util::sync::CancellationToken;
+
+use crate::authority::ca::CaPlan;
+use crate::authority::issuer::Serial;
+use crate::authority::keys::{KeyError, KeyStore};
+use crate::authority::plan::{self, Facts, Policy, Refusal, Step};
+use crate::authority::record::{self, PREFIX, RecordError};
+use crate::authority::upstream::{Upstream, UpstreamError, certify};
+use crate::authority::{Authority, State};
+use crate::store::{Revision, Store, StoreError, TXN_KEYS_LIMIT, Txn};
+
+/// How often a round is planned anew because somebody else wrote meanwhile.
+const ATTEMPTS: u32 = 16;
+
+/// Why a round or a command did not come to its end. Nothing of it is in the store then, except perhaps after
+/// [`StoreError::Unavailable`].
+#[derive(Debug, thiserror::Error)]
+pub enum RotateError {
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A record of the store.
+    #[error("{key}: {error}")]
+    Record {
+        /// Its key.
+        key: String,
+        /// What is wrong.
+        error: RecordError,
+    },
+    /// The key store.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// The upstream CA, or the signing of our own.
+    #[error(transparent)]
+    Certify(#[from] UpstreamError),
+    /// No random bytes.
+    #[error(transparent)]
+    Random(#[from] CryptoError),
+    /// An operator's command was refused.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// Others wrote each time.
+    #[error("the authorities were changed by others {ATTEMPTS} times in a row: try again")]
+    Contended,
+    /// The upstream CA has ended.
+    #[error(
+        "no authority of this server can sign, and none can be made: the upstream CA ended {0}, renew it and restart"
+    )]
+    UpstreamEnded(Timestamp),
+}
+
+/// Says which prepared authorities every live agent has acknowledged.
+pub type Acknowledged = Arc<dyn Fn(&[Authority]) -> BTreeSet<Arc<str>> + Send + Sync>;
+
+/// What the loop works with.
+pub struct Parts {
+    /// Where authorities lie.
+    pub store: Arc<dyn Store>,
+    /// Where their private keys lie.
+    pub keys: Arc<dyn KeyStore>,
+    /// What signs ours; `None`: they sign themselves.
+    pub upstream: Option<Upstream>,
+    /// Whose CA this is.
+    pub trust_domain: TrustDomain,
+    /// The kind of key that a CA has.
+    pub key_type: KeyType,
+    /// The config's word on lives. Its ceiling is set from `upstream`.
+    pub policy: Policy,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// Who knows of what.
+    pub acknowledged: Acknowledged,
+}
+
+/// The loop, and the door for operators' commands.
+pub struct Rotator {
+    parts: Parts,
+    wake: Notify,
+    /// Held through a round, so that those of this server do not undo each other.
+    round: Mutex<()>,
+}
+
+impl fmt::Debug for Rotator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rotator").field("owner", &self.parts.policy.owner).finish_non_exhaustive()
+    }
+}
+
+/// What the store held at one moment.
+struct Read {
+    authorities: Vec<Authority>,
+    revisions: BTreeMap<String, Revision>,
+    keys: BTreeSet<Arc<str>>,
+    acknowledged: BTreeSet<Arc<str>>,
+    revision: Revision,
+    now: Timestamp,
+}
+
+impl Read {
+    fn facts(&self) -> Facts<'_> {
+        Facts { authorities: &self.authorities, acknowledged: &self.acknowledged, keys: &self.keys }
+    }
+}
+
+/// What a round did.
+struct Done {
+    /// What was made, if anything was.
+    made: Option<Authority>,
+    /// The state after it.
+    read: Read,
+}
+
+impl Rotator {
+    /// Nothing happens yet: call [`Rotator::rotate`] once at the start, then [`Rotator::run`].
+    pub fn new(mut parts: Parts) -> Self {
+        parts.policy.ceiling = parts.upstream.as_ref().map(|upstream| upstream.window().not_after);
+        Self { parts, wake: Notify::new(), round: Mutex::new(()) }
+    }
+
+    /// Plan again soon: an agent has acknowledged something, or has gone.
+    pub fn wake(&self) {
+        self.wake.notify_one();
+    }
+
+    /// The policy that is kept.
+    pub fn policy(&self) -> &Policy {
+        &self.parts.policy
+    }
+
+    /// Rotates until `stop`.
+    pub async fn run(&self, stop: CancellationToken) {
+        let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
+        loop {
+            let clock = &self.parts.clock;
+            let sleep = match self.rotate().await {
+                Ok(wake) => {
+                    backoff.reset();
+                    wake.since(clock.now())
+                }
+                Err(error) => {
+                    let chance = crypto::random().map_or(0, u32::from_le_bytes);
+                    let wait = backoff.after_failure(chance).max(Duration::from_secs(1));
+                    tracing::error!(%error, again_in = ?wait, "rotation failed");
+                    wait
+                }
+            };
+            let wake = clock.now().plus(sleep);
+            // Both: a clock that jumps forward makes the first return at once, one that is turned back cannot hold up
+            // the second.
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = clock.sleep_until(wake) => {}
+                () = clock.sleep(sleep) => {}
+                () = self.wake.notified() => {}
+            }
+        }
+    }
+
+    /// One round: brings everything in order, and says when to look again. When it returns for the first time, this
+    /// server has an authority that signs.
+    pub async fn rotate(&self) -> Result<Timestamp, RotateError> {
+        let policy = &self.parts.policy;
+        let read = self.carry_out(|read| Ok(plan::plan(&read.facts(), policy, read.now))).await?.read;
+        let active = |authority: &Authority| authority.owner == policy.owner && authority.state == State::Active;
+        if let Some(ceiling) = policy.ceiling.filter(|_| !read.authorities.iter().any(active)) {
+            return Err(RotateError::UpstreamEnded(ceiling));
+        }
+        Ok(plan::next_wake(&read.facts(), policy, read.now))
+    }
+
+    /// When `authority` changes state by itself; `None`: not planned. `authorities` are all that there are.
+    pub async fn next_change(
+        &self,
+        authority: &Authority,
+        authorities: &[Authority],
+    ) -> Result<Option<Timestamp>, RotateError> {
+        let keys = self.parts.keys.list().await?.into_iter().collect();
+        let acknowledged = (self.parts.acknowledged)(authorities);
+        let facts = Facts { authorities, acknowledged: &acknowledged, keys: &keys };
+        Ok(plan::next_change(authority, &facts, &self.parts.policy, self.parts.clock.now()))
+    }
+
+    /// An operator's "prepare": the new authority, and the revision that has it.
+    pub async fn prepare(&self) -> Result<(Authority, Revision), RotateError> {
+        let policy = &self.parts.policy;
+        let done = self.carry_out(|read| plan::prepare(&read.facts(), policy, read.now)).await?;
+        let made = done.made.ok_or_else(|| Refusal::Unknown(String::new()))?;
+        self.wake();
+        Ok((made, done.read.revision))
+    }
+
+    /// An operator's "activate": the authority as it is then, and the revision.
+    pub async fn activate(&self, id: &str) -> Result<(Authority, Revision), RotateError> {
+        let policy = &self.parts.policy;
+        self.command(id, |read| plan::activate(&read.facts(), policy, id, read.now)).await
+    }
+
+    /// An operator's "taint": the authority as it is then, and the revision.
+    pub async fn taint(&self, id: &str) -> Result<(Authority, Revision), RotateError> {
+        self.command(id, |read| plan::taint(&read.facts(), id)).await
+    }
+
+    /// An operator's "revoke": the authority as it was, and the revision without it.
+    pub async fn revoke(&self, id: &str) -> Result<(Authority, Revision), RotateError> {
+        self.command(id, |read| plan::revoke(&read.facts(), id, read.now)).await
+    }
+
+    async fn command(
+        &self,
+        id: &str,
+        decide: impl Fn(&Read) -> Result<Vec<Step>, Refusal>,
+    ) -> Result<(Authority, Revision), RotateError> {
+        let of = |authorities: &[Authority]| authorities.iter().find(|authority| *authority.id == *id).cloned();
+        let was = std::sync::Mutex::new(None);
+        let done = self
+            .carry_out(|read| {
+                *was.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = of(&read.authorities);
+                decide(read)
+            })
+            .await?;
+        let was = was.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        self.wake();
+        let authority = of(&done.read.authorities).or(was).ok_or_else(|| Refusal::Unknown(id.to_owned()))?;
+        Ok((authority, done.read.revision))
+    }
+
+    /// Reads, decides, makes and commits, until nobody came between.
+    async fn carry_out(&self, decide: impl Fn(&Read) -> Result<Vec<Step>, Refusal>) -> Result<Done, RotateError> {
+        let _alone = self.round.lock().await;
+        for _ in 0..ATTEMPTS {
+            let mut read = self.read().await?;
+            self.wipe(&read).await;
+            let steps = decide(&read)?;
+            if steps.is_empty() {
+                return Ok(Done { made: None, read });
+            }
+            let new = steps.iter().any(|step| matches!(step, Step::Prepare { .. } | Step::Start { .. }));
+            let made = if new { Some(self.make(read.now).await?) } else { None };
+            let after = plan::apply(&read.authorities, &steps, made.clone(), read.now);
+            match self.parts.store.commit(transaction(&read, &after)).await {
+                Ok(revision) => {
+                    log(&steps, made.as_ref());
+                    let made = made.and_then(|made| after.iter().find(|authority| authority.id == made.id).cloned());
+                    read.keys.extend(made.iter().map(|made| made.id.clone()));
+                    read.authorities = after;
+                    read.revision = revision;
+                    return Ok(Done { made, read });
+                }
+                Err(StoreError::Conflict { key }) => {
+                    tracing::debug!(key, "somebody else changed an authority: planning anew");
+                    if let Some(made) = made {
+                        self.parts.keys.remove(&made.id).await?;
+                    }
+                }
+                // The commit may have happened: then the key is needed, else a later round wipes it.
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(RotateError::Contended)
+    }
+
+    async fn read(&self) -> Result<Read, RotateError> {
+        let (records, revision) = self.parts.store.range(PREFIX).await?;
+        let mut authorities = Vec::with_capacity(records.len());
+        let mut revisions = BTreeMap::new();
+        for record in records {
+            let authority = record::decode(&record.value)
+                .map_err(|error| RotateError::Record { key: record.key.clone(), error })?;
+            authorities.push(authority);
+            revisions.insert(record.key, record.revision);
+        }
+        let keys = self.parts.keys.list().await?.into_iter().collect();
+        let acknowledged = (self.parts.acknowledged)(&authorities);
+        Ok(Read { authorities, revisions, keys, acknowledged, revision, now: self.parts.clock.now() })
+    }
+
+    /// Makes a key, and an authority for it.
+    async fn make(&self, now: Timestamp) -> Result<Authority, RotateError> {
+        let Parts { keys, upstream, trust_domain, key_type, policy, .. } = &self.parts;
+        let serial = Serial::from_random(crypto::random()?);
+        let plan = CaPlan::new(trust_domain.clone(), serial, policy.ca_ttl, policy.ceiling, now);
+        let key = keys.create(*key_type).await?;
+        match certify(&key, policy.owner.clone(), &plan, upstream.as_ref(), now) {
+            Ok(authority) => Ok(authority),
+            Err(error) => {
+                keys.remove(key.id()).await?;
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Wipes keys that sign nothing and never will. Not when the store knows no authority of ours that has its key:
+    /// then it may be the wrong store.
+    async fn wipe(&self, read: &Read) {
+        let ours =
+            |authority: &&Authority| authority.owner == self.parts.policy.owner && authority.state != State::Retired;
+        let needed: BTreeSet<&Arc<str>> = read.authorities.iter().filter(ours).map(|authority| &authority.id).collect();
+        if !needed.iter().any(|id| read.keys.contains(*id)) {
+            return;
+        }
+        for id in read.keys.iter().filter(|id| !needed.contains(id)) {
+            match self.parts.keys.remove(id).await {
+                Ok(()) => tracing::info!(authority = %id, "private key wiped: its authority signs no more"),
+                Err(error) => tracing::warn!(%error, "private key could not be wiped"),
+            }
+        }
+    }
+}
+
+/// From what was read to `after`, expecting all that was read: first what is written, in case there are more records
+/// than one transaction may expect.
+fn transaction(read: &Read, after: &[Authority]) -> Txn {
+    let mut txn = Txn::new();
+    let before: BTreeMap<String, &Authority> =
+        read.authorities.iter().map(|authority| (record::key(authority), authority)).collect();
+    let after: BTreeMap<String, &Authority> =
+        after.iter().map(|authority| (record::key(authority), authority)).collect();
+    let mut unchanged = Vec::new();
+    for (key, revision) in &read.revisions {
+        match after.get(key) {
+            Some(now) if before.get(key) == Some(now) => {
+                unchanged.push((key, *revision));
+                continue;
+            }
+            Some(now) => txn = txn.put(key.clone(), record::encode(now)),
+            None => txn = txn.delete(key.clone()),
+        }
+        txn = txn.expect(key.clone(), *revision);
+    }
+    for (key, authority) in after.iter().filter(|(key, _)| !read.revisions.contains_key(*key)) {
+        txn = txn.absent(key.clone()).put(key.clone(), record::encode(authority));
+    }
+    let room = TXN_KEYS_LIMIT.saturating_sub(txn.expect.len());
+    unchanged.into_iter().take(room).fold(txn, |txn, (key, revision)| txn.expect(key.clone(), revision))
+}
+
+fn log(steps: &[Step], made: Option<&Authority>) {
+    for step in steps {
+        let id = step.id().or(made.map(|made| &made.id));
+        let id = id.map_or("", |id| id);
+        tracing::info!(step = step.name(), authority = id, reason = %step.reason(), "authority changed");
+    }
+}
+
+#[cfg(test)]
+#[path = "rotate_tests.rs"]
+mod tests;

@@ -1,0 +1,126 @@
+//! The command line from the top: what every verb understands, and the nouns.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::exit::{EXIT_CODES, Outcome};
+use crate::log::LogFormat;
+use crate::output::Output;
+use crate::{agent, authority, bundle, completions, entry, fetch, healthcheck, token, x509};
+
+const EXAMPLES: &str = "\
+Examples:
+  chancery token create                                       a node may join: prints the command to paste there
+  chancery entry create --spiffe-id spiffe://example.org/web \\
+      --parent spiffe://example.org/chancery/agent/join_token/4a1c --selector unix:uid:1000
+  chancery agent list                                         which nodes are here
+  chancery fetch x509 --write /tmp/me                         who am I, to files";
+
+/// Chancery: a certificate authority and node agent for SPIFFE identities.
+#[derive(Debug, Parser)]
+#[command(name = "chancery", version, after_help = EXIT_CODES, after_long_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"))]
+#[command(propagate_version = true, disable_help_subcommand = true)]
+pub(crate) struct Chancery {
+    #[command(flatten)]
+    pub(crate) globals: Globals,
+    #[command(subcommand)]
+    pub(crate) noun: Noun,
+}
+
+/// What every verb understands.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Global options")]
+pub(crate) struct Globals {
+    /// Print results as text or as one JSON document.
+    #[arg(long, short = 'o', global = true, value_enum, default_value_t, value_name = "FORM")]
+    pub(crate) output: Output,
+    /// The admin socket of the server on this machine. Where it is not given: /run/chancery/admin.sock, or the
+    /// one of a running `chancery dev`.
+    #[arg(long, global = true, env = "CHANCERY_ADMIN_SOCKET", value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
+    /// The server's address. Admin verbs then use mutual TLS instead of the socket, and need --svid.
+    #[arg(long, global = true, value_name = "HOST:PORT", value_delimiter = ',')]
+    pub(crate) server: Vec<String>,
+    /// The SVID of an entry marked admin, for --server: the folder that `fetch x509 --write` wrote, or three
+    /// files: SVID,KEY,BUNDLE.
+    #[arg(long, global = true, value_name = "FOLDER|FILES", value_delimiter = ',')]
+    pub(crate) svid: Vec<PathBuf>,
+    /// What is logged to stderr: error, warn, info, debug, trace, or a filter such as `info,node_agent=debug`.
+    #[arg(long, global = true, env = "CHANCERY_LOG", value_name = "LEVEL")]
+    pub(crate) log_level: Option<String>,
+    /// In which form it is logged.
+    #[arg(long, global = true, env = "CHANCERY_LOG_FORMAT", value_enum, default_value_t, value_name = "FORM")]
+    pub(crate) log_format: LogFormat,
+}
+
+/// The nouns, and the verbs that stand alone.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Noun {
+    /// Registration entries: which identity goes to what.
+    #[command(subcommand)]
+    Entry(entry::Verb),
+    /// Node agents.
+    #[command(subcommand)]
+    Agent(agent::Verb),
+    /// Join tokens: each lets one node in, once.
+    #[command(subcommand)]
+    Token(token::Verb),
+    /// Trust bundles: our own, and those of foreign trust domains.
+    #[command(subcommand)]
+    Bundle(bundle::Verb),
+    /// The CA's own certificates and their rotation.
+    #[command(subcommand)]
+    Authority(authority::Verb),
+    /// X.509-SVIDs made by an operator.
+    #[command(subcommand)]
+    X509(x509::Verb),
+    /// What this process gets from the Workload API of the agent on this machine.
+    #[command(subcommand)]
+    Fetch(fetch::Verb),
+    Healthcheck(healthcheck::Healthcheck),
+    Completions(completions::Completions),
+}
+
+impl Chancery {
+    /// Does what the command line says.
+    pub(crate) async fn run(self) -> Outcome {
+        let globals = &self.globals;
+        match self.noun {
+            Noun::Entry(verb) => verb.run(globals).await,
+            Noun::Agent(verb) => verb.run(globals).await,
+            Noun::Token(verb) => verb.run(globals).await,
+            Noun::Bundle(verb) => verb.run(globals).await,
+            Noun::Authority(verb) => verb.run(globals).await,
+            Noun::X509(verb) => verb.run(globals).await,
+            Noun::Fetch(verb) => verb.run(globals).await,
+            Noun::Healthcheck(check) => check.run(globals).await,
+            Noun::Completions(completions) => completions.run(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_holds_together() {
+        Chancery::command().debug_assert();
+    }
+
+    #[test]
+    fn every_verb_has_help_that_says_something() {
+        fn look(command: &clap::Command, path: &str) {
+            let path = format!("{path} {}", command.get_name());
+            assert!(command.get_about().is_some(), "{path} has no description");
+            for argument in command.get_arguments() {
+                assert!(argument.get_help().is_some(), "{path}: {} has no description", argument.get_id());
+            }
+            command.get_subcommands().for_each(|sub| look(sub, &path));
+        }
+        look(&Chancery::command(), "");
+    }
+}

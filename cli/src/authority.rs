@@ -1,0 +1,142 @@
+//! `chancery authority`: the CA's own certificates. They rotate by themselves; these verbs look on, or force it.
+
+use clap::{Args, Subcommand};
+use spiffe::proto::v1;
+use spiffe::time::Timestamp;
+
+use crate::args::Globals;
+use crate::connect::{self, Admin};
+use crate::documents::{Authorities, Authority};
+use crate::exit::Outcome;
+use crate::output::{Table, plain};
+use crate::wait::Wait;
+use crate::{moments, refusal};
+
+/// What can be done with authorities.
+#[derive(Debug, Subcommand)]
+#[command(after_help = "\
+To replace a CA whose key may be stolen:
+  chancery authority prepare --wait          a new root reaches every agent
+  chancery authority activate NEW            it signs from now on
+  chancery authority taint OLD --wait        every SVID below the old one is replaced
+  chancery authority revoke OLD --wait       the old root leaves every bundle")]
+pub(crate) enum Verb {
+    /// List the authorities and what each will do next.
+    List,
+    /// Make a new authority now, and bring its root to every agent.
+    Prepare {
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Let a prepared authority sign from now on; the active one retires.
+    Activate(One),
+    /// Mark an authority: every SVID below it is replaced at once.
+    Taint(One),
+    /// Take a retired authority's root out of the bundle at once: what it signed is good no more.
+    Revoke(One),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct One {
+    /// Its ID, as `authority list` prints it.
+    id: String,
+    #[command(flatten)]
+    wait: Wait,
+}
+
+impl Verb {
+    /// Does it.
+    pub(crate) async fn run(self, globals: &Globals) -> Outcome {
+        let mut admin = connect::admin(globals).await?;
+        let request = |one: &One| v1::AuthorityRequest { id: one.id.clone() };
+        let (answer, wait, past) = match &self {
+            Self::List => {
+                let authorities = list(&mut admin).await?;
+                let text = table(&authorities, moments::now());
+                let authorities = authorities.into_iter().map(Authority::from).collect();
+                return globals.output.show(&Authorities { authorities }, || text);
+            }
+            Self::Prepare { wait } => (admin.prepare_authority(v1::PrepareAuthorityRequest {}).await, wait, "prepared"),
+            Self::Activate(one) => (admin.activate_authority(request(one)).await, &one.wait, "activated"),
+            Self::Taint(one) => (admin.taint_authority(request(one)).await, &one.wait, "tainted"),
+            Self::Revoke(one) => (admin.revoke_authority(request(one)).await, &one.wait, "revoked"),
+        };
+        let answer = answer.map_err(|status| refusal::failure(&status))?.into_inner();
+        let authority = Authority::from(answer.authority.unwrap_or_default());
+        let said = |authority: &Authority| format!("{past} {}", plain(&authority.id));
+        wait.and_show(&mut admin, globals.output, (authority, answer.revision), said).await
+    }
+}
+
+/// All authorities.
+pub(crate) async fn list(admin: &mut Admin) -> Outcome<Vec<v1::Authority>> {
+    let answer = admin.list_authorities(v1::ListAuthoritiesRequest {}).await;
+    Ok(answer.map_err(|status| refusal::failure(&status))?.into_inner().authorities)
+}
+
+/// What an authority does next by itself, and when: `signs in 2h`.
+pub(crate) fn next(authority: &v1::Authority, now: Timestamp) -> String {
+    let when = |seconds: u64| moments::relative(Timestamp::from_unix(seconds), now);
+    let waiting = match authority.unacknowledged {
+        0 => String::new(),
+        1 => " (1 agent has yet to apply it)".into(),
+        agents => format!(" ({agents} agents have yet to apply it)"),
+    };
+    match (authority.state.as_str(), authority.next_change_at) {
+        (_, 0) => waiting.trim().to_owned(),
+        ("prepared", at) => format!("signs {}{waiting}", when(at)),
+        ("active", at) => format!("retires {}", when(at)),
+        ("retired", at) => format!("is removed {}", when(at)),
+        (_, at) => format!("changes {}", when(at)),
+    }
+}
+
+fn table(authorities: &[v1::Authority], now: Timestamp) -> String {
+    let mut table = Table::new(["ID", "KIND", "STATE", "EXPIRES", "NEXT", "OWNER", "FINGERPRINT"]);
+    for authority in authorities {
+        let mut state = authority.state.clone();
+        if authority.tainted {
+            state.push_str(", tainted");
+        }
+        if authority.upstream {
+            state.push_str(", by upstream");
+        }
+        table.row([
+            authority.id.clone(),
+            authority.kind.clone(),
+            state,
+            moments::expires(authority.not_after, now),
+            next(authority, now),
+            authority.owner.clone(),
+            authority.fingerprint.clone(),
+        ]);
+    }
+    table.text_or("no authorities")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn authorities_as_text() {
+        let now = Timestamp::from_unix(1_000_000);
+        let active = v1::Authority {
+            id: "a1".into(),
+            owner: "ca-1".into(),
+            kind: "x509".into(),
+            state: "active".into(),
+            not_after: 1_086_400,
+            next_change_at: 1_001_740,
+            fingerprint: "ab".into(),
+            tainted: true,
+            ..v1::Authority::default()
+        };
+        assert!(
+            table(std::slice::from_ref(&active), now)
+                .contains("a1  x509  active, tainted  in 24h   retires in 29m  ca-1   ab\n")
+        );
+        let prepared = v1::Authority { state: "prepared".into(), unacknowledged: 2, ..active };
+        assert_eq!(next(&prepared, now), "signs in 29m (2 agents have yet to apply it)");
+    }
+}

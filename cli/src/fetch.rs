@@ -1,0 +1,250 @@
+//! `chancery fetch`: what this process gets from the Workload API, to the screen or to files.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use spiffe::id::TrustDomain;
+use spiffe::proto::workload as wire;
+use spiffe::time::{Backoff, Clock as _, System, Timestamp};
+use spiffe::x509_svid::X509Svid;
+use tonic::Streaming;
+
+use crate::args::Globals;
+use crate::documents::{Svid, Svids, TrustBundles};
+use crate::exit::{Failure, Outcome};
+use crate::files::{self, PUBLIC};
+use crate::moments::{self, Moment};
+use crate::output::{self, Output, Sheet, plain};
+use crate::svid_files::{BUNDLE, PemSvid, pem};
+use crate::workload::{self, SOCKET_VARIABLE, Workload};
+
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What can be fetched.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Fetch the X.509-SVIDs of this process, the default identity first.
+    #[command(after_help = "\
+Files with --write: svid.pem, key.pem (readable by you alone) and bundle.pem of the default identity; those of
+further identities as svid.2.pem, key.2.pem, bundle.2.pem, and so on; bundle.<trust domain>.pem of each foreign
+trust domain. Each is replaced whole.")]
+    X509(X509),
+    /// Fetch the trust bundles that this process gets.
+    #[command(after_help = "Files with --write: bundle.<trust domain>.pem of each trust domain.")]
+    Bundle(Fetch),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct X509 {
+    #[command(flatten)]
+    fetch: Fetch,
+    /// Print certificates, private keys and bundles, instead of about them.
+    #[arg(long)]
+    pem: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Fetch {
+    /// The socket of the Workload API.
+    #[arg(long, env = SOCKET_VARIABLE, value_name = "ADDRESS")]
+    workload_socket: Option<String>,
+    /// The folder to write files to.
+    #[arg(long, value_name = "FOLDER")]
+    write: Option<PathBuf>,
+    /// Keep going, and print a line at each change.
+    #[arg(long)]
+    watch: bool,
+}
+
+impl Verb {
+    /// Does it.
+    pub(crate) async fn run(self, globals: &Globals) -> Outcome {
+        match self {
+            Self::X509(x509) => {
+                let take = |answer| take_x509(answer, &x509, globals.output);
+                x509.fetch.each(async |workload: &mut Workload| workload.x509().await, take).await
+            }
+            Self::Bundle(fetch) => {
+                let take = |answer| take_bundles(answer, &fetch, globals.output);
+                fetch.each(async |workload: &mut Workload| workload.bundles().await, take).await
+            }
+        }
+    }
+}
+
+impl Fetch {
+    /// Opens the stream and hands its answers to `take`: the first one, or, with `--watch`, all of them, for as
+    /// long as this process lives, however often the agent goes away.
+    async fn each<T>(
+        &self,
+        open: impl AsyncFn(&mut Workload) -> Result<Streaming<T>, tonic::Status>,
+        mut take: impl FnMut(T) -> Outcome,
+    ) -> Outcome {
+        if let Some(folder) = &self.write {
+            files::make_private_folder(folder)?;
+        }
+        let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(15));
+        loop {
+            let broken = match self.stream(&open).await {
+                Ok((mut stream, first)) => {
+                    take(first)?;
+                    if !self.watch {
+                        return Ok(());
+                    }
+                    backoff.reset();
+                    loop {
+                        match stream.message().await {
+                            Ok(Some(answer)) => take(answer)?,
+                            Ok(None) => break Failure::Unreachable("the agent ended the stream".into()),
+                            Err(status) => break workload::failure(&status),
+                        }
+                    }
+                }
+                Err(failure) => failure,
+            };
+            if !self.watch || matches!(broken, Failure::Usage(_)) {
+                return Err(broken);
+            }
+            let chance = spiffe::crypto::random().map_or(0, u32::from_be_bytes);
+            let pause = backoff.after_failure(chance);
+            output::remark(&format!("{}  {broken}; trying again", moments::now()));
+            System.sleep(pause).await;
+        }
+    }
+
+    async fn stream<T>(
+        &self,
+        open: &impl AsyncFn(&mut Workload) -> Result<Streaming<T>, tonic::Status>,
+    ) -> Outcome<(Streaming<T>, T)> {
+        let mut workload = Workload::connect(self.workload_socket.as_deref()).await?;
+        let first = async {
+            let mut stream = open(&mut workload).await.map_err(|status| workload::failure(&status))?;
+            let first = stream.message().await.map_err(|status| workload::failure(&status))?;
+            let first = first.ok_or_else(|| Failure::Unreachable("the agent ended the stream".into()))?;
+            Ok((stream, first))
+        };
+        #[expect(clippy::disallowed_methods, reason = "input and output: an agent that does not answer")]
+        tokio::time::timeout(ANSWER_TIMEOUT, first)
+            .await
+            .map_err(|_| Failure::Unreachable(format!("the agent did not answer within {ANSWER_TIMEOUT:?}")))?
+    }
+}
+
+/// One identity, parsed.
+struct Fetched {
+    svid: X509Svid,
+    hint: String,
+    pem: PemSvid,
+}
+
+impl Fetched {
+    fn parse(wire: &wire::X509svid) -> Outcome<Self> {
+        let svid = X509Svid::parse(workload::certificates(&wire.x509_svid)?)
+            .map_err(|error| Failure::Refused(format!("the agent sent an SVID that is none: {error}")))?;
+        let roots = workload::certificates(&wire.bundle)?;
+        let pem =
+            PemSvid::new(svid.chain().iter().map(AsRef::as_ref), &wire.x509_svid_key, roots.iter().map(AsRef::as_ref));
+        Ok(Self { svid, hint: wire.hint.clone(), pem })
+    }
+
+    fn document(&self, with_key: bool) -> Svid {
+        Svid {
+            spiffe_id: self.svid.id().to_string(),
+            hint: self.hint.clone(),
+            serial: spiffe::crypto::hex(self.svid.serial()),
+            not_before: Moment(self.svid.lifetime().not_before.unix()),
+            not_after: Moment(self.svid.lifetime().not_after.unix()),
+            svid: self.pem.svid.clone(),
+            key: with_key.then(|| self.pem.key.to_string()),
+            bundle: self.pem.bundle.clone(),
+        }
+    }
+
+    fn sheet(&self, now: Timestamp) -> String {
+        let not_after = self.svid.lifetime().not_after;
+        Sheet::default()
+            .line("spiffe id", self.svid.id().as_str())
+            .line("hint", &self.hint)
+            .line("serial", spiffe::crypto::hex(self.svid.serial()))
+            .line("expires", format!("{} ({not_after})", moments::expires(not_after.unix(), now)))
+            .line("renews", moments::relative(workload::renewal(&self.svid), now))
+            .text()
+    }
+
+    fn line(&self, now: Timestamp) -> String {
+        let serial = spiffe::crypto::hex(self.svid.serial());
+        let expiry = moments::expiry(self.svid.lifetime().not_after.unix(), now);
+        let renewal = moments::relative(workload::renewal(&self.svid), now);
+        format!("{now}  {}  serial {serial}  renews {renewal}, {expiry}", self.svid.id())
+    }
+}
+
+fn take_x509(answer: wire::X509svidResponse, x509: &X509, output: Output) -> Outcome {
+    let fetched = answer.svids.iter().map(Fetched::parse).collect::<Outcome<Vec<_>>>()?;
+    let foreign = foreign(&answer.federated_bundles)?;
+    let Fetch { write, watch, .. } = &x509.fetch;
+    if let Some(folder) = write {
+        for (at, fetched) in fetched.iter().enumerate() {
+            let suffix = if at == 0 { String::new() } else { format!(".{}", at + 1) };
+            fetched.pem.write(folder, &suffix)?;
+        }
+        write_bundles(folder, &foreign)?;
+    }
+    let now = moments::now();
+    let document =
+        Svids { svids: fetched.iter().map(|fetched| fetched.document(x509.pem)).collect(), federated_bundles: foreign };
+    if *watch {
+        let lines = || fetched.iter().map(|fetched| fetched.line(now)).collect::<Vec<_>>().join("\n");
+        return output.show_line(&document, lines);
+    }
+    output.show(&document, || {
+        if x509.pem {
+            return fetched.iter().map(|fetched| fetched.pem.text().to_string()).collect();
+        }
+        let mut text = fetched.iter().map(|fetched| fetched.sheet(now)).collect::<Vec<_>>().join("\n");
+        if let Some(folder) = write {
+            text.push_str(&format!("\nwritten to {}\n", plain(&folder.display().to_string())));
+        }
+        text
+    })
+}
+
+fn take_bundles(answer: wire::X509BundlesResponse, fetch: &Fetch, output: Output) -> Outcome {
+    let bundles = foreign(&answer.bundles)?;
+    if let Some(folder) = &fetch.write {
+        write_bundles(folder, &bundles)?;
+    }
+    let roots = |pem: &str| pem.matches("-----BEGIN").count();
+    let line = |(name, pem): (&String, &String)| format!("{name}: {} roots", roots(pem));
+    let document = TrustBundles { bundles };
+    if fetch.watch {
+        let names = || document.bundles.iter().map(line).collect::<Vec<_>>().join(", ");
+        return output.show_line(&document, || format!("{}  {}", moments::now(), names()));
+    }
+    output.show(&document, || match &fetch.write {
+        Some(folder) => format!("{} bundles written to {}", document.bundles.len(), folder.display()),
+        None => document.bundles.values().cloned().collect(),
+    })
+}
+
+/// Bundles by the bare names of their trust domains, as PEM.
+fn foreign<'a>(
+    bundles: impl IntoIterator<Item = (&'a String, &'a (impl AsRef<[u8]> + 'a))>,
+) -> Outcome<BTreeMap<String, String>> {
+    let one = |(id, der): (&String, &_)| {
+        // Parsed, because it becomes the name of a file.
+        let name = TrustDomain::parse(id)
+            .map_err(|error| Failure::Refused(format!("the agent named the trust domain {}: {error}", plain(id))))?;
+        let roots = workload::certificates(AsRef::as_ref(der))?;
+        Ok((name.to_string(), roots.iter().map(|der| pem("CERTIFICATE", der)).collect()))
+    };
+    bundles.into_iter().map(one).collect()
+}
+
+fn write_bundles(folder: &Path, bundles: &BTreeMap<String, String>) -> Outcome {
+    bundles.iter().try_for_each(|(name, pem)| {
+        files::write(folder, &BUNDLE.replace(".pem", &format!(".{name}.pem")), PUBLIC, pem.as_bytes())
+    })
+}

@@ -1,0 +1,31 @@
+//! The log of this process: to stderr, as text or as JSON lines.
+
+use clap::ValueEnum;
+use tracing_subscriber::EnvFilter;
+
+use crate::args::Globals;
+use crate::exit::{Failure, Outcome};
+
+/// In which form log lines are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object in a line.
+    Json,
+}
+
+/// Starts the log. Refused when the level cannot be read.
+pub(crate) fn start(globals: &Globals) -> Outcome {
+    let wish = globals.log_level.as_deref().unwrap_or("warn");
+    let filter = EnvFilter::builder().parse(wish).map_err(|error| {
+        Failure::Usage(format!("log level {wish:?} cannot be read ({error}): use error, warn, info, debug or trace"))
+    })?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let started = match globals.log_format {
+        LogFormat::Text => log.with_target(false).try_init(),
+        LogFormat::Json => log.json().flatten_event(true).try_init(),
+    };
+    started.map_err(|error| Failure::Refused(format!("the log cannot be started: {error}")))
+}

@@ -1,0 +1,153 @@
+//! An identity in three files: `svid.pem`, `key.pem` (0600) and `bundle.pem`, as `fetch x509 --write` and
+//! `x509 mint --write` write them and `--svid` reads them.
+
+use std::path::{Path, PathBuf};
+
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use spiffe::bundle::Bundle;
+use spiffe::mtls::CurrentSvid;
+use spiffe::x509_svid::X509Svid;
+use zeroize::Zeroizing;
+
+use crate::exit::{Failure, Outcome};
+use crate::files::{self, PRIVATE, PUBLIC};
+
+/// The certificates, the SVID first.
+pub(crate) const SVID: &str = "svid.pem";
+/// The private key.
+pub(crate) const KEY: &str = "key.pem";
+/// The roots of its trust domain.
+pub(crate) const BUNDLE: &str = "bundle.pem";
+
+/// Which three files.
+#[derive(Clone, Debug)]
+pub(crate) struct SvidFiles {
+    svid: PathBuf,
+    key: PathBuf,
+    bundle: PathBuf,
+}
+
+/// An identity that is ready to be presented.
+#[derive(Debug)]
+pub(crate) struct Identity {
+    /// The SVID and its key.
+    pub(crate) svid: CurrentSvid,
+    /// The roots of its trust domain.
+    pub(crate) bundle: Bundle,
+}
+
+impl SvidFiles {
+    /// From the values of `--svid`: a folder, or three files.
+    pub(crate) fn named(paths: &[PathBuf]) -> Outcome<Self> {
+        match paths {
+            [folder] => Ok(Self { svid: folder.join(SVID), key: folder.join(KEY), bundle: folder.join(BUNDLE) }),
+            [svid, key, bundle] => Ok(Self { svid: svid.clone(), key: key.clone(), bundle: bundle.clone() }),
+            _ => Err(Failure::Usage("--svid takes a folder, or three files: SVID,KEY,BUNDLE".into())),
+        }
+    }
+
+    /// The first of the files, for messages.
+    pub(crate) fn place(&self) -> std::path::Display<'_> {
+        self.svid.display()
+    }
+
+    /// Reads them. The trust domain of the bundle is the SVID's own.
+    pub(crate) fn load(&self) -> Outcome<Identity> {
+        let wrong = |path: &Path, error: &dyn std::fmt::Display| {
+            Failure::Refused(format!("{} is no part of an SVID: {error}", path.display()))
+        };
+        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&files::read(&self.svid)?).collect();
+        let chain = chain.map_err(|error| wrong(&self.svid, &error))?;
+        let svid = X509Svid::parse(chain).map_err(|error| wrong(&self.svid, &error))?;
+        let key = PrivatePkcs8KeyDer::from_pem_slice(&Zeroizing::new(files::read(&self.key)?));
+        let key = key.map_err(|error| wrong(&self.key, &error))?;
+        let bundle = Bundle::from_pem(svid.id().trust_domain(), &files::read(&self.bundle)?)
+            .map_err(|error| wrong(&self.bundle, &error))?;
+        let current = CurrentSvid::default();
+        current.set(&svid, &[], key.secret_pkcs8_der()).map_err(|error| wrong(&self.key, &error))?;
+        Ok(Identity { svid: current, bundle })
+    }
+}
+
+/// One identity as PEM texts.
+pub(crate) struct PemSvid {
+    /// The certificates, the SVID first.
+    pub(crate) svid: String,
+    /// The private key, PKCS#8.
+    pub(crate) key: Zeroizing<String>,
+    /// The roots of its trust domain.
+    pub(crate) bundle: String,
+}
+
+impl PemSvid {
+    /// From DER: the chain with the SVID first, the key as PKCS#8, the roots.
+    pub(crate) fn new<'a>(
+        chain: impl IntoIterator<Item = &'a [u8]>,
+        key: &[u8],
+        roots: impl IntoIterator<Item = &'a [u8]>,
+    ) -> Self {
+        let certificates = |all: &mut dyn Iterator<Item = &'a [u8]>| all.map(|der| pem("CERTIFICATE", der)).collect();
+        Self {
+            svid: certificates(&mut chain.into_iter()),
+            key: Zeroizing::new(pem("PRIVATE KEY", key)),
+            bundle: certificates(&mut roots.into_iter()),
+        }
+    }
+
+    /// Writes the three files to `folder`, with `suffix` before `.pem`: the key first and the SVID last, so that
+    /// whoever waits for a new SVID finds its key there.
+    pub(crate) fn write(&self, folder: &Path, suffix: &str) -> Outcome {
+        let name = |name: &str| name.replace(".pem", &format!("{suffix}.pem"));
+        files::write(folder, &name(KEY), PRIVATE, self.key.as_bytes())?;
+        files::write(folder, &name(BUNDLE), PUBLIC, self.bundle.as_bytes())?;
+        files::write(folder, &name(SVID), PUBLIC, self.svid.as_bytes())
+    }
+
+    /// All of it in one text, the key second.
+    pub(crate) fn text(&self) -> Zeroizing<String> {
+        Zeroizing::new(format!("{}{}{}", self.svid, self.key.as_str(), self.bundle))
+    }
+}
+
+/// A PEM block of 64 characters a line.
+pub(crate) fn pem(label: &str, der: &[u8]) -> String {
+    use base64::Engine as _;
+    // Large enough from the start: a text that has to grow leaves a copy of a key behind.
+    let mut text = String::with_capacity(der.len() * 2 + 128);
+    text.push_str(&format!("-----BEGIN {label}-----\n"));
+    for (at, c) in Zeroizing::new(base64::engine::general_purpose::STANDARD.encode(der)).chars().enumerate() {
+        if at > 0 && at % 64 == 0 {
+            text.push('\n');
+        }
+        text.push(c);
+    }
+    text.push_str(&format!("\n-----END {label}-----\n"));
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pem_is_read_as_it_is_written() {
+        let (one, two) = ([1_u8; 100], [2_u8; 48]);
+        let text = pem("CERTIFICATE", &one) + &pem("CERTIFICATE", &two);
+        let read: Vec<_> = CertificateDer::pem_slice_iter(text.as_bytes()).map(Result::unwrap).collect();
+        assert_eq!(read[0].as_ref(), one);
+        assert_eq!(read[1].as_ref(), two);
+        assert!(text.lines().all(|line| line.len() <= 64));
+    }
+
+    #[test]
+    fn three_files_with_a_private_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let pem = PemSvid::new([&[1_u8][..]], &[2], [&[3_u8][..]]);
+        pem.write(folder.path(), "").unwrap();
+        pem.write(folder.path(), ".2").unwrap();
+        for name in ["svid.pem", "key.pem", "bundle.pem", "svid.2.pem", "key.2.pem", "bundle.2.pem"] {
+            assert!(folder.path().join(name).exists(), "{name}");
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! The Workload API as a workload sees it (SPIFFE_Workload_API.md): this process asks the agent on its machine who
+//! it is.
+
+use std::path::{Path, PathBuf};
+
+use rustls_pki_types::CertificateDer;
+use spiffe::proto::workload as wire;
+use spiffe::proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
+use spiffe::time::{Timestamp, renew_at};
+use spiffe::x509_svid::X509Svid;
+use tonic::metadata::MetadataValue;
+use tonic::transport::Channel;
+use tonic::{Code, Request, Status, Streaming};
+
+use crate::connect::unix_channel;
+use crate::exit::{Failure, Outcome};
+use crate::folders::Folders;
+use crate::output::plain;
+use crate::refusal;
+
+/// Where workloads are told to look for the Workload API (SPIFFE_Workload_Endpoint.md section 4).
+pub(crate) const SOCKET_VARIABLE: &str = "SPIFFE_ENDPOINT_SOCKET";
+/// How much earlier than its issue an SVID is valid, for clocks that differ.
+const BACKDATED: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// A connection to the Workload API.
+#[derive(Debug)]
+pub(crate) struct Workload {
+    client: SpiffeWorkloadApiClient<Channel>,
+}
+
+/// The path in `address`: `unix:///run/...`, `unix:/run/...`, or the bare path.
+fn socket_path(address: &str) -> Outcome<PathBuf> {
+    let rest = match address.strip_prefix("unix:") {
+        Some(rest) => rest.strip_prefix("//").unwrap_or(rest),
+        None if address.contains("://") => {
+            let text =
+                format!("{} is no unix socket: write it like unix:///run/chancery/workload.sock", plain(address));
+            return Err(Failure::Usage(text));
+        }
+        None => address,
+    };
+    if rest.is_empty() {
+        return Err(Failure::Usage(format!("{} names no socket", plain(address))));
+    }
+    Ok(rest.into())
+}
+
+impl Workload {
+    /// Connects to `address`, or to where the folders of this user have it.
+    pub(crate) async fn connect(address: Option<&str>) -> Outcome<Self> {
+        let path = match address {
+            Some(address) => socket_path(address)?,
+            None => Folders::of_this_process().workload_socket(Path::exists),
+        };
+        let channel = unix_channel(&path).await.map_err(|error| {
+            Failure::Unreachable(format!(
+                "no agent answers at {} ({error}): start one with `chancery agent run` or `chancery dev`, or name its \
+                 socket with --workload-socket or {SOCKET_VARIABLE}",
+                path.display()
+            ))
+        })?;
+        Ok(Self { client: SpiffeWorkloadApiClient::new(channel).max_decoding_message_size(64 << 20) })
+    }
+
+    /// The identities of this process, now and at each change.
+    pub(crate) async fn x509(&mut self) -> Result<Streaming<wire::X509svidResponse>, Status> {
+        Ok(self.client.fetch_x509svid(request(wire::X509svidRequest {})).await?.into_inner())
+    }
+
+    /// The bundles that this process gets, now and at each change.
+    pub(crate) async fn bundles(&mut self) -> Result<Streaming<wire::X509BundlesResponse>, Status> {
+        Ok(self.client.fetch_x509_bundles(request(wire::X509BundlesRequest {})).await?.into_inner())
+    }
+}
+
+/// Every call bears the header that a browser could not be tricked into sending.
+fn request<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.metadata_mut().insert("workload.spiffe.io", MetadataValue::from_static("true"));
+    request
+}
+
+/// A refusal of the Workload API.
+pub(crate) fn failure(status: &Status) -> Failure {
+    if status.code() == Code::PermissionDenied {
+        let uid = nix::unistd::geteuid();
+        return Failure::Refused(format!(
+            "this process has no identity ({}): create an entry whose selectors match it, for example `chancery entry \
+             create --selector unix:uid:{uid} ...`",
+            plain(status.message())
+        ));
+    }
+    refusal::failure(status)
+}
+
+/// Concatenated DER certificates one by one. Bytes that are none are refused.
+pub(crate) fn certificates(mut der: &[u8]) -> Outcome<Vec<CertificateDer<'static>>> {
+    let mut all = Vec::new();
+    while !der.is_empty() {
+        let (rest, _) = x509_parser::parse_x509_certificate(der).map_err(|error| {
+            Failure::Refused(format!("the agent sent certificates that cannot be read: {error}: is it of our version?"))
+        })?;
+        let (one, _) = der.split_at(der.len() - rest.len());
+        all.push(CertificateDer::from(one.to_vec()));
+        der = rest;
+    }
+    Ok(all)
+}
+
+/// When the agent renews an SVID.
+pub(crate) fn renewal(svid: &X509Svid) -> Timestamp {
+    let lifetime = svid.lifetime();
+    renew_at(lifetime.not_before.plus(BACKDATED).min(lifetime.not_after), lifetime.not_after, svid.serial())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_of_sockets() {
+        for address in ["unix:///run/a.sock", "unix:/run/a.sock", "/run/a.sock"] {
+            assert_eq!(socket_path(address).unwrap(), Path::new("/run/a.sock"));
+        }
+        assert_eq!(socket_path("tcp://127.0.0.1:80").unwrap_err().exit(), 2);
+        assert_eq!(socket_path("unix:").unwrap_err().exit(), 2);
+    }
+
+    #[test]
+    fn concatenated_certificates_are_taken_apart() {
+        let key = spiffe::crypto::generate_key(spiffe::entry::KeyType::P256).unwrap();
+        let one = rcgen::CertificateParams::default().self_signed(&key).unwrap().der().to_vec();
+        let two = rcgen::CertificateParams::new(["b".to_owned()]).unwrap().self_signed(&key).unwrap().der().to_vec();
+        let apart = certificates(&[one.clone(), two.clone()].concat()).unwrap();
+        assert_eq!(apart.iter().map(|der| der.to_vec()).collect::<Vec<_>>(), [one.clone(), two]);
+        assert!(certificates(&one[1..]).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_missing_agent_is_told_with_what_to_do() {
+        let failure = Workload::connect(Some("unix:///nonexistent/workload.sock")).await.unwrap_err();
+        assert_eq!(failure.exit(), 3);
+        assert!(failure.to_string().contains("chancery agent run"), "{failure}");
+    }
+}

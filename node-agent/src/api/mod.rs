@@ -1,0 +1,178 @@
+//! The workload socket: whoever knocks is pinned, attested, and told what it is entitled to as long as it listens.
+//!
+//! | file | owns |
+//! |---|---|
+//! | `listen` | the socket file, connections, who is at the other end |
+//! | `places` | how many may be served at once, in all and for one user |
+//! | `workload` | the SPIFFE Workload API |
+//! | `status` | the only file that makes gRPC statuses of errors |
+//!
+//! - Every service here asks for the security header of SPIFFE_Workload_Endpoint.md section 3, reflection too: the
+//!   standard exempts nothing ("every client request").
+//! - Every stream ends with the process that opened it, and when the agent stops.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use spiffe::proto::WORKLOAD_DESCRIPTORS;
+use spiffe::proto::workload::spiffe_workload_api_server::SpiffeWorkloadApiServer;
+use spiffe::time::Clock;
+use tokio_util::sync::CancellationToken;
+use tonic::Request;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::Server;
+use tracing::{info, warn};
+
+use crate::attestor::Attestors;
+use crate::cache::Cache;
+
+pub mod listen;
+mod places;
+mod status;
+mod workload;
+
+pub use listen::Listener;
+use places::Places;
+use workload::{Door, WorkloadApi};
+
+/// How long streams may take to end once the agent stops.
+const GRACE: Duration = Duration::from_secs(5);
+/// The largest request: those of the X.509 profile are empty.
+const MAX_REQUEST_BYTES: usize = 64 << 10;
+/// The most streams of one connection.
+const MAX_STREAMS_OF_CONNECTION: u32 = 64;
+/// The largest headers of one request.
+const MAX_HEADER_BYTES: u32 = 8 << 10;
+
+/// Why the workload socket cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// The path does not fit into a socket address.
+    #[error("socket path {path} has {bytes} bytes: at most 107 are possible, choose a shorter one")]
+    PathTooLong {
+        /// The path.
+        path: PathBuf,
+        /// Its length.
+        bytes: usize,
+    },
+    /// Somebody answers there.
+    #[error("another agent listens on {0}: stop it, or choose another socket path")]
+    InUse(PathBuf),
+    /// Something else than a socket is there.
+    #[error("{0} exists and is no socket: move it away, or choose another socket path")]
+    NotASocket(PathBuf),
+    /// A system call failed.
+    #[error("cannot {doing} {path}: {source}")]
+    Io {
+        /// What was tried, as a verb.
+        doing: &'static str,
+        /// With which file.
+        path: PathBuf,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+    /// The descriptors that reflection serves are broken.
+    #[error("gRPC reflection cannot be served: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+    /// The gRPC server failed.
+    #[error("the workload socket cannot be served: {0}")]
+    Server(#[from] tonic::transport::Error),
+}
+
+/// How much is served at once, and how long a workload waits for its first answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections in all.
+    pub connections: usize,
+    /// Connections of one user.
+    pub connections_per_user: usize,
+    /// Open streams in all.
+    pub streams: usize,
+    /// Open streams of one user.
+    pub streams_per_user: usize,
+    /// A workload whose identities are not all there by then is told to try again (`Unavailable`).
+    pub first_answer: Duration,
+}
+
+impl Default for Limits {
+    /// For a node with some hundreds of workloads that share few users: a user can take half of everything, so that
+    /// no single one can shut the others out.
+    fn default() -> Self {
+        Self {
+            connections: 4096,
+            connections_per_user: 2048,
+            streams: 8192,
+            streams_per_user: 4096,
+            // Long enough for a first SVID from a busy server, shorter than clients wait before they give up.
+            first_answer: Duration::from_secs(10),
+        }
+    }
+}
+
+/// What the workload socket is served with.
+pub struct Endpoint {
+    /// Who is entitled to what.
+    pub cache: Cache,
+    /// Who a process is.
+    pub attestors: Attestors,
+    /// How much at once.
+    pub limits: Limits,
+    /// For the wait of `limits.first_answer`.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl Endpoint {
+    /// Serves the Workload API and gRPC reflection on `listener`, until `shutdown` is cancelled and the streams have
+    /// been told so (five seconds at most). The socket file is then gone.
+    pub async fn serve(self, listener: Listener, shutdown: CancellationToken) -> Result<(), ApiError> {
+        let Self { cache, attestors, limits, clock } = self;
+        let door = Arc::new(Door {
+            cache,
+            attestors,
+            streams: Places::new(limits.streams, limits.streams_per_user),
+            first_answer: limits.first_answer,
+            clock: Arc::clone(&clock),
+            shutdown: shutdown.clone(),
+        });
+        let workload = SpiffeWorkloadApiServer::new(WorkloadApi(door)).max_decoding_message_size(MAX_REQUEST_BYTES);
+        let reflection = || {
+            tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(WORKLOAD_DESCRIPTORS)
+        };
+        let v1 = reflection().build_v1()?.max_decoding_message_size(MAX_REQUEST_BYTES);
+        let v1alpha = reflection().build_v1alpha()?.max_decoding_message_size(MAX_REQUEST_BYTES);
+        let router = Server::builder()
+            .max_concurrent_streams(MAX_STREAMS_OF_CONNECTION)
+            .http2_max_header_list_size(MAX_HEADER_BYTES)
+            .add_service(InterceptedService::new(workload, security_header))
+            .add_service(InterceptedService::new(v1, security_header))
+            .add_service(InterceptedService::new(v1alpha, security_header));
+
+        info!(socket = %listener.path().display(), "workloads are served");
+        let places = Places::new(limits.connections, limits.connections_per_user);
+        let connections = listener.connections(places, Arc::clone(&clock));
+        let server = router.serve_with_incoming_shutdown(connections, shutdown.clone().cancelled_owned());
+        let deadline = async {
+            shutdown.cancelled().await;
+            clock.sleep(GRACE).await;
+        };
+        tokio::select! {
+            served = server => Ok(served?),
+            () = deadline => {
+                warn!("some streams of the workload socket did not end in time and were cut off");
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Refuses a request without exactly one `workload.spiffe.io: true` (SPIFFE_Workload_Endpoint.md section 3).
+#[expect(clippy::result_large_err, reason = "the signature of a tonic interceptor")]
+fn security_header(request: Request<()>) -> Result<Request<()>, tonic::Status> {
+    let mut values = request.metadata().get_all("workload.spiffe.io").iter();
+    let is_true = values.next().is_some_and(|value| value.as_bytes() == b"true") && values.next().is_none();
+    if is_true { Ok(request) } else { Err(status::no_security_header()) }
+}
+
+#[cfg(test)]
+mod tests;

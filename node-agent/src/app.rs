@@ -1,0 +1,252 @@
+//! The agent as a whole: the only place that joins its rooms.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use spiffe::bundle::Bundle;
+use spiffe::id::SpiffeId;
+use spiffe::mtls::{CurrentBundles, CurrentSvid};
+use spiffe::time::Clock;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::api::{self, ApiError, Endpoint, Listener};
+use crate::attestor::systemd::Systemd;
+use crate::attestor::unix::Unix;
+use crate::attestor::{Attestors, WorkloadAttestor};
+use crate::cache::{self, run};
+use crate::client::{self, Client, ClientError};
+use crate::config::{self, Config};
+use crate::health::{self, Health};
+use crate::metrics::Metrics;
+use crate::node::attest::Attestor;
+use crate::node::folder::Folder;
+use crate::node::keep::{Keeper, attest_until_done};
+use crate::node::{NodeError, NodeIdentity};
+
+/// Why the agent does not start, or has stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// The agent has no identity of its own.
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    /// The Node door cannot be set up.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// The workload socket cannot be served.
+    #[error(transparent)]
+    Api(#[from] ApiError),
+    /// The health address is taken, or is none of this machine.
+    #[error("cannot listen on health_listen {address}: {source}; choose another port or leave it out")]
+    Health {
+        /// Where.
+        address: std::net::SocketAddr,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// A part of the agent has ended although nobody asked it to.
+    #[error("the agent's {0} has stopped: this is a mistake in the agent, please report it with its log")]
+    Broken(&'static str),
+}
+
+/// A running agent. Dropping it stops it without grace; see [`Agent::shutdown`].
+#[derive(Debug)]
+pub struct Agent {
+    id: SpiffeId,
+    workload_socket: PathBuf,
+    health_address: Option<std::net::SocketAddr>,
+    metrics: Metrics,
+    tasks: JoinSet<Result<(), AppError>>,
+    shutdown: CancellationToken,
+}
+
+impl Agent {
+    /// Starts the agent: returns once it has its own SVID (the stored one while that is valid, whether a server can be
+    /// reached or not; else the node is attested, for as long as that takes) and the workload socket is bound.
+    ///
+    /// What only an operator can mend, such as a join token that is used up, is an error.
+    pub async fn start(config: Config, clock: Arc<dyn Clock>) -> Result<Self, AppError> {
+        // Before the attestation: a join token is not used up for an agent that then cannot serve.
+        let listener = Listener::bind(&config.workload_socket, config.workload_socket_mode)?;
+        let health = match config.health_listen {
+            Some(address) => {
+                Some(health::bind(address).await.map_err(|source| AppError::Health { address, source })?)
+            }
+            None => None,
+        };
+        let health_address = health.as_ref().and_then(|listener| listener.local_addr().ok());
+        let shutdown = CancellationToken::new();
+        let (metrics, ready) = (Metrics::default(), Arc::new(AtomicBool::new(false)));
+        let mut tasks: JoinSet<Result<(), AppError>> = JoinSet::new();
+        if let Some(listener) = health {
+            let health = Health { ready: ready.clone(), metrics: metrics.clone(), clock: clock.clone() };
+            tasks.spawn(ended("health page", shutdown.clone(), health.serve(listener, shutdown.clone())));
+        }
+
+        let folder = Folder::open(&config.data_dir)?;
+        let attestor = Attestor {
+            trust_domain: config.trust_domain.clone(),
+            servers: config.servers.clone(),
+            bootstrap: config.bootstrap.clone(),
+            method: config.attest.clone(),
+            key_type: config.key_type,
+            clock: clock.clone(),
+        };
+        let (identity, bundle) = own_identity(&folder, &attestor).await?;
+        let id = identity.svid.id().clone();
+        let current = CurrentSvid::default();
+        current.set(&identity.svid, &[], &identity.key.0).map_err(NodeError::from)?;
+        let bundles = CurrentBundles::new([bundle.clone()]);
+        let client = Arc::new(Client::new(client::Parts {
+            trust_domain: config.trust_domain.clone(),
+            servers: config.servers.clone(),
+            svid: current.clone(),
+            bundles: bundles.clone(),
+            clock: clock.clone(),
+        })?);
+
+        let (trust, trusted) = watch::channel(bundle);
+        let (cache, mailbox) = cache::mailbox();
+        let parts = run::Parts {
+            mailbox,
+            client: client.clone(),
+            bundles: bundles.clone(),
+            trust,
+            clock: clock.clone(),
+            key_type: config.key_type,
+            prefetch: config.prefetch,
+            metrics: metrics.clone(),
+        };
+        tasks.spawn(ended("cache", shutdown.clone(), run::run(parts, shutdown.clone())));
+        let keeper = Keeper {
+            identity,
+            folder,
+            current,
+            bundles,
+            trust: trusted,
+            client,
+            attestor,
+            clock: clock.clone(),
+            metrics: metrics.clone(),
+        };
+        tasks.spawn(ended("renewal", shutdown.clone(), keeper.run(shutdown.clone())));
+        let endpoint = Endpoint { cache, attestors: attestors(&config.attestors), limits: limits(&config.limits), clock };
+        let workload_socket = config.workload_socket;
+        info!(spiffe_id = %id, socket = %workload_socket.display(), "agent is up");
+        let until = shutdown.clone();
+        tasks.spawn(async move {
+            endpoint.serve(listener, until.clone()).await?;
+            if until.is_cancelled() { Ok(()) } else { Err(AppError::Broken("workload socket")) }
+        });
+        ready.store(true, Ordering::Relaxed);
+        Ok(Self { id, workload_socket, health_address, metrics, tasks, shutdown })
+    }
+
+    /// The agent's own SPIFFE ID.
+    pub fn id(&self) -> &SpiffeId {
+        &self.id
+    }
+
+    /// Where workloads knock.
+    pub fn workload_socket(&self) -> &Path {
+        &self.workload_socket
+    }
+
+    /// Where the health page is, if anywhere.
+    pub fn health_address(&self) -> Option<std::net::SocketAddr> {
+        self.health_address
+    }
+
+    /// What the agent counts.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// Returns when the agent has ended: by [`Agent::shutdown`] elsewhere (through `stopper`), or by a mistake.
+    pub async fn finished(&mut self) -> Result<(), AppError> {
+        let mut result = Ok(());
+        while let Some(ended) = self.tasks.join_next().await {
+            let ended = ended.unwrap_or_else(|why| {
+                error!(%why, "a part of the agent has panicked");
+                Err(AppError::Broken("task"))
+            });
+            if let (Ok(()), Err(why)) = (&result, ended) {
+                result = Err(why);
+            }
+            // One part gone, all are: half an agent helps nobody.
+            self.shutdown.cancel();
+        }
+        result
+    }
+
+    /// Stops the agent when it is cancelled; for whoever does not hold the agent itself.
+    pub fn stopper(&self) -> CancellationToken {
+        self.shutdown.clone()
+    }
+
+    /// Ends the streams of the workloads and stops.
+    pub async fn shutdown(mut self) -> Result<(), AppError> {
+        self.shutdown.cancel();
+        self.finished().await
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+    }
+}
+
+async fn own_identity(folder: &Folder, attestor: &Attestor) -> Result<(NodeIdentity, Bundle), NodeError> {
+    let bundle = folder.bundle(&attestor.trust_domain)?;
+    let stored = folder.identity()?;
+    if let (Some(identity), Some(bundle)) = (&stored, &bundle) {
+        if !identity.svid.id().is_member_of(&attestor.trust_domain) {
+            warn!(stored = %identity.svid.id(), "the stored SVID is of another trust domain: it is not used");
+        } else if identity.is_valid(attestor.clock.now()) {
+            info!(spiffe_id = %identity.svid.id(), until = %identity.svid.lifetime().not_after, "using the stored SVID");
+            return Ok((identity.clone(), bundle.clone()));
+        } else {
+            info!(expired = %identity.svid.lifetime().not_after, "the stored SVID has expired: attesting anew");
+        }
+    }
+    let (identity, bundle) = attest_until_done(attestor, bundle.as_ref()).await?;
+    folder.store_bundle(&bundle)?;
+    folder.store(&identity, None)?;
+    info!(spiffe_id = %identity.svid.id(), until = %identity.svid.lifetime().not_after, "this node is attested");
+    Ok((identity, bundle))
+}
+
+fn attestors(config: &config::Attestors) -> Attestors {
+    let mut list: Vec<Box<dyn WorkloadAttestor>> = Vec::new();
+    if let Some(unix) = &config.unix {
+        list.push(Box::new(Unix::new(unix.sha256_limit.0)));
+    }
+    if config.systemd.is_some() {
+        list.push(Box::new(Systemd));
+    }
+    Attestors::new(list)
+}
+
+fn limits(config: &config::Limits) -> api::Limits {
+    api::Limits {
+        connections: config.connections,
+        connections_per_user: config.connections_per_user,
+        streams: config.streams,
+        streams_per_user: config.streams_per_user,
+        first_answer: config.first_answer,
+    }
+}
+
+/// A part of the agent: that it ends before it is asked to is a mistake.
+async fn ended(
+    name: &'static str,
+    shutdown: CancellationToken,
+    part: impl Future<Output = ()>,
+) -> Result<(), AppError> {
+    part.await;
+    if shutdown.is_cancelled() { Ok(()) } else { Err(AppError::Broken(name)) }
+}

@@ -1,0 +1,160 @@
+//! Attestors: what is true of the process at the other end of the workload socket, as selectors.
+//!
+//! - A process is pinned when it connects ([`Peer`]): its facts are read only while it is provably the same one, and
+//!   are thrown away when it is not any more afterwards.
+//! - A selector that is missing only ever takes identities away: an attestor that fails is logged and the others
+//!   still count. When all fail there is no answer, and the caller is to try again.
+//! - An attestor speaks only for its own selector type.
+
+use async_trait::async_trait;
+use futures_util::future::join_all;
+use spiffe::selector::{MAX_SELECTORS, Selector, Selectors};
+use tracing::{debug, warn};
+
+pub mod peer;
+pub mod process_file;
+pub mod systemd;
+pub mod unix;
+
+pub use peer::Peer;
+
+/// Why nothing can be said of a process.
+#[derive(Debug, thiserror::Error)]
+pub enum AttestError {
+    /// The kernel did not name the process at the other end of the socket.
+    #[error("the kernel does not say who is at the other end of the socket: {0}")]
+    Credentials(#[source] std::io::Error),
+    /// The process is in a pid namespace that this agent does not see.
+    #[error(
+        "the calling process is not visible in the agent's pid namespace: run the agent in the host's (hostPID: true)"
+    )]
+    Hidden,
+    /// The process has ended.
+    #[error("process {0} has ended")]
+    Gone(u32),
+    /// The pid now belongs to another process.
+    #[error("process {0} has ended and its pid belongs to another process now")]
+    Reused(u32),
+    /// The process acts for another user or group than when it connected, as after running a setuid program.
+    #[error("process {0} has changed its user or group since it connected: open a new connection")]
+    Changed(u32),
+    /// Something below `/proc` could not be read or understood.
+    #[error("/proc/{pid}/{file} cannot be read: {reason}")]
+    ProcessFile {
+        /// Whose.
+        pid: u32,
+        /// Which file.
+        file: &'static str,
+        /// Why not.
+        reason: String,
+    },
+    /// A task of the agent's own ended too early.
+    #[error("the attestor was interrupted: the agent is stopping")]
+    Interrupted,
+    /// No attestor had an answer.
+    #[error("no attestor could look at process {0}: see the agent's log")]
+    AllFailed(u32),
+}
+
+/// One way to find out what is true of a process.
+#[async_trait]
+pub trait WorkloadAttestor: Send + Sync {
+    /// The type of its selectors: what stands before their first colon.
+    fn kind(&self) -> &'static str;
+
+    /// What is true of `peer`. Whoever calls has checked that the process is the same one before, and checks again
+    /// afterwards.
+    async fn attest(&self, peer: &Peer) -> Result<Vec<Selector>, AttestError>;
+}
+
+/// All attestors of this agent.
+pub struct Attestors(Vec<Box<dyn WorkloadAttestor>>);
+
+impl Attestors {
+    /// These, in this order: where a process has too many selectors, those of the last are cut off.
+    pub fn new(attestors: Vec<Box<dyn WorkloadAttestor>>) -> Self {
+        Self(attestors)
+    }
+
+    /// Everything that is true of `peer`, which was the same process from the first look to the last.
+    pub async fn attest(&self, peer: &Peer) -> Result<Selectors, AttestError> {
+        peer.check()?;
+        let answers = join_all(self.0.iter().map(|attestor| attestor.attest(peer))).await;
+        peer.check()?;
+        let mut found = Vec::new();
+        let mut failed = 0;
+        for (attestor, answer) in self.0.iter().zip(answers) {
+            match answer {
+                Ok(selectors) => found.extend(selectors.into_iter().filter(|found| found.kind() == attestor.kind())),
+                Err(error) => {
+                    failed += 1;
+                    warn!(attestor = attestor.kind(), pid = peer.pid(), %error, "attestor failed");
+                }
+            }
+        }
+        if failed == self.0.len() {
+            return Err(AttestError::AllFailed(peer.pid()));
+        }
+        if found.len() > MAX_SELECTORS {
+            warn!(pid = peer.pid(), count = found.len(), "process has too many selectors: the last are left out");
+            found.truncate(MAX_SELECTORS);
+        }
+        // Unwrap safety: the only error is having too many, and there are at most that many now.
+        #[expect(clippy::expect_used, reason = "cut to the limit in the lines above")]
+        Ok(Selectors::new(found).expect("at most MAX_SELECTORS"))
+    }
+}
+
+/// `<kind>:<name>:<value>`, or nothing where that is no selector (a control character in a path, for example).
+fn selector(kind: &str, name: &str, value: impl std::fmt::Display) -> Option<Selector> {
+    Selector::parse(&format!("{kind}:{name}:{value}"))
+        .inspect_err(|error| debug!(kind, name, %error, "a fact is left out: it is no selector"))
+        .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::UnixStream;
+
+    use super::*;
+
+    struct Says(&'static str, Result<Vec<String>, ()>);
+
+    #[async_trait]
+    impl WorkloadAttestor for Says {
+        fn kind(&self) -> &'static str {
+            self.0
+        }
+
+        async fn attest(&self, peer: &Peer) -> Result<Vec<Selector>, AttestError> {
+            let texts = self.1.as_ref().map_err(|()| AttestError::Gone(peer.pid()))?;
+            Ok(texts.iter().map(|text| Selector::parse(text).unwrap()).collect())
+        }
+    }
+
+    async fn found(attestors: Vec<Says>) -> Result<String, AttestError> {
+        let (_ours, theirs) = UnixStream::pair().unwrap();
+        let peer = Peer::of(&theirs)?;
+        let attestors = attestors.into_iter().map(|says| Box::new(says) as Box<dyn WorkloadAttestor>).collect();
+        Ok(Attestors::new(attestors).attest(&peer).await?.to_string())
+    }
+
+    #[tokio::test]
+    async fn one_that_fails_leaves_the_others_theirs() {
+        let both = vec![Says("a", Err(())), Says("b", Ok(vec!["b:x".into()]))];
+        assert_eq!(found(both).await.unwrap(), "b:x");
+        assert!(matches!(found(vec![Says("a", Err(()))]).await, Err(AttestError::AllFailed(_))));
+    }
+
+    #[tokio::test]
+    async fn an_attestor_speaks_only_for_its_own_type() {
+        assert_eq!(found(vec![Says("a", Ok(vec!["b:x".into(), "a:y".into()]))]).await.unwrap(), "a:y");
+    }
+
+    #[tokio::test]
+    async fn too_many_selectors_are_cut_off_at_the_end() {
+        let many = (0..300).map(|n| format!("z:{n}")).collect();
+        let all = found(vec![Says("a", Ok(vec!["a:first".into()])), Says("z", Ok(many))]).await.unwrap();
+        assert!(all.starts_with("a:first, z:0") && !all.contains("z:299"), "{all}");
+    }
+}

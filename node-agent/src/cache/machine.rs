@@ -1,0 +1,593 @@
+//! Who needs what, when: events go in, actions come out. Pure.
+//!
+//! Entries and SVIDs
+//! - *matching*: an entry gives its identity to a subscriber whose selectors include all of the entry's; an entry
+//!   that names nodes, or that has expired, gives nothing.
+//! - *prefetch*: the oldest entries up to a limit have their SVID before anyone asks; beyond it an entry is issued
+//!   only while a subscriber matches it.
+//! - *one in flight*: an entry is never asked for twice at once; a batch has at most [`MAX_BATCH`] entries, and
+//!   only missing SVIDs that a subscriber waits for are asked for while a whole batch is out.
+//! - *renewal*: an SVID is asked for anew at `renew_at(issued, not_after, serial)`, and at once when it has expired,
+//!   when what is inside of it has changed in its entry, or when its root is tainted or gone from the bundle.
+//! - *refusal*: the old SVID stays until it expires; the entry alone backs off. A change of the entry, and a server
+//!   that has come back, end the wait.
+//! - *clock*: a clock put back before an SVID's `not_before`, or before the beginning of a wait, makes it due at
+//!   once. The SVID itself goes on being published until it is replaced: more likely the clock is wrong than it.
+//!
+//! States
+//! - *whole*: a subscriber gets everything it is entitled to each time, sorted by (created, ID).
+//! - *first state*: comes once each matching entry has its SVID, or has been refused one, or cannot get one because
+//!   the server is gone. Before the first snapshot nobody is told anything.
+//! - *never expired*: an expired SVID is not in any state. A state changes when an SVID in it expires.
+//! - *at once*: what is removed, expired, or has another SPIFFE ID now, is gone from the next state, which is
+//!   published in the same step.
+//! - *no empty state by haste*: a state without any identity is held back while the first answer for a matching
+//!   entry is still to come; a subscriber that never had a state waits on while all that fails is transient.
+//! - *hints*: unique within a state; the oldest identity keeps it, later ones have none.
+//! - *no repeats*: nothing is published twice unchanged.
+//! - *server gone*: everything valid goes on being served, to new subscribers too.
+//! - *acknowledge*: a revision is acknowledged behind everything that follows from it (trust, states).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use spiffe::bundle::Bundle;
+use spiffe::entry::{EntryId, RegistrationEntry};
+use spiffe::id::TrustDomain;
+use spiffe::selector::Selectors;
+use spiffe::time::{Backoff, Timestamp, renew_at};
+use spiffe::x509_svid::{VerifiedSvid, X509Svid};
+use zeroize::Zeroizing;
+
+use super::{Identity, WorkloadState};
+use crate::client::Update;
+
+/// The most entries in one [`Action::Issue`].
+pub const MAX_BATCH: usize = 500;
+
+const SECOND: Duration = Duration::from_secs(1);
+const TRANSIENT_FIRST: Duration = Duration::from_secs(1);
+const TRANSIENT_MOST: Duration = Duration::from_secs(30);
+const PERMANENT_FIRST: Duration = Duration::from_secs(15);
+const PERMANENT_MOST: Duration = Duration::from_secs(300);
+
+/// The name of a subscriber, given by the loop; never used twice.
+pub type SubscriberId = u64;
+
+/// What happened.
+#[derive(Debug)]
+pub enum Event {
+    /// The server said what there is: everything, or what has changed.
+    Synced(Update),
+    /// There is no connection to any server.
+    ServerGone,
+    /// The answers to an [`Action::Issue`], all of it or some.
+    Answered(Vec<Answer>),
+    /// Somebody wants to be told.
+    Subscribed(SubscriberId, Selectors),
+    /// Somebody listens no more.
+    Unsubscribed(SubscriberId),
+    /// Time has passed.
+    Tick,
+}
+
+/// What came of asking for one entry's SVID.
+#[derive(Debug)]
+pub struct Answer {
+    /// Which entry.
+    pub entry: EntryId,
+    /// What came.
+    pub outcome: Outcome,
+}
+
+/// An SVID, or none.
+#[derive(Debug)]
+pub enum Outcome {
+    /// A verified SVID and its key.
+    Issued {
+        /// Verified against the bundle as it was when the SVID arrived.
+        svid: VerifiedSvid,
+        /// PKCS#8, DER.
+        key: Key,
+    },
+    /// The server said no to this entry: asking again soon will not help.
+    Refused,
+    /// It went wrong on the way: asking again may help.
+    Failed,
+}
+
+/// A private key, PKCS#8 DER, wiped when the last who holds it lets go. Never printed.
+#[derive(Clone)]
+pub struct Key(pub Arc<Zeroizing<Vec<u8>>>);
+
+impl Key {
+    /// Takes over the private half of `key`.
+    pub fn new(mut key: rcgen::KeyPair) -> Self {
+        let pkcs8 = Zeroizing::new(key.serialize_der());
+        zeroize::Zeroize::zeroize(&mut key);
+        Self(Arc::new(pkcs8))
+    }
+}
+
+impl std::fmt::Debug for Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Key")
+    }
+}
+
+/// What is to be done.
+#[derive(Debug)]
+pub enum Action {
+    /// Ask the server for SVIDs, and answer for each entry, whatever comes.
+    Issue(Vec<Arc<RegistrationEntry>>),
+    /// Tell this subscriber.
+    Publish(SubscriberId, WorkloadState),
+    /// The bundle of the own trust domain has changed: verify the servers against it, and keep it for the next start.
+    Trust(Bundle),
+    /// Tell the server that everything up to this revision is applied.
+    Acknowledge(u64),
+}
+
+/// The state of the cache. See the head of this file.
+#[derive(Debug)]
+pub struct Machine {
+    prefetch: usize,
+    own: Bundle,
+    foreign: BTreeMap<TrustDomain, Bundle>,
+    /// Oldest first: this is the order of identities and of prefetching.
+    order: BTreeSet<(Timestamp, EntryId)>,
+    slots: BTreeMap<EntryId, Slot>,
+    /// What has been asked for, as it was then. Kept apart from the slots: an entry may go and come back meanwhile.
+    asked: BTreeMap<EntryId, Asked>,
+    subscribers: BTreeMap<SubscriberId, Subscriber>,
+    changed: BTreeSet<SubscriberId>,
+    synced: bool,
+    connected: bool,
+    next_wake: Option<Timestamp>,
+}
+
+#[derive(Debug)]
+struct Asked {
+    entry: Arc<RegistrationEntry>,
+    /// A root was tainted or taken away meanwhile: look at what comes more closely.
+    distrust: bool,
+}
+
+#[derive(Debug)]
+struct Slot {
+    entry: Arc<RegistrationEntry>,
+    held: Option<Held>,
+    wait: Option<Wait>,
+    backoff: Backoff,
+    failure: Failure,
+    matched_by: BTreeSet<SubscriberId>,
+    /// Whether the entry gave an identity when it was last looked at.
+    shown: bool,
+}
+
+#[derive(Debug)]
+struct Held {
+    svid: X509Svid,
+    key: Key,
+    renew_at: Timestamp,
+    /// To be replaced at once.
+    stale: bool,
+}
+
+#[derive(Debug)]
+struct Wait {
+    since: Timestamp,
+    until: Timestamp,
+}
+
+/// What came of the last attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Failure {
+    None,
+    Transient,
+    Permanent,
+}
+
+#[derive(Debug)]
+struct Subscriber {
+    selectors: Selectors,
+    matching: BTreeSet<(Timestamp, EntryId)>,
+    published: Option<WorkloadState>,
+}
+
+impl Slot {
+    fn new(entry: Arc<RegistrationEntry>) -> Self {
+        Self {
+            entry,
+            held: None,
+            wait: None,
+            backoff: Backoff::new(TRANSIENT_FIRST, TRANSIENT_MOST),
+            failure: Failure::None,
+            matched_by: BTreeSet::new(),
+            shown: false,
+        }
+    }
+
+    fn place(&self) -> (Timestamp, EntryId) {
+        (self.entry.created_at, self.entry.id.clone())
+    }
+
+    /// Whether there is an SVID to give at `now`.
+    fn is_good(&self, now: Timestamp) -> bool {
+        self.held.as_ref().is_some_and(|held| now <= held.svid.lifetime().not_after)
+    }
+
+    fn due_at(&self, now: Timestamp) -> Timestamp {
+        let wish = match &self.held {
+            Some(held) if !held.stale && held.svid.lifetime().contains(now) => held.renew_at,
+            _ => Timestamp::default(),
+        };
+        match &self.wait {
+            Some(wait) if wait.since <= now => wish.max(wait.until),
+            _ => wish,
+        }
+    }
+
+    fn try_again_at_once(&mut self) {
+        self.wait = None;
+        self.failure = Failure::None;
+        self.backoff = Backoff::new(TRANSIENT_FIRST, TRANSIENT_MOST);
+    }
+
+    fn back_off(&mut self, failure: Failure, now: Timestamp) {
+        if self.failure != failure {
+            self.backoff = match failure {
+                Failure::Permanent => Backoff::new(PERMANENT_FIRST, PERMANENT_MOST),
+                _ => Backoff::new(TRANSIENT_FIRST, TRANSIENT_MOST),
+            };
+        }
+        self.failure = failure;
+        let wait = self.backoff.after_failure(chance(&self.entry.id, now));
+        // A wait of less than a second would be none.
+        self.wait = Some(Wait { since: now, until: now.plus(wait.max(SECOND)) });
+    }
+}
+
+/// A number that differs between entries and moments, so that waits spread. Nobody gains by choosing it.
+fn chance(id: &EntryId, now: Timestamp) -> u32 {
+    let seed = 0xcbf2_9ce4_8422_2325_u64 ^ now.unix();
+    let hash = id.as_str().bytes().fold(seed, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    u32::try_from(hash >> 32).unwrap_or(u32::MAX)
+}
+
+impl Machine {
+    /// A cache that knows nothing but its own bundle. `prefetch`: how many entries get their SVID before anyone asks.
+    pub fn new(own: Bundle, prefetch: usize) -> Self {
+        Self {
+            prefetch,
+            own,
+            foreign: BTreeMap::new(),
+            order: BTreeSet::new(),
+            slots: BTreeMap::new(),
+            asked: BTreeMap::new(),
+            subscribers: BTreeMap::new(),
+            changed: BTreeSet::new(),
+            synced: false,
+            connected: false,
+            next_wake: None,
+        }
+    }
+
+    /// Takes in what happened, and says what is to be done, in this order.
+    pub fn handle(&mut self, event: Event, now: Timestamp) -> Vec<Action> {
+        let mut actions = Vec::new();
+        let mut acknowledge = None;
+        match event {
+            Event::Synced(update) => {
+                acknowledge = Some(Action::Acknowledge(update.revision));
+                actions.extend(self.apply(update, now));
+            }
+            Event::ServerGone => {
+                self.connected = false;
+                self.changed.extend(self.subscribers.keys());
+            }
+            Event::Answered(answers) => answers.into_iter().for_each(|answer| self.answered(answer, now)),
+            Event::Subscribed(id, selectors) => self.subscribe(id, selectors),
+            Event::Unsubscribed(id) => self.unsubscribe(id),
+            Event::Tick => {}
+        }
+        self.look_at_the_clock(now);
+        actions.extend(self.issue(now));
+        actions.extend(self.publish(now));
+        actions.extend(acknowledge);
+        self.next_wake = self.find_next_wake(now);
+        actions
+    }
+
+    /// When to send a [`Event::Tick`] at the latest, as of the last event.
+    pub fn next_wake(&self) -> Option<Timestamp> {
+        self.next_wake
+    }
+
+    /// How many SVIDs are held.
+    pub fn held(&self) -> usize {
+        self.slots.values().filter(|slot| slot.held.is_some()).count()
+    }
+
+    /// How many entries this node has.
+    pub fn entries(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// How many subscribers there are.
+    pub fn subscribers(&self) -> usize {
+        self.subscribers.len()
+    }
+
+    fn apply(&mut self, update: Update, now: Timestamp) -> Option<Action> {
+        if !self.connected {
+            self.connected = true;
+            self.slots.values_mut().for_each(Slot::try_again_at_once);
+        }
+        if !self.synced || !update.bundles.is_empty() || !update.removed_bundles.is_empty() || update.snapshot {
+            self.changed.extend(self.subscribers.keys());
+        }
+        self.synced = true;
+        if update.snapshot {
+            let stay: BTreeSet<&EntryId> = update.entries.iter().map(|entry| &entry.id).collect();
+            let gone: Vec<EntryId> = self.slots.keys().filter(|id| !stay.contains(id)).cloned().collect();
+            gone.iter().for_each(|id| self.remove(id));
+            self.foreign.clear();
+        }
+        update.removed_entries.iter().for_each(|id| self.remove(id));
+        for entry in update.entries {
+            self.put(entry);
+        }
+        for domain in &update.removed_bundles {
+            self.foreign.remove(domain);
+        }
+        let mut trust = None;
+        for bundle in update.bundles {
+            if bundle.trust_domain() != self.own.trust_domain() {
+                self.foreign.insert(bundle.trust_domain().clone(), bundle);
+            } else if bundle != self.own {
+                self.trust(bundle.clone(), now);
+                trust = Some(Action::Trust(bundle));
+            }
+        }
+        trust
+    }
+
+    fn trust(&mut self, bundle: Bundle, now: Timestamp) {
+        let der = |bundle: &Bundle| -> BTreeSet<Vec<u8>> {
+            bundle.x509_authorities().iter().map(|authority| authority.der().to_vec()).collect()
+        };
+        let gone = !der(&self.own).is_subset(&der(&bundle));
+        self.own = bundle;
+        for slot in self.slots.values_mut() {
+            let Some(held) = &mut slot.held else { continue };
+            if distrusted(&held.svid, &self.own, gone, now) && !held.stale {
+                held.stale = true;
+                slot.wait = None;
+            }
+        }
+        self.asked.values_mut().for_each(|asked| asked.distrust = true);
+    }
+
+    fn put(&mut self, entry: RegistrationEntry) {
+        let entry = Arc::new(entry);
+        if entry.is_node_alias() {
+            return self.remove(&entry.id);
+        }
+        match self.slots.get_mut(&entry.id) {
+            Some(slot) if slot.entry == entry => return,
+            Some(slot) => {
+                let old = std::mem::replace(&mut slot.entry, entry.clone());
+                if old.spiffe_id != entry.spiffe_id {
+                    slot.held = None;
+                } else if let Some(held) = &mut slot.held {
+                    held.stale |= !old.issues_the_same_as(&entry);
+                }
+                slot.try_again_at_once();
+                let place = (old.created_at, old.id.clone());
+                self.order.remove(&place);
+                for id in std::mem::take(&mut slot.matched_by) {
+                    if let Some(subscriber) = self.subscribers.get_mut(&id) {
+                        subscriber.matching.remove(&place);
+                    }
+                    self.changed.insert(id);
+                }
+            }
+            None => {
+                self.slots.insert(entry.id.clone(), Slot::new(entry.clone()));
+            }
+        }
+        let Some(slot) = self.slots.get_mut(&entry.id) else { return };
+        self.order.insert(slot.place());
+        for (id, subscriber) in &mut self.subscribers {
+            if entry.selectors.is_subset_of(&subscriber.selectors) {
+                slot.matched_by.insert(*id);
+                subscriber.matching.insert(slot.place());
+                self.changed.insert(*id);
+            }
+        }
+    }
+
+    fn remove(&mut self, id: &EntryId) {
+        let Some(slot) = self.slots.remove(id) else { return };
+        let place = slot.place();
+        self.order.remove(&place);
+        for id in slot.matched_by {
+            if let Some(subscriber) = self.subscribers.get_mut(&id) {
+                subscriber.matching.remove(&place);
+            }
+            self.changed.insert(id);
+        }
+    }
+
+    fn answered(&mut self, answer: Answer, now: Timestamp) {
+        let Some(asked) = self.asked.remove(&answer.entry) else { return };
+        let Some(slot) = self.slots.get_mut(&answer.entry) else { return };
+        self.changed.extend(&slot.matched_by);
+        let outdated = !asked.entry.issues_the_same_as(&slot.entry);
+        match answer.outcome {
+            Outcome::Issued { svid, .. } if *svid.id() != slot.entry.spiffe_id => {
+                // An answer to what the entry was before; or a server that is mistaken, which must not be hammered.
+                if !outdated {
+                    slot.back_off(Failure::Transient, now);
+                }
+            }
+            Outcome::Issued { svid, key } => {
+                let svid = X509Svid::clone(&svid);
+                let distrusted = distrusted(&svid, &self.own, asked.distrust, now);
+                // A life of no length must not become a loop without a pause.
+                let renew_at = renew_at(now, svid.lifetime().not_after, svid.serial()).max(now.plus(SECOND));
+                slot.held = Some(Held { svid, key, renew_at, stale: outdated || distrusted });
+                if distrusted {
+                    slot.back_off(Failure::Transient, now);
+                } else {
+                    slot.try_again_at_once();
+                }
+            }
+            // What was refused is not what is wanted now: ask for that.
+            Outcome::Refused | Outcome::Failed if outdated => {}
+            Outcome::Refused => slot.back_off(Failure::Permanent, now),
+            Outcome::Failed => slot.back_off(Failure::Transient, now),
+        }
+    }
+
+    fn subscribe(&mut self, id: SubscriberId, selectors: Selectors) {
+        let mut matching = BTreeSet::new();
+        for slot in self.slots.values_mut() {
+            if slot.entry.selectors.is_subset_of(&selectors) {
+                slot.matched_by.insert(id);
+                matching.insert(slot.place());
+            }
+        }
+        self.subscribers.insert(id, Subscriber { selectors, matching, published: None });
+        self.changed.insert(id);
+    }
+
+    fn unsubscribe(&mut self, id: SubscriberId) {
+        let Some(subscriber) = self.subscribers.remove(&id) else { return };
+        for (_, entry) in &subscriber.matching {
+            if let Some(slot) = self.slots.get_mut(entry) {
+                slot.matched_by.remove(&id);
+            }
+        }
+        self.changed.remove(&id);
+    }
+
+    /// Finds the entries and SVIDs that have expired (or, the clock put back, have not) since the last look.
+    fn look_at_the_clock(&mut self, now: Timestamp) {
+        for slot in self.slots.values_mut() {
+            let shown = slot.entry.is_live(now) && slot.is_good(now);
+            if shown != slot.shown {
+                slot.shown = shown;
+                self.changed.extend(&slot.matched_by);
+            }
+        }
+    }
+
+    /// The places of the entries that are to have an SVID, each with whether somebody waits for it.
+    fn wanted(&self) -> impl Iterator<Item = (&Slot, bool)> {
+        let slots = self.order.iter().filter_map(|(_, id)| self.slots.get(id));
+        slots.enumerate().filter_map(|(age, slot)| {
+            let asked_for = !slot.matched_by.is_empty();
+            (asked_for || age < self.prefetch).then_some((slot, asked_for))
+        })
+    }
+
+    fn issue(&mut self, now: Timestamp) -> Vec<Action> {
+        if !self.connected {
+            return Vec::new();
+        }
+        let due = |(slot, _): &(&Slot, bool)| {
+            slot.entry.is_live(now) && !self.asked.contains_key(&slot.entry.id) && slot.due_at(now) <= now
+        };
+        let is_urgent = |(slot, asked_for): &(&Slot, bool)| *asked_for && !slot.is_good(now);
+        let (urgent, rest): (Vec<_>, Vec<_>) = self.wanted().filter(due).partition(is_urgent);
+        let room = MAX_BATCH.saturating_sub(self.asked.len() + urgent.len());
+        let chosen: Vec<Arc<RegistrationEntry>> =
+            urgent.into_iter().chain(rest.into_iter().take(room)).map(|(slot, _)| slot.entry.clone()).collect();
+        for entry in &chosen {
+            self.asked.insert(entry.id.clone(), Asked { entry: entry.clone(), distrust: false });
+        }
+        chosen.chunks(MAX_BATCH).map(|batch| Action::Issue(batch.to_vec())).collect()
+    }
+
+    fn publish(&mut self, now: Timestamp) -> Vec<Action> {
+        let changed = std::mem::take(&mut self.changed);
+        if !self.synced {
+            // The first snapshot looks at everyone.
+            return Vec::new();
+        }
+        let mut actions = Vec::new();
+        for id in changed {
+            let Some(subscriber) = self.subscribers.get(&id) else { continue };
+            if self.is_held_back(subscriber, now) {
+                continue;
+            }
+            let state = self.state(subscriber, now);
+            let Some(subscriber) = self.subscribers.get_mut(&id) else { continue };
+            if subscriber.published.as_ref() != Some(&state) {
+                subscriber.published = Some(state.clone());
+                actions.push(Action::Publish(id, state));
+            }
+        }
+        actions
+    }
+
+    fn is_held_back(&self, subscriber: &Subscriber, now: Timestamp) -> bool {
+        let matching = subscriber.matching.iter().filter_map(|(_, id)| self.slots.get(id));
+        let live: Vec<&Slot> = matching.filter(|slot| slot.entry.is_live(now)).collect();
+        let answer_to_come = |slot: &&Slot| self.connected && !slot.is_good(now) && slot.failure == Failure::None;
+        let is_empty = !live.iter().any(|slot| slot.is_good(now));
+        let is_first = subscriber.published.is_none();
+        if (is_first || is_empty) && live.iter().any(|slot| answer_to_come(&slot)) {
+            return true;
+        }
+        let refused_for_good = |slot: &&Slot| slot.failure == Failure::Permanent;
+        is_first && is_empty && !live.iter().all(|slot| refused_for_good(&slot))
+    }
+
+    fn state(&self, subscriber: &Subscriber, now: Timestamp) -> WorkloadState {
+        let mut identities = Vec::new();
+        let mut hints = BTreeSet::new();
+        let mut federated = BTreeMap::new();
+        for slot in subscriber.matching.iter().filter_map(|(_, id)| self.slots.get(id)) {
+            let Some(held) = slot.held.as_ref().filter(|_| slot.entry.is_live(now) && slot.is_good(now)) else {
+                continue;
+            };
+            let hint = if hints.insert(slot.entry.hint.as_str()) { slot.entry.hint.as_str() } else { "" };
+            identities.push(Identity {
+                entry: slot.entry.clone(),
+                hint: hint.into(),
+                svid: held.svid.clone(),
+                key: held.key.0.clone(),
+            });
+            for domain in &slot.entry.federates_with {
+                if let Some(bundle) = self.foreign.get(domain) {
+                    federated.insert(domain.clone(), bundle.clone());
+                }
+            }
+        }
+        WorkloadState { identities: identities.into(), bundle: self.own.clone(), federated: federated.into() }
+    }
+
+    fn find_next_wake(&self, now: Timestamp) -> Option<Timestamp> {
+        let renewals = self
+            .wanted()
+            .filter(|(slot, _)| self.connected && slot.entry.is_live(now) && !self.asked.contains_key(&slot.entry.id))
+            .map(|(slot, _)| slot.due_at(now));
+        let ends = self.slots.values().filter_map(|slot| slot.entry.expires_at);
+        let expiries = self
+            .slots
+            .values()
+            .filter_map(|slot| slot.held.as_ref())
+            .map(|held| held.svid.lifetime().not_after.plus(SECOND));
+        // What is due already waits for answers, not for time.
+        renewals.chain(ends).chain(expiries).filter(|at| *at > now).min()
+    }
+}
+
+/// Whether `svid` is to be replaced because of its root. `look_closely`: a root may have been taken away.
+fn distrusted(svid: &X509Svid, bundle: &Bundle, look_closely: bool, now: Timestamp) -> bool {
+    svid.is_tainted_by(bundle) || (look_closely && svid.clone().verify(bundle, now).is_err())
+}

@@ -1,0 +1,197 @@
+//! The agent's SVID, key and bundle on disk: `agent-svid.pem`, `agent-key.pem`, `bundle.json`.
+//!
+//! - The folder is 0700, each file 0600, written beside its place, synced and renamed.
+//! - Key and SVID are two files: the key file has the new key and the old one until the new SVID is there, so that an
+//!   end at any moment leaves a pair that fits.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use spiffe::bundle::Bundle;
+use spiffe::id::TrustDomain;
+use spiffe::x509_svid::X509Svid;
+use zeroize::Zeroizing;
+
+use super::{NodeError, NodeIdentity};
+use crate::cache::machine::Key;
+
+const SVID: &str = "agent-svid.pem";
+const KEY: &str = "agent-key.pem";
+const BUNDLE: &str = "bundle.json";
+/// The largest file that is read.
+const MAX_FILE_BYTES: u64 = 8 << 20;
+
+/// The folder in which the agent keeps what is its own.
+#[derive(Clone, Debug)]
+pub struct Folder(PathBuf);
+
+impl Folder {
+    /// Opens `path`, creates it where there is none, and closes it to everybody else.
+    pub fn open(path: &Path) -> Result<Self, NodeError> {
+        let failed = |doing| move |source| NodeError::File { doing, path: path.to_owned(), source };
+        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed("create the folder"))?;
+        fs::set_permissions(path, Permissions::from_mode(0o700)).map_err(failed("set the mode of"))?;
+        Ok(Self(path.to_owned()))
+    }
+
+    /// The stored SVID and its key, valid or not.
+    pub fn identity(&self) -> Result<Option<NodeIdentity>, NodeError> {
+        let (Some(chain), Some(keys)) = (self.read(SVID)?, self.read(KEY)?) else { return Ok(None) };
+        let wrong = |file: &str, why: String| NodeError::Content {
+            path: self.0.join(file),
+            why: format!("{why}; remove the file to have this node attested anew"),
+        };
+        let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(&chain)
+            .collect::<Result<_, _>>()
+            .map_err(|error| wrong(SVID, error.to_string()))?;
+        let svid = X509Svid::parse(chain).map_err(|error| wrong(SVID, error.to_string()))?;
+        for key in PrivatePkcs8KeyDer::pem_slice_iter(&keys) {
+            let key = key.map_err(|error| wrong(KEY, error.to_string()))?;
+            let key = Zeroizing::new(key.secret_pkcs8_der().to_vec());
+            if svid.key_fits(&key).is_ok() {
+                return Ok(Some(NodeIdentity { svid, key: Key(Arc::new(key)) }));
+            }
+        }
+        Err(wrong(KEY, format!("no key in it fits the certificate in {SVID}")))
+    }
+
+    /// Stores `identity` in the place of `old`.
+    pub fn store(&self, identity: &NodeIdentity, old: Option<&NodeIdentity>) -> Result<(), NodeError> {
+        let mut keys = pem("PRIVATE KEY", &identity.key.0);
+        if let Some(old) = old {
+            keys.push_str(&pem("PRIVATE KEY", &old.key.0));
+            self.write(KEY, keys.as_bytes())?;
+        } else {
+            // The SVID that may lie there fits no longer: an end between the two writes must not leave a bad pair.
+            self.remove(SVID)?;
+            self.write(KEY, keys.as_bytes())?;
+        }
+        let chain: String = identity.svid.chain().iter().map(|der| pem("CERTIFICATE", der).to_string()).collect();
+        self.write(SVID, chain.as_bytes())?;
+        if old.is_some() {
+            self.write(KEY, pem("PRIVATE KEY", &identity.key.0).as_bytes())?;
+        }
+        Ok(())
+    }
+
+    /// The stored bundle of `trust_domain`.
+    pub fn bundle(&self, trust_domain: &TrustDomain) -> Result<Option<Bundle>, NodeError> {
+        let Some(document) = self.read(BUNDLE)? else { return Ok(None) };
+        let parsed = Bundle::from_jwks(trust_domain.clone(), &document);
+        parsed.map(Some).map_err(|source| NodeError::Bundle { path: self.0.join(BUNDLE), source })
+    }
+
+    /// Stores the bundle.
+    pub fn store_bundle(&self, bundle: &Bundle) -> Result<(), NodeError> {
+        self.write(BUNDLE, bundle.to_jwks().as_bytes())
+    }
+
+    fn read(&self, name: &str) -> Result<Option<Zeroizing<Vec<u8>>>, NodeError> {
+        read(&self.0.join(name))
+    }
+
+    fn remove(&self, name: &str) -> Result<(), NodeError> {
+        let path = self.0.join(name);
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(NodeError::File { doing: "remove", path, source })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn write(&self, name: &str, content: &[u8]) -> Result<(), NodeError> {
+        let (path, beside) = (self.0.join(name), self.0.join(format!(".{name}.new")));
+        let written = (|| {
+            let _ = fs::remove_file(&beside);
+            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
+            file.write_all(content)?;
+            file.sync_all()?;
+            fs::rename(&beside, &path)?;
+            File::open(&self.0)?.sync_all()
+        })();
+        written.map_err(|source| NodeError::File { doing: "write", path, source })
+    }
+}
+
+/// Reads a whole file of a sensible size; `None` where there is none.
+pub(super) fn read(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, NodeError> {
+    let mut content = Zeroizing::new(Vec::new());
+    let result = File::open(path).and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut content));
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(NodeError::File { doing: "read", path: path.to_owned(), source }),
+        Ok(_) if content.len() as u64 > MAX_FILE_BYTES => {
+            Err(NodeError::Content { path: path.to_owned(), why: "the file is larger than 8 MiB".into() })
+        }
+        Ok(_) => Ok(Some(content)),
+    }
+}
+
+fn pem(label: &str, der: &[u8]) -> Zeroizing<String> {
+    let base64 = Zeroizing::new(BASE64.encode(der));
+    // Room for everything at once: a String that grows leaves pieces of a key behind.
+    let mut text = Zeroizing::new(String::with_capacity(2 * base64.len() + 256));
+    text.push_str(&format!("-----BEGIN {label}-----\n"));
+    let mut rest = base64.as_str();
+    while !rest.is_empty() {
+        let (line, after) = rest.split_at(rest.len().min(64));
+        text.push_str(line);
+        text.push('\n');
+        rest = after;
+    }
+    text.push_str(&format!("-----END {label}-----\n"));
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use spiffe::time::Timestamp;
+
+    use super::*;
+    use crate::node::attest::tests::House;
+
+    #[test]
+    fn what_is_stored_is_read_again_and_closed_to_others() {
+        let house = House::new(Timestamp::from_unix(1_800_000_000));
+        let place = tempfile::tempdir().unwrap();
+        let folder = Folder::open(&place.path().join("a/b")).unwrap();
+        assert!(folder.identity().unwrap().is_none());
+        assert!(folder.bundle(&house.trust_domain()).unwrap().is_none());
+        let (first, second) = (house.agent("1"), house.agent("1"));
+        folder.store(&first, None).unwrap();
+        assert_eq!(folder.identity().unwrap().unwrap().svid, first.svid);
+        folder.store(&second, Some(&first)).unwrap();
+        assert_eq!(folder.identity().unwrap().unwrap().svid, second.svid);
+        folder.store_bundle(&house.bundle()).unwrap();
+        let bundle = folder.bundle(&house.trust_domain()).unwrap().unwrap();
+        assert_eq!(bundle.x509_authorities(), house.bundle().x509_authorities());
+        for file in fs::read_dir(place.path().join("a/b")).unwrap() {
+            assert_eq!(file.unwrap().metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        }
+        assert_eq!(fs::metadata(place.path().join("a/b")).unwrap().permissions().mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn an_end_between_the_two_files_leaves_a_pair_that_fits() {
+        let house = House::new(Timestamp::from_unix(1_800_000_000));
+        let place = tempfile::tempdir().unwrap();
+        let folder = Folder::open(place.path()).unwrap();
+        let (first, second) = (house.agent("1"), house.agent("1"));
+        folder.store(&first, None).unwrap();
+        // As `store` would have left it, had it ended behind the first write.
+        let keys = format!("{}{}", *pem("PRIVATE KEY", &second.key.0), *pem("PRIVATE KEY", &first.key.0));
+        folder.write(KEY, keys.as_bytes()).unwrap();
+        assert_eq!(folder.identity().unwrap().unwrap().svid, first.svid);
+        folder.write(KEY, pem("PRIVATE KEY", &second.key.0).as_bytes()).unwrap();
+        let error = folder.identity().unwrap_err().to_string();
+        assert!(error.contains("fits the certificate") && error.contains("remove the file"), "{error}");
+    }
+}

@@ -1,0 +1,16 @@
+//! CSRs: whatever is asked for, only a key of a kind that we know comes out, and it is well-formed.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use rcgen::{PublicKeyData, SubjectPublicKeyInfo};
+use spiffe::crypto::signature_algorithm;
+use spiffe::csr::{MAX_CSR_BYTES, ProvenKey};
+
+fuzz_target!(|bytes: &[u8]| {
+    if let Ok(key) = ProvenKey::from_csr(bytes) {
+        assert!(bytes.len() <= MAX_CSR_BYTES);
+        assert_eq!(key.spki().algorithm(), signature_algorithm(key.key_type()));
+        let der = key.spki().subject_public_key_info();
+        assert_eq!(SubjectPublicKeyInfo::from_der(&der).ok().as_ref(), Some(key.spki()));
+    }
+});
