@@ -19,16 +19,16 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info};
 
-use crate::api::admin::AdminDoor;
+use crate::api::Doors;
+use crate::api::admin::{AdminDoor, AdminSettings};
 use crate::api::limits::Bucket;
 use crate::api::listen::{self, ListenError};
 use crate::api::node::NodeDoor;
 use crate::api::rights::{Guard, Operators};
-use crate::api::Doors;
 use crate::attest::Attestors;
 use crate::audit::{self, Audit, AuditError};
 use crate::authority::State;
-use crate::authority::keys::{self, KeyError, KeyStore};
+use crate::authority::keys::{Disk, KeyError, KeyStore, Memory};
 use crate::authority::plan::{Policy, PolicyError};
 use crate::authority::upstream::{Upstream, UpstreamError};
 use crate::config::{Config, ConfigError, Keys, StoreKind};
@@ -37,12 +37,13 @@ use crate::health::{self, Readiness};
 use crate::issuance::Profile;
 use crate::metrics::{Metrics, Observed};
 use crate::own_svid::{OwnSvid, OwnSvidError};
-use crate::prune::Prune;
-use crate::rotate::{RotateError, Rotator};
+use crate::prune;
+use crate::rotate::{self, Acknowledged, RotateError, Rotator};
 use crate::store::mem::MemStore;
 use crate::store::sled::SledStore;
 use crate::store::{Store, StoreError};
 use crate::view::follow::{self, FollowError, Signers, Views};
+use crate::view::keys;
 
 /// How long open calls may take to end when the server stops.
 const GRACE: Duration = Duration::from_secs(10);
@@ -124,8 +125,8 @@ impl Server {
         make_folder(&config.data_dir)?;
         let store = open_store(&config).await?;
         let keys: Arc<dyn KeyStore> = match config.authority.keys {
-            Keys::Disk => Arc::new(keys::Disk::open(&config.keys_dir())?),
-            Keys::Memory => Arc::new(keys::Memory::default()),
+            Keys::Disk => Arc::new(Disk::open(&config.keys_dir())?),
+            Keys::Memory => Arc::new(Memory::default()),
         };
         let upstream = config.authority.upstream.as_ref();
         let upstream = upstream.map(|paths| Upstream::open(&paths.certificate, &paths.key, clock.now())).transpose()?;
@@ -148,22 +149,24 @@ impl Server {
         let spawn = Spawner { loops: &loops, stop: &stop };
 
         spawn.run(follow::follow(Arc::clone(&store), Arc::clone(&views), signers, Arc::clone(&clock)));
-        let rotator = Arc::new(Rotator::new(
-            crate::rotate::Parts {
-                store: Arc::clone(&store),
-                keys,
-                upstream,
-                key_type: config.authority.key_type,
-                trust_domain: config.trust_domain.clone(),
-                clock: Arc::clone(&clock),
-            },
+        let rotator = Arc::new(Rotator::new(rotate::Parts {
+            store: Arc::clone(&store),
+            keys,
+            upstream,
+            trust_domain: config.trust_domain.clone(),
+            key_type: config.authority.key_type,
             policy,
-            acknowledged(Arc::clone(&views), connected.clone(), Arc::clone(&clock)),
-        ));
-        let revision = rotator.rotate().await?;
+            clock: Arc::clone(&clock),
+            acknowledged: acknowledged(Arc::clone(&views), connected.clone(), Arc::clone(&clock)),
+        }));
+        rotator.rotate().await?;
+        let (_, revision) = store.range(keys::AUTHORITIES).await?;
         let view = views.reached(revision).await;
         let issuer = view.issuer().ok_or(AppError::NoAuthority)?;
-        spawn.run(Arc::clone(&rotator).run());
+        loops.spawn({
+            let (rotator, stop) = (Arc::clone(&rotator), stop.clone());
+            async move { rotator.run(stop).await }
+        });
         spawn.run(wake_rotation(Arc::clone(&rotator), Arc::clone(&views), connected.clone()));
 
         let profile = Profile {
@@ -197,11 +200,6 @@ impl Server {
             connected,
             attestors,
             profile,
-            rotator,
-            address: advertised,
-            entries: config.limits.entries,
-            join_tokens: config.limits.join_tokens,
-            join_token_ttl: config.attest.join_token.max_ttl,
             audit: audit.clone(),
             metrics: Arc::clone(&metrics),
             clock: Arc::clone(&clock),
@@ -209,8 +207,23 @@ impl Server {
             attesting: Bucket::new(config.limits.attest_per_second, config.limits.attest_burst, clock.now()),
             stop: stop.clone(),
         });
-        let prune = Prune { doors: Arc::clone(&doors), agents_expired_for: config.purge.agents_expired_for };
-        spawn.run(prune.run());
+        let settings = AdminSettings {
+            version: env!("CARGO_PKG_VERSION"),
+            address: advertised,
+            most_entries: config.limits.entries,
+            most_tokens: config.limits.join_tokens,
+            token_max_ttl: config.attest.join_token.max_ttl,
+            rotator,
+        };
+        let admin = AdminDoor { doors: Arc::clone(&doors), settings: Arc::new(settings) };
+        let agents_after = config.purge.agents_expired_for;
+        spawn.run(prune::run(
+            Arc::clone(&doors.store),
+            Arc::clone(&views),
+            audit.clone(),
+            Arc::clone(&clock),
+            agents_after,
+        ));
         loops.spawn(health::serve(listeners.health, ready(views.clone(), audit), metrics, stop.clone()));
 
         let mut tls = mtls::server_config(svid, bundles, Peers::Any, false, Arc::clone(&clock))?;
@@ -227,7 +240,7 @@ impl Server {
         let mut uids = config.admin_uids.clone();
         uids.extend([0, nix::unistd::geteuid().as_raw()]);
         let guard = Guard { views, operators: Operators { uids: uids.into() }, clock };
-        let serving = tokio::spawn(serve(Arc::clone(&doors), guard, config.limits.request_timeout, connections));
+        let serving = tokio::spawn(serve(Arc::clone(&doors), admin, guard, config.limits.request_timeout, connections));
         loops.close();
         info!(%address, admin_socket = %config.admin_socket.as_path().display(), trust_domain = %config.trust_domain, "the server answers");
         Ok(Self {
@@ -330,13 +343,14 @@ impl Spawner<'_> {
 
 async fn serve(
     doors: Arc<Doors>,
+    admin: AdminDoor,
     guard: Guard,
     request_timeout: Duration,
     connections: mpsc::Receiver<io::Result<listen::Connection>>,
 ) {
     let stop = doors.stop.clone();
-    let node = NodeServer::new(NodeDoor(Arc::clone(&doors))).max_decoding_message_size(MAX_MESSAGE);
-    let admin = AdminServer::new(AdminDoor(doors)).max_decoding_message_size(MAX_MESSAGE);
+    let node = NodeServer::new(NodeDoor(doors)).max_decoding_message_size(MAX_MESSAGE);
+    let admin = AdminServer::new(admin).max_decoding_message_size(MAX_MESSAGE);
     let served = tonic::transport::Server::builder()
         .timeout(request_timeout)
         .http2_keepalive_interval(Some(KEEPALIVE))
@@ -371,15 +385,17 @@ async fn open_store(config: &Config) -> Result<Arc<dyn Store>, AppError> {
 }
 
 /// Which authorities every live agent knows: one that has attested, is not banned and whose SVID has not ended.
-fn acknowledged(views: Arc<Views>, connected: Connected, clock: Arc<dyn Clock>) -> crate::rotate::Acknowledged {
-    Arc::new(move || {
+fn acknowledged(views: Arc<Views>, connected: Connected, clock: Arc<dyn Clock>) -> Acknowledged {
+    Arc::new(move |authorities| {
         let (view, now) = (views.load(), clock.now());
         let known = |revision| {
             let mut live = view.nodes_after(None).filter(|node| node.is_live(now));
             live.all(|node| connected.applied(&node.id).is_some_and(|applied| applied >= revision))
         };
-        let prepared = view.authorities().iter().filter(|held| held.state == State::Prepared);
-        prepared.filter(|held| known(held.revision)).map(|held| Arc::clone(&held.id)).collect::<BTreeSet<_>>()
+        // What the View does not have yet, nobody can have acknowledged.
+        let prepared = authorities.iter().filter(|authority| authority.state == State::Prepared);
+        let held = prepared.filter_map(|authority| view.authorities().iter().find(|held| held.id == authority.id));
+        held.filter(|held| known(held.revision)).map(|held| Arc::clone(&held.id)).collect::<BTreeSet<_>>()
     })
 }
 

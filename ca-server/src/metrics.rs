@@ -26,7 +26,7 @@ const SECONDS: [f64; 16] =
 
 /// What an SVID was issued for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum IssuedFor {
+pub enum IssuedFor {
     /// An entry, through an agent.
     Workload,
     /// An agent itself.
@@ -134,14 +134,8 @@ impl Metrics {
         }
     }
 
-    /// Counts one SVID that the RPC, or the loop, `by` has signed.
-    pub fn issued(&self, by: &str) {
-        let what = match by {
-            "IssueX509Svids" => IssuedFor::Workload,
-            "Attest" | "Renew" => IssuedFor::Agent,
-            "MintX509Svid" => IssuedFor::Mint,
-            _ => IssuedFor::Server,
-        };
+    /// Counts one SVID.
+    pub fn issued(&self, what: IssuedFor) {
         let at = ISSUED_FOR.iter().position(|(kind, _)| *kind == what);
         if let Some(counter) = at.and_then(|at| self.issued.get(at)) {
             counter.inc();
@@ -251,8 +245,8 @@ mod tests {
     #[test]
     fn numbers_are_named_by_the_openmetrics_rules() {
         let metrics = Metrics::new("1.2.3", Arc::new(observed));
-        metrics.issued("IssueX509Svids");
-        metrics.issued("IssueX509Svids");
+        metrics.issued(IssuedFor::Workload);
+        metrics.issued(IssuedFor::Workload);
         metrics.refused(Reason::Banned);
         drop(metrics.time("IssueX509Svids"));
         drop(metrics.store_commit());

@@ -72,9 +72,7 @@ impl Agent {
         // Before the attestation: a join token is not used up for an agent that then cannot serve.
         let listener = Listener::bind(&config.workload_socket, config.workload_socket_mode)?;
         let health = match config.health_listen {
-            Some(address) => {
-                Some(health::bind(address).await.map_err(|source| AppError::Health { address, source })?)
-            }
+            Some(address) => Some(health::bind(address).await.map_err(|source| AppError::Health { address, source })?),
             None => None,
         };
         let health_address = health.as_ref().and_then(|listener| listener.local_addr().ok());
@@ -133,7 +131,8 @@ impl Agent {
             metrics: metrics.clone(),
         };
         tasks.spawn(ended("renewal", shutdown.clone(), keeper.run(shutdown.clone())));
-        let endpoint = Endpoint { cache, attestors: attestors(&config.attestors), limits: limits(&config.limits), clock };
+        let endpoint =
+            Endpoint { cache, attestors: attestors(&config.attestors), limits: limits(&config.limits), clock };
         let workload_socket = config.workload_socket;
         info!(spiffe_id = %id, socket = %workload_socket.display(), "agent is up");
         let until = shutdown.clone();

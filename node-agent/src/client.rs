@@ -70,7 +70,10 @@ pub enum ClientError {
 impl ClientError {
     /// Whether the server decided: asking the same again will not help.
     pub fn is_refusal(&self) -> bool {
-        use Code::{AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, PermissionDenied, Unauthenticated, Unimplemented};
+        use Code::{
+            AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, PermissionDenied, Unauthenticated,
+            Unimplemented,
+        };
         match self {
             Self::Status(status) => matches!(
                 status.code(),
@@ -178,7 +181,8 @@ impl Client {
         requests: Vec<(EntryId, Vec<u8>)>,
     ) -> Result<Vec<v1::x509_svid_result::Outcome>, ClientError> {
         let asked = requests.len();
-        let wire = |(entry, csr): (EntryId, Vec<u8>)| v1::X509SvidRequest { entry_id: entry.to_string(), csr: csr.into() };
+        let wire =
+            |(entry, csr): (EntryId, Vec<u8>)| v1::X509SvidRequest { entry_id: entry.to_string(), csr: csr.into() };
         let message = v1::IssueX509SvidsRequest { requests: requests.into_iter().map(wire).collect() };
         let call = async |mut door: Door| Ok(door.issue_x509_svids(limited(message)).await?.into_inner());
         let results = self.call(call).await?.results;
@@ -199,7 +203,8 @@ impl Client {
     /// Opens the stream of what this node has to know.
     pub async fn sync(&self) -> Result<Session, ClientError> {
         let (acknowledged, receiver) = watch::channel(0);
-        let messages = futures_util::StreamExt::map(WatchStream::new(receiver), |acknowledged| v1::SyncRequest { acknowledged });
+        let messages =
+            futures_util::StreamExt::map(WatchStream::new(receiver), |acknowledged| v1::SyncRequest { acknowledged });
         // The answer to this comes once the server has looked at the call: no time limit would fit the stream.
         let call = async |mut door: Door| Ok(door.sync(messages).await?.into_inner());
         let incoming = self.call(call).await?;

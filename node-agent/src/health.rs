@@ -109,11 +109,8 @@ mod tests {
 
     #[tokio::test]
     async fn live_before_ready() {
-        let health = Health {
-            ready: Arc::default(),
-            metrics: Metrics::default(),
-            clock: Arc::new(spiffe::time::System),
-        };
+        let health =
+            Health { ready: Arc::default(), metrics: Metrics::default(), clock: Arc::new(spiffe::time::System) };
         let (ready, shutdown) = (health.ready.clone(), CancellationToken::new());
         let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = listener.local_addr().unwrap();

@@ -18,7 +18,9 @@ const ONE_MORE: usize = 300;
 fn main() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
-        println!("| entries | filled, entries/s | one more, p50 ms | p99 ms | server CPU us | start s | resident MiB |");
+        println!(
+            "| entries | filled, entries/s | one more, p50 ms | p99 ms | server CPU us | start s | resident MiB |"
+        );
         println!("|---|---|---|---|---|---|---|");
         for count in [1_000, 10_000, 100_000] {
             measure(count).await?;

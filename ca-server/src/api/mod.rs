@@ -10,7 +10,6 @@ pub mod rights;
 pub mod status;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use spiffe::time::Clock;
 use tokio::sync::Semaphore;
@@ -20,8 +19,7 @@ use crate::attest::Attestors;
 use crate::audit::{Audit, Event, Outcome, Permit};
 use crate::connected::Connected;
 use crate::issuance::Profile;
-use crate::metrics::{IssuedFor, Metrics};
-use crate::rotate::Rotator;
+use crate::metrics::Metrics;
 use crate::store::Store;
 use crate::view::follow::Views;
 use limits::Bucket;
@@ -39,16 +37,6 @@ pub struct Doors {
     pub attestors: Attestors,
     /// What SVIDs look like.
     pub profile: Profile,
-    /// What rotates the authorities, and does with them what operators say.
-    pub rotator: Arc<Rotator>,
-    /// Where agents are told to connect, "host:port".
-    pub address: String,
-    /// The most registration entries.
-    pub entries: usize,
-    /// The most unused join tokens.
-    pub join_tokens: usize,
-    /// The longest life of a join token.
-    pub join_token_ttl: Duration,
     /// The record of every decision.
     pub audit: Audit,
     /// The numbers.
@@ -64,12 +52,10 @@ pub struct Doors {
 }
 
 impl Doors {
-    /// Counts a decision about an SVID of this kind and records it in a place of `record`.
-    pub(crate) fn decided(&self, record: &mut Permit, kind: IssuedFor, event: Event) {
-        match &event.outcome {
-            Outcome::Issued => self.metrics.issued(kind),
-            Outcome::Changed => {}
-            Outcome::Refused(reason, _) => self.metrics.refused(*reason),
+    /// Counts a refusal, and records a decision in a place of `record`.
+    pub(crate) fn decided(&self, record: &mut Permit, event: Event) {
+        if let Outcome::Refused(reason, _) = &event.outcome {
+            self.metrics.refused(*reason);
         }
         if !record.record(event) {
             tracing::error!("a decision had no place in the audit queue");

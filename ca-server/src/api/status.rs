@@ -10,7 +10,9 @@ use tonic::{Code, Status};
 use super::rights;
 use crate::audit::{self, Message, Outcome, Reason};
 use crate::authority::issuer::IssueError;
+use crate::authority::plan;
 use crate::issuance;
+use crate::rotate::RotateError;
 use crate::store::StoreError;
 
 /// Milliseconds after which a caller that was turned away for load may come again (the gRPC retry pushback).
@@ -162,6 +164,20 @@ impl From<StoreError> for Refusal {
             StoreError::TooLarge { .. } | StoreError::Invalid(_) => (Code::InvalidArgument, Reason::Invalid),
         };
         Self { code, reason, message: error.to_string() }
+    }
+}
+
+impl From<RotateError> for Refusal {
+    fn from(error: RotateError) -> Self {
+        match error {
+            RotateError::Refused(plan::Refusal::Unknown(_)) => Self::not_found(error),
+            RotateError::Refused(_) => Self::precondition(error),
+            RotateError::Store(error) => error.into(),
+            RotateError::Contended | RotateError::UpstreamEnded(_) => Self::unavailable(error),
+            RotateError::Record { .. } | RotateError::Key(_) | RotateError::Certify(_) | RotateError::Random(_) => {
+                Self::internal(error)
+            }
+        }
     }
 }
 

@@ -105,11 +105,7 @@ fn watch(pidfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
 fn pidfd_by_number(stream: &UnixStream, pid: u32) -> Result<OwnedFd, AttestError> {
     let number = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw).ok_or(AttestError::Hidden)?;
     let pidfd = rustix::process::pidfd_open(number, rustix::process::PidfdFlags::empty()).map_err(|errno| {
-        if errno == rustix::io::Errno::SRCH {
-            AttestError::Gone(pid)
-        } else {
-            AttestError::Credentials(errno.into())
-        }
+        if errno == rustix::io::Errno::SRCH { AttestError::Gone(pid) } else { AttestError::Credentials(errno.into()) }
     })?;
     // Looked at after the pidfd was opened: whoever connected has not let go of the connection until then.
     let mut polled = [PollFd::new(stream.as_fd(), PollFlags::empty())];

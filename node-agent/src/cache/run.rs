@@ -22,10 +22,10 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use super::WorkloadState;
 use super::follow::{Followed, follow};
 use super::machine::{Action, Answer, Event, Key, Machine, Outcome, SubscriberId};
 use super::subscription::{Mailbox, Subscribe};
-use super::WorkloadState;
 use crate::client::{self, Client};
 use crate::metrics::Metrics;
 
@@ -136,7 +136,12 @@ impl Running {
                 None
             }
             Followed::Update(update) => {
-                debug!(revision = update.revision, snapshot = update.snapshot, entries = update.entries.len(), "synced");
+                debug!(
+                    revision = update.revision,
+                    snapshot = update.snapshot,
+                    entries = update.entries.len(),
+                    "synced"
+                );
                 self.metrics.connected.set(1);
                 Some(Event::Synced(update))
             }

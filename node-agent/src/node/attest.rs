@@ -59,7 +59,8 @@ impl Attestor {
                 Proof::Certificate(prover) => prover.answer(challenge, &csr),
             };
             let attestation = Attestation { attestor, evidence, csr: csr.clone() };
-            result = client::attest(&self.servers, tls, attestation, answer).await.map_err(|error| proof.explain(error));
+            result =
+                client::attest(&self.servers, tls, attestation, answer).await.map_err(|error| proof.explain(error));
             // Another way to know the server may reach it.
             if !matches!(result, Err(NodeError::Client(ClientError::Unreachable(_)))) {
                 break;

@@ -60,7 +60,9 @@ impl Keeper {
         let mut refused = Backoff::new(REFUSED_FIRST, REFUSED_MOST);
         let (mut at_once, mut unwanted) = (false, false);
         loop {
-            self.metrics.own_expiry.set(i64::try_from(self.identity.svid.lifetime().not_after.unix()).unwrap_or(i64::MAX));
+            self.metrics
+                .own_expiry
+                .set(i64::try_from(self.identity.svid.lifetime().not_after.unix()).unwrap_or(i64::MAX));
             if !(at_once || unwanted || self.identity.is_due(self.clock.now())) {
                 let wake = self.identity.renew_at();
                 let reason = tokio::select! {
@@ -83,7 +85,8 @@ impl Keeper {
             };
             let Err(why) = result else {
                 (at_once, unwanted) = (false, false);
-                (backoff, refused) = (Backoff::new(FIRST_WAIT, LONGEST_WAIT), Backoff::new(REFUSED_FIRST, REFUSED_MOST));
+                (backoff, refused) =
+                    (Backoff::new(FIRST_WAIT, LONGEST_WAIT), Backoff::new(REFUSED_FIRST, REFUSED_MOST));
                 continue;
             };
             let chance = crypto::random().map_or(0, u32::from_ne_bytes);

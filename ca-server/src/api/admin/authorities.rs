@@ -1,6 +1,6 @@
 //! Authorities: listed from the View; changed by the rotation alone, on order.
 
-use std::sync::Arc;
+use std::future::Future;
 
 use spiffe::crypto::sha256_hex;
 use spiffe::proto::v1;
@@ -8,18 +8,8 @@ use spiffe::proto::v1;
 use super::{About, Call};
 use crate::api::status::Refusal;
 use crate::authority::{Authority, State};
-use crate::orders::{Obeyed, Order, OrderError};
+use crate::rotate::RotateError;
 use crate::store::Revision;
-
-impl From<OrderError> for Refusal {
-    fn from(error: OrderError) -> Self {
-        match error {
-            OrderError::NotFound(_) => Self::not_found(error),
-            OrderError::Refused(_) => Self::precondition(error),
-            OrderError::Unavailable(_) => Self::unavailable(error),
-        }
-    }
-}
 
 pub(super) async fn list(
     call: &Call<'_>,
@@ -31,35 +21,27 @@ pub(super) async fn list(
 }
 
 pub(super) async fn prepare(call: &Call<'_>, _: v1::PrepareAuthorityRequest) -> Result<v1::AuthorityResponse, Refusal> {
-    order(call, Order::Prepare, "new".into()).await
+    change(call, "new", call.settings.rotator.prepare()).await
 }
 
 pub(super) async fn activate(call: &Call<'_>, request: v1::AuthorityRequest) -> Result<v1::AuthorityResponse, Refusal> {
-    let id = known(call, &request.id)?;
-    order(call, Order::Activate(id.clone()), id).await
+    change(call, &request.id, call.settings.rotator.activate(&request.id)).await
 }
 
 pub(super) async fn taint(call: &Call<'_>, request: v1::AuthorityRequest) -> Result<v1::AuthorityResponse, Refusal> {
-    let id = known(call, &request.id)?;
-    order(call, Order::Taint(id.clone()), id).await
+    change(call, &request.id, call.settings.rotator.taint(&request.id)).await
 }
 
 pub(super) async fn revoke(call: &Call<'_>, request: v1::AuthorityRequest) -> Result<v1::AuthorityResponse, Refusal> {
-    let id = known(call, &request.id)?;
-    order(call, Order::Revoke(id.clone()), id).await
+    change(call, &request.id, call.settings.rotator.revoke(&request.id)).await
 }
 
-fn known(call: &Call<'_>, id: &str) -> Result<Arc<str>, Refusal> {
-    let found = call.admitted.view.authorities().iter().find(|held| *held.id == *id);
-    let name = || id.chars().take(64).collect();
-    Ok(found.ok_or_else(|| OrderError::NotFound(name()))?.id.clone())
-}
-
-async fn order(call: &Call<'_>, order: Order, about: Arc<str>) -> Result<v1::AuthorityResponse, Refusal> {
-    let work = async {
-        let Obeyed { authority, revision } = call.settings.orders.give(order).await?;
-        Ok((authority, revision))
-    };
+async fn change(
+    call: &Call<'_>,
+    about: &str,
+    work: impl Future<Output = Result<(Authority, Revision), RotateError>>,
+) -> Result<v1::AuthorityResponse, Refusal> {
+    let work = async { Ok(work.await?) };
     let (authority, revision) = call.change(About::object(about), work).await?;
     Ok(v1::AuthorityResponse { authority: Some(to_wire(call, &authority, revision)), revision })
 }

@@ -12,6 +12,7 @@ use crate::api::status::Refusal;
 use crate::audit::{Outcome, Serial as AuditSerial};
 use crate::authority::issuer::{Serial, Signed};
 use crate::issuance::{self, Mint, Request};
+use crate::metrics::IssuedFor;
 
 pub(super) async fn mint(call: &Call<'_>, request: v1::MintX509SvidRequest) -> Result<v1::X509Svid, Refusal> {
     let Ok(_turn) = call.doors.issuing.try_acquire() else {
@@ -25,6 +26,7 @@ pub(super) async fn mint(call: &Call<'_>, request: v1::MintX509SvidRequest) -> R
     if let Ok(signed) = &signed {
         event.serial = Some(AuditSerial::new(signed.serial.bytes()));
         event.not_after = Some(signed.lifetime.not_after);
+        call.doors.metrics.issued(IssuedFor::Mint);
     }
     call.doors.decided(&mut record, event);
     let signed = signed?;

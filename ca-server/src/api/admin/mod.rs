@@ -26,7 +26,7 @@ use super::caller::Caller;
 use super::rights::Admitted;
 use super::status::Refusal;
 use crate::audit::{Event, Message, Outcome};
-use crate::orders::Orders;
+use crate::rotate::Rotator;
 use crate::store::Revision;
 
 /// The longest that WaitApplied waits.
@@ -47,8 +47,8 @@ pub struct AdminSettings {
     pub most_tokens: usize,
     /// The longest life of a join token.
     pub token_max_ttl: Duration,
-    /// Where orders to the rotation are given.
-    pub orders: Orders,
+    /// What rotates the authorities, and does with them what operators say.
+    pub rotator: Arc<Rotator>,
 }
 
 /// The service of `admin.proto`.

@@ -55,7 +55,7 @@ struct Trace {
 impl Attesting {
     /// Runs the exchange to its end, records how it ended, and says so.
     pub(super) async fn run(self, requests: Streaming<v1::AttestRequest>) {
-        let _timer = self.doors.metrics.call("Attest");
+        let _timer = self.doors.metrics.time("Attest");
         let answer = self.decide(requests).await;
         let step = |result| v1::AttestResponse { step: Some(attest_response::Step::Result(result)) };
         // The stranger may be gone already.
@@ -87,8 +87,9 @@ impl Attesting {
         if let Ok((signed, _)) = &attested {
             event.serial = Some(AuditSerial::new(signed.serial.bytes()));
             event.not_after = Some(signed.lifetime.not_after);
+            doors.metrics.issued(IssuedFor::Agent);
         }
-        doors.decided(&mut record, IssuedFor::Agent, event);
+        doors.decided(&mut record, event);
         let (signed, view) = attested?;
         Ok(v1::AttestResult { svid: Some(super::to_wire(&signed)), bundle: Some(view.bundle().into()) })
     }

@@ -58,11 +58,12 @@ pub(super) async fn issue(
                 event.subject = Some(signed.id.clone());
                 event.serial = Some(AuditSerial::new(signed.serial.bytes()));
                 event.not_after = Some(signed.lifetime.not_after);
+                doors.metrics.issued(IssuedFor::Workload);
                 v1::x509_svid_result::Outcome::Svid(super::to_wire(&signed))
             }
             Err(refusal) => v1::x509_svid_result::Outcome::Refused(refusal.to_wire()),
         };
-        doors.decided(&mut record, IssuedFor::Workload, event);
+        doors.decided(&mut record, event);
         results.push(v1::X509SvidResult { outcome: Some(result) });
     }
     Ok(v1::IssueX509SvidsResponse { results })

@@ -46,7 +46,7 @@ impl v1::node_server::Node for NodeDoor {
 
     async fn renew(&self, request: Request<v1::RenewRequest>) -> Result<Response<v1::RenewResponse>, Status> {
         let admitted = admitted(&request)?;
-        let _timer = self.0.metrics.call("Renew");
+        let _timer = self.0.metrics.time("Renew");
         let svid = renew::renew(&self.0, &admitted, &request.into_inner().csr).await?;
         Ok(Response::new(v1::RenewResponse { svid: Some(svid) }))
     }
@@ -72,7 +72,7 @@ impl v1::node_server::Node for NodeDoor {
         request: Request<v1::IssueX509SvidsRequest>,
     ) -> Result<Response<v1::IssueX509SvidsResponse>, Status> {
         let admitted = admitted(&request)?;
-        let _timer = self.0.metrics.call("IssueX509Svids");
+        let _timer = self.0.metrics.time("IssueX509Svids");
         let response = issue::issue(&self.0, &admitted, request.into_inner().requests).await?;
         Ok(Response::new(response))
     }

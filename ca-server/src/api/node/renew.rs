@@ -29,8 +29,9 @@ pub(super) async fn renew(doors: &Doors, admitted: &Admitted, csr: &[u8]) -> Res
     if let Ok(signed) = &renewed {
         event.serial = Some(AuditSerial::new(signed.serial.bytes()));
         event.not_after = Some(signed.lifetime.not_after);
+        doors.metrics.issued(IssuedFor::Agent);
     }
-    doors.decided(&mut record, IssuedFor::Agent, event);
+    doors.decided(&mut record, event);
     renewed.map(|signed| super::to_wire(&signed))
 }
 
