@@ -16,7 +16,7 @@ use spiffe::time::{Clock, Fake, Timestamp};
 use tempfile::TempDir;
 
 use crate::operator::Operator;
-use crate::patience::{self, pause};
+use crate::patience;
 
 /// When each house begins: 2026-11-20T23:40:00Z.
 pub const BEGINNING: Timestamp = Timestamp::from_unix(1_795_218_000);
@@ -149,7 +149,7 @@ impl House {
         }
     }
 
-    /// Asks `condition` until it answers, while time goes on, a second at a time and twenty times as fast as outside:
+    /// Asks `condition` until it answers, while time goes on, a second for each twenty looks:
     /// who has failed and waits to try again gets his turn.
     pub async fn eventually<T>(&self, what: &str, mut condition: impl AsyncFnMut() -> Result<T, String>) -> T {
         let mut looks = 0_u32;
@@ -158,9 +158,7 @@ impl House {
                 self.clock.advance(Duration::from_secs(1));
             }
             looks += 1;
-            let answer = condition().await;
-            pause().await;
-            answer
+            condition().await
         })
         .await
     }

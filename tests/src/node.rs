@@ -74,7 +74,7 @@ impl Node {
     /// Stops the agent as a signal would.
     pub async fn stop_agent(&mut self) {
         let agent = self.agent.take().unwrap();
-        patience::soon("the agent stops", agent.shutdown()).await;
+        patience::soon("the agent stops", agent.shutdown()).await.unwrap();
     }
 
     /// The running agent's identity.

@@ -1,6 +1,7 @@
 //! An operator at the admin door.
 
 use std::path::Path;
+use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use nix::unistd::getuid;
@@ -51,8 +52,13 @@ impl Operator {
 
     /// Replaces the entry of this ID; answers the revision.
     pub async fn update(&self, entry: v1::Entry) -> u64 {
+        self.try_update(entry).await.unwrap().1
+    }
+
+    /// Replaces the entry of this ID, or says why not.
+    pub async fn try_update(&self, entry: v1::Entry) -> Result<(v1::Entry, u64), v1::Refusal> {
         let request = v1::UpdateEntriesRequest { entries: vec![entry] };
-        single(self.door.clone().update_entries(request).await.unwrap().into_inner()).unwrap().1
+        single(self.door.clone().update_entries(request).await.unwrap().into_inner())
     }
 
     /// Deletes an entry; answers the revision.
@@ -125,21 +131,30 @@ impl Operator {
         self.door.clone().wait_applied(request).await.unwrap().into_inner().behind
     }
 
-    /// Objects while an agent is not connected, behind, or has not renewed its SVID in time; and while an authority
-    /// has not changed as it should have.
-    pub async fn settled(&self, now: Timestamp) -> Result<(), String> {
+    /// Objects while an agent is not connected, is behind, or has not renewed its SVID of the life `agent_ttl` at six
+    /// tenths of it; and while an authority that has ended is still there.
+    pub async fn settled(&self, now: Timestamp, agent_ttl: Duration) -> Result<(), String> {
         for agent in self.agents().await {
             that(agent.connected, || format!("{} is not connected", agent.id))?;
             let left = agent.expires_at.saturating_sub(now.unix());
-            that(left >= 3600 * 2 / 5, || format!("{} has not renewed: {left} s are left", agent.id))?;
+            that(left >= agent_ttl.as_secs() * 4 / 10, || format!("{} has not renewed: {left} s are left", agent.id))?;
         }
         let behind = self.behind(self.info().await.revision).await;
         that(behind.is_empty(), || format!("behind: {behind:?}"))?;
         for authority in self.authorities().await {
-            let due = authority.next_change_at > 0 && authority.next_change_at <= now.unix();
-            that(!due, || format!("authority {} is to change its state {}", authority.id, authority.state))?;
+            that(authority.not_after >= now.unix(), || format!("authority {} has ended", authority.id))?;
         }
         Ok(())
+    }
+
+    /// Objects while the authorities are not as the rotation law has them for CAs of the life `ca_ttl` when every
+    /// agent acknowledges at once: the next is prepared at half of the life of the active one, and active at two thirds.
+    pub async fn rotated(&self, now: Timestamp, ca_ttl: Duration) -> Result<(), String> {
+        let active = self.active().await;
+        let age = (now.unix() + ca_ttl.as_secs()).saturating_sub(active.not_after);
+        let prepared = !self.authorities_in("prepared").await.is_empty();
+        that(prepared || age <= ca_ttl.as_secs() / 2, || format!("{} is {age} s old, and none is prepared", active.id))?;
+        that(age <= ca_ttl.as_secs() * 2 / 3, || format!("{} is {age} s old and still active", active.id))
     }
 }
 

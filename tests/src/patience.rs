@@ -36,7 +36,7 @@ async fn limited<T>(work: impl Future<Output = T>) -> Option<T> {
 
 /// Lets the others do something.
 #[expect(clippy::disallowed_methods, reason = "between two looks at a condition, not instead of one")]
-pub(crate) async fn pause() {
+async fn pause() {
     tokio::time::sleep(Duration::from_millis(2)).await;
 }
 
