@@ -1,6 +1,5 @@
 //! The only place that joins things: store, keys, View, doors and loops become a running server, and stop as one.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -22,7 +21,7 @@ use tracing::{error, info};
 use crate::api::Doors;
 use crate::api::admin::{AdminDoor, AdminSettings};
 use crate::api::limits::Bucket;
-use crate::api::listen::{self, ListenError};
+use crate::api::listen::{self, ListenError, TlsLimits};
 use crate::api::node::NodeDoor;
 use crate::api::rights::{Guard, Operators};
 use crate::attest::Attestors;
@@ -41,7 +40,7 @@ use crate::prune;
 use crate::rotate::{self, Acknowledged, RotateError, Rotator};
 use crate::store::mem::MemStore;
 use crate::store::sled::SledStore;
-use crate::store::{Store, StoreError};
+use crate::store::{Revision, Store, StoreError};
 use crate::view::follow::{self, FollowError, Signers, Views};
 use crate::view::keys;
 
@@ -114,6 +113,7 @@ pub struct Server {
     doors: Arc<Doors>,
     stop: CancellationToken,
     serving: JoinHandle<()>,
+    ended: CancellationToken,
     loops: TaskTracker,
     writer: audit::Writer,
 }
@@ -232,7 +232,7 @@ impl Server {
         loops.spawn(listen::accept_tls(
             listeners.tls,
             Arc::new(tls),
-            config.limits.connections,
+            TlsLimits { connections: config.limits.connections, handshake: config.limits.handshake_timeout },
             to.clone(),
             stop.clone(),
         ));
@@ -240,7 +240,16 @@ impl Server {
         let mut uids = config.admin_uids.clone();
         uids.extend([0, nix::unistd::geteuid().as_raw()]);
         let guard = Guard { views, operators: Operators { uids: uids.into() }, clock };
-        let serving = tokio::spawn(serve(Arc::clone(&doors), admin, guard, config.limits.request_timeout, connections));
+        let ended = CancellationToken::new();
+        let serving = serve(Arc::clone(&doors), admin, guard, config.limits.request_timeout, connections);
+        let serving = tokio::spawn({
+            // Also when the task is dropped or ends in a panic.
+            let ended = ended.clone().drop_guard();
+            async move {
+                serving.await;
+                drop(ended);
+            }
+        });
         loops.close();
         info!(%address, admin_socket = %config.admin_socket.as_path().display(), trust_domain = %config.trust_domain, "the server answers");
         Ok(Self {
@@ -250,6 +259,7 @@ impl Server {
             doors,
             stop,
             serving,
+            ended,
             loops,
             writer,
         })
@@ -276,10 +286,8 @@ impl Server {
     }
 
     /// Returns when the server has ended by itself, which it should not.
-    pub async fn finished(&mut self) {
-        if let Err(error) = (&mut self.serving).await {
-            error!(%error, "the server ended");
-        }
+    pub async fn finished(&self) {
+        self.ended.cancelled().await;
     }
 
     /// Takes no more calls, lets open ones end, tells streams to go elsewhere, and writes what is to be written.
@@ -386,16 +394,13 @@ async fn open_store(config: &Config) -> Result<Arc<dyn Store>, AppError> {
 
 /// Which authorities every live agent knows: one that has attested, is not banned and whose SVID has not ended.
 fn acknowledged(views: Arc<Views>, connected: Connected, clock: Arc<dyn Clock>) -> Acknowledged {
-    Arc::new(move |authorities| {
+    Arc::new(move |prepared| {
         let (view, now) = (views.load(), clock.now());
-        let known = |revision| {
+        let known = |revision: Revision| {
             let mut live = view.nodes_after(None).filter(|node| node.is_live(now));
             live.all(|node| connected.applied(&node.id).is_some_and(|applied| applied >= revision))
         };
-        // What the View does not have yet, nobody can have acknowledged.
-        let prepared = authorities.iter().filter(|authority| authority.state == State::Prepared);
-        let held = prepared.filter_map(|authority| view.authorities().iter().find(|held| held.id == authority.id));
-        held.filter(|held| known(held.revision)).map(|held| Arc::clone(&held.id)).collect::<BTreeSet<_>>()
+        prepared.iter().filter(|(_, revision)| known(*revision)).map(|(id, _)| Arc::clone(id)).collect()
     })
 }
 

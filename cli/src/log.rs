@@ -1,5 +1,7 @@
 //! The log of this process: to stderr, as text or as JSON lines.
 
+use std::io::IsTerminal as _;
+
 use clap::ValueEnum;
 use tracing_subscriber::EnvFilter;
 
@@ -16,13 +18,14 @@ pub(crate) enum LogFormat {
     Json,
 }
 
-/// Starts the log. Refused when the level cannot be read.
-pub(crate) fn start(globals: &Globals) -> Outcome {
-    let wish = globals.log_level.as_deref().unwrap_or("warn");
+/// Starts the log, at the level `default` where none was asked for. Refused when the level cannot be read.
+pub(crate) fn start(globals: &Globals, default: &str) -> Outcome {
+    let wish = globals.log_level.as_deref().unwrap_or(default);
     let filter = EnvFilter::builder().parse(wish).map_err(|error| {
         Failure::Usage(format!("log level {wish:?} cannot be read ({error}): use error, warn, info, debug or trace"))
     })?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let colour = std::io::stderr().is_terminal();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colour);
     let started = match globals.log_format {
         LogFormat::Text => log.with_target(false).try_init(),
         LogFormat::Json => log.json().flatten_event(true).try_init(),

@@ -20,7 +20,7 @@ use spiffe::x509_svid::X509Svid;
 use zeroize::Zeroizing;
 
 use super::{NodeError, NodeIdentity};
-use crate::cache::machine::Key;
+use crate::cache::event::Key;
 
 const SVID: &str = "agent-svid.pem";
 const KEY: &str = "agent-key.pem";
@@ -156,7 +156,7 @@ mod tests {
     use spiffe::time::Timestamp;
 
     use super::*;
-    use crate::node::attest::tests::House;
+    use crate::test_house::House;
 
     #[test]
     fn what_is_stored_is_read_again_and_closed_to_others() {
