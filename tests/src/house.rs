@@ -17,6 +17,7 @@ use tempfile::TempDir;
 
 use crate::operator::Operator;
 use crate::patience;
+use crate::workload::Workload;
 
 /// When each house begins: 2026-11-20T23:40:00Z.
 pub const BEGINNING: Timestamp = Timestamp::from_unix(1_795_218_000);
@@ -47,6 +48,9 @@ impl House {
 
     /// A house whose server is not started yet.
     pub fn empty(settings: Settings<'_>) -> Self {
+        // With RUST_LOG=info a test that fails shows what everybody in the house said. Only the first can set it.
+        let log = tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env());
+        let _ = log.with_test_writer().try_init();
         let folder = tempfile::Builder::new().prefix("house").tempdir().unwrap();
         let data = folder.path().join("server");
         let defaults = [
@@ -139,7 +143,7 @@ impl House {
     }
 
     /// Lets `duration` pass, from one moment at which somebody wants to wake to the next, and waits at each of them
-    /// until `settled` has no objection. Moments closer together than `least` are taken together.
+    /// until `settled` has no objection. It must ask of everything that could be due. Moments closer together than `least` are taken together.
     pub async fn pass(&self, duration: Duration, least: Duration, mut settled: impl AsyncFnMut() -> Result<(), String>) {
         let end = self.now().plus(duration);
         while self.now() < end {
@@ -147,6 +151,18 @@ impl House {
             self.clock.set(wake.max(self.now().plus(least)).min(end));
             self.eventually("the house settles", &mut settled).await;
         }
+    }
+
+    /// Lets `duration` pass in steps of five minutes or more; at each of them every agent is connected and has renewed
+    /// its SVID of the life `agent_ttl`, and so has every workload.
+    pub async fn live(&self, duration: Duration, operator: &Operator, agent_ttl: Duration, workloads: &[&Workload]) {
+        let settled = async || {
+            for workload in workloads {
+                workload.fresh(self.now())?;
+            }
+            operator.settled(self.now(), agent_ttl).await
+        };
+        self.pass(duration, Duration::from_secs(300), settled).await;
     }
 
     /// Asks `condition` until it answers, while time goes on, a second for each twenty looks:
