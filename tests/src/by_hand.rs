@@ -7,7 +7,8 @@ use std::sync::Arc;
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
-use rustls_pki_types::CertificateDer;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use spiffe::bundle::Bundle;
 use spiffe::crypto::generate_key;
 use spiffe::entry::KeyType;
@@ -61,14 +62,9 @@ impl Caller {
         dial(house.address(), self.tls(house).await).await
     }
 
-    /// What the server's listener says to this certificate: nothing, or how it ends the handshake.
+    /// What the server's listener says to this SVID: nothing, or how it ends the handshake.
     pub async fn knock(&self, house: &House) -> Result<(), String> {
-        let tcp = TcpStream::connect(house.address()).await.unwrap();
-        let name = ServerName::try_from("a.test").unwrap();
-        let connected = TlsConnector::from(self.tls(house).await).connect(name, tcp).await;
-        let mut stream = connected.map_err(|error| error.to_string())?;
-        // The server speaks first in HTTP/2, once it has accepted the certificate.
-        stream.read_u8().await.map(|_| ()).map_err(|error| error.to_string())
+        knock(house, self.svid.chain().to_vec(), &self.key).await
     }
 
     async fn tls(&self, house: &House) -> Arc<ClientConfig> {
@@ -114,6 +110,21 @@ impl Syncing {
     pub async fn acknowledge(&self, revision: u64) {
         self.acknowledge.send(v1::SyncRequest { acknowledged: revision }).await.unwrap();
     }
+}
+
+/// What the server's listener says to this chain of certificates, whatever is in it: nothing, or how it ends the
+/// handshake.
+pub async fn knock(house: &House, chain: Vec<CertificateDer<'static>>, key: &[u8]) -> Result<(), String> {
+    let mut config = (*tls(house, None).await).clone();
+    let key = PrivatePkcs8KeyDer::from(key.to_vec());
+    let certified = CertifiedKey::from_der(chain, key.into(), &spiffe::crypto::provider()).unwrap();
+    config.client_auth_cert_resolver = Arc::new(SingleCertAndKey::from(certified));
+    let tcp = TcpStream::connect(house.address()).await.unwrap();
+    let name = ServerName::try_from("a.test").unwrap();
+    let connected = TlsConnector::from(Arc::new(config)).connect(name, tcp).await;
+    let mut stream = connected.map_err(|error| error.to_string())?;
+    // The server speaks first in HTTP/2, once it has accepted the certificate.
+    stream.read_u8().await.map(|_| ()).map_err(|error| error.to_string())
 }
 
 async fn tls(house: &House, svid: Option<CurrentSvid>) -> Arc<ClientConfig> {
