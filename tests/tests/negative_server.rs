@@ -96,7 +96,7 @@ fn configs_that_cannot_be() {
     assert!(unknown.contains("line 3"), "{unknown}");
     assert_eq!(
         parse("[svid]\nttl = '8h'\n[authority]\nca_ttl = '24h'"),
-        "svid.ttl = \"8h\" is too long for authority.ca_ttl = \"24h\": a leaf must not outlive its CA through a \
+        "svid.ttl = \"8h\" is too long for authority.ca_ttl = \"1d\": a leaf must not outlive its CA through a \
          rotation. Set svid.ttl to at most \"4h\", or authority.ca_ttl to at least \"2d\""
     );
     let path = format!("/{}", "s".repeat(120));
