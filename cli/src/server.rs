@@ -125,8 +125,6 @@ impl Valid {
 
 async fn run(config: Config) -> Outcome {
     let server = start(config).await?;
-    let (agents, operators) = (server.address(), server.admin_socket());
-    tracing::info!(%agents, operators = %operators.display(), health = %server.health_address(), "the server is ready");
     let stopped = tokio::select! {
         told = told_to_stop() => told,
         () = server.finished() => Err(Failure::Refused("the server has stopped by itself: its log says why".into())),
