@@ -144,7 +144,12 @@ impl House {
 
     /// Lets `duration` pass, from one moment at which somebody wants to wake to the next, and waits at each of them
     /// until `settled` has no objection. It must ask of everything that could be due. Moments closer together than `least` are taken together.
-    pub async fn pass(&self, duration: Duration, least: Duration, mut settled: impl AsyncFnMut() -> Result<(), String>) {
+    pub async fn pass(
+        &self,
+        duration: Duration,
+        least: Duration,
+        mut settled: impl AsyncFnMut() -> Result<(), String>,
+    ) {
         let end = self.now().plus(duration);
         while self.now() < end {
             let wake = self.clock.next_wake().unwrap_or(end);

@@ -152,7 +152,9 @@ impl Operator {
         let active = all.iter().find(|authority| authority.state == "active").ok_or("none is active")?;
         let age = (now.unix() + ca_ttl.as_secs()).saturating_sub(active.not_after);
         let prepared = all.iter().any(|authority| authority.state == "prepared");
-        that(prepared || age <= ca_ttl.as_secs() / 2, || format!("{} is {age} s old, and none is prepared", active.id))?;
+        that(prepared || age <= ca_ttl.as_secs() / 2, || {
+            format!("{} is {age} s old, and none is prepared", active.id)
+        })?;
         that(age <= ca_ttl.as_secs() * 2 / 3, || format!("{} is {age} s old and still active", active.id))
     }
 }

@@ -268,7 +268,9 @@ pub async fn handshake(server: &Workload, client: &Workload) -> Result<(SpiffeId
     match tokio::join!(accept, connect) {
         (Ok(client), Ok(server)) => Ok((client, server)),
         (accepted, connected) => {
-            let words = |result: Result<SpiffeId, std::io::Error>| result.map_or_else(|error| error.to_string(), |_| "ok".into());
+            let words = |result: Result<SpiffeId, std::io::Error>| {
+                result.map_or_else(|error| error.to_string(), |_| "ok".into())
+            };
             Err(format!("server: {}; client: {}", words(accepted), words(connected)))
         }
     }

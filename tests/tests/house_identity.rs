@@ -56,7 +56,9 @@ async fn the_first_svid_has_the_profile_and_the_key_fits() {
     assert!(extended.server_auth && extended.client_auth && !extended.any);
     let constraints = leaf.basic_constraints().unwrap().unwrap();
     assert!(constraints.critical && !constraints.value.ca && constraints.value.path_len_constraint.is_none());
-    let has = |wanted: fn(&ParsedExtension<'_>) -> bool| leaf.extensions().iter().any(|found| wanted(found.parsed_extension()));
+    let has = |wanted: fn(&ParsedExtension<'_>) -> bool| {
+        leaf.extensions().iter().any(|found| wanted(found.parsed_extension()))
+    };
     assert!(has(|found| matches!(found, ParsedExtension::SubjectKeyIdentifier(_))));
     assert!(has(|found| matches!(found, ParsedExtension::AuthorityKeyIdentifier(_))));
     assert!((15..=20).contains(&identity.svid.serial().len()) && leaf.raw_serial()[0] < 0x80);
@@ -72,7 +74,9 @@ async fn the_first_svid_has_the_profile_and_the_key_fits() {
     let san = root.subject_alternative_name().unwrap().unwrap();
     assert_eq!(san.value.general_names, [GeneralName::URI("spiffe://example.org")]);
     let usage = root.key_usage().unwrap().unwrap();
-    assert!(usage.critical && usage.value.key_cert_sign() && usage.value.crl_sign() && !usage.value.digital_signature());
+    assert!(
+        usage.critical && usage.value.key_cert_sign() && usage.value.crl_sign() && !usage.value.digital_signature()
+    );
     let constraints = root.basic_constraints().unwrap().unwrap();
     assert!(constraints.critical && constraints.value.ca && constraints.value.path_len_constraint == Some(0));
     assert!(root.name_constraints().unwrap().is_none());
@@ -118,12 +122,14 @@ async fn each_change_of_an_entry_reaches_the_open_stream() {
 
     held.dns_names = vec!["web.example.org".into()];
     operator.update(held.clone()).await;
-    let named = until(&house, &workload, "the DNS name comes", |c| web(c, &|web| dns_names(web) == ["web.example.org"])).await;
+    let named =
+        until(&house, &workload, "the DNS name comes", |c| web(c, &|web| dns_names(web) == ["web.example.org"])).await;
     assert_ne!(named.identity("/web").unwrap().svid.serial(), first);
 
     held.x509_ttl = 600;
     operator.update(held.clone()).await;
-    until(&house, &workload, "the short life comes", |c| web(c, &|web| web.svid.lifetime().length().as_secs() == 660)).await;
+    until(&house, &workload, "the short life comes", |c| web(c, &|web| web.svid.lifetime().length().as_secs() == 660))
+        .await;
 
     held.key_type = "p384".into();
     operator.update(held.clone()).await;
@@ -177,10 +183,8 @@ async fn a_foreign_bundle_appears_and_disappears() {
         "there is no bundle of other.test to federate with: set it first with \"chancery bundle set\""
     );
 
-    let foreign = ["one", "two"].map(|name| v1::X509Authority {
-        certificate: certificates::root(name).der().to_vec().into(),
-        tainted: false,
-    });
+    let foreign = ["one", "two"]
+        .map(|name| v1::X509Authority { certificate: certificates::root(name).der().to_vec().into(), tainted: false });
     let mut bundle = v1::Bundle {
         trust_domain: "other.test".into(),
         x509_authorities: foreign[..1].to_vec(),
@@ -192,7 +196,8 @@ async fn a_foreign_bundle_appears_and_disappears() {
     let context = house.eventually("the SVID comes", async || workload.context()).await;
     assert!(context.federated.is_empty());
     operator.update(held.clone()).await;
-    until(&house, &workload, "the foreign bundle comes", |context| context.federated.get("other.test") == Some(&1)).await;
+    until(&house, &workload, "the foreign bundle comes", |context| context.federated.get("other.test") == Some(&1))
+        .await;
     bundle.x509_authorities = foreign.to_vec();
     bundle.sequence = 2;
     operator.door.set_bundle(v1::SetBundleRequest { bundle: Some(bundle) }).await.unwrap();
@@ -226,7 +231,8 @@ async fn wait_returns_when_every_connected_agent_has_acknowledged() {
         let mut door = operator.door.clone();
         async move { door.wait_applied(v1::WaitAppliedRequest { revision, timeout: 3600 }).await }
     });
-    tests::patience::eventually("the waiting has begun", async || that(!waiting.is_finished(), || "it is over".into())).await;
+    tests::patience::eventually("the waiting has begun", async || that(!waiting.is_finished(), || "it is over".into()))
+        .await;
     syncing.acknowledge(revision).await;
     let answer = tests::patience::soon("the waiting ends", waiting).await.unwrap().unwrap().into_inner();
     assert_eq!((answer.connected, answer.behind), (2, vec![]));

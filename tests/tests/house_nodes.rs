@@ -92,7 +92,10 @@ async fn a_banned_agent_is_cut_off_and_stays_out_until_it_is_evicted() {
     let serial = workload.context().unwrap().first().svid.serial().to_vec();
     for _ in 0..5 {
         house.jump(10 * MINUTE);
-        tests::patience::eventually("the agent has tried", async || that(house.clock.next_wake().is_some(), String::new)).await;
+        tests::patience::eventually("the agent has tried", async || {
+            that(house.clock.next_wake().is_some(), String::new)
+        })
+        .await;
         let agent = operator.agent(&node.id()).await.unwrap();
         assert!(agent.banned && !agent.connected);
         assert_eq!(workload.context().unwrap().first().svid.serial(), serial, "nothing is renewed");
@@ -171,7 +174,10 @@ async fn a_renewal_makes_older_svids_worthless_but_for_the_one_it_was_asked_with
     let third = renew(&second).await.unwrap();
     let refused = renew(&first).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unauthenticated);
-    assert_eq!(refused.message(), format!("agent {} has a newer SVID than this one: use that, or attest again", first.id()));
+    assert_eq!(
+        refused.message(),
+        format!("agent {} has a newer SVID than this one: use that, or attest again", first.id())
+    );
     renew(&third).await.unwrap();
 }
 

@@ -140,7 +140,17 @@ async fn a_restarted_server_has_forgotten_nothing() {
     house.live(3 * HOUR, &operator, HOUR, &[&workload]).await;
     assert_eq!(workload.history().roots.len(), 1);
     // A token that was used before the restart is used after it.
-    assert_eq!(operator.door.clone().list_join_tokens(spiffe::proto::v1::ListJoinTokensRequest {}).await.unwrap().into_inner().tokens, []);
+    assert_eq!(
+        operator
+            .door
+            .clone()
+            .list_join_tokens(spiffe::proto::v1::ListJoinTokensRequest {})
+            .await
+            .unwrap()
+            .into_inner()
+            .tokens,
+        []
+    );
 }
 
 #[tokio::test]
@@ -195,6 +205,16 @@ async fn a_clock_that_jumps_an_hour_back_breaks_nothing_for_longer_than_minutes(
     let recovered = recover(&house, &operator, &node, &workload).await;
     // Clocks are looked at each ten minutes at the latest.
     assert!(recovered.since(jumped) <= 11 * MINUTE, "{:?}", recovered.since(jumped));
+}
+
+#[tokio::test]
+async fn a_clock_that_jumps_an_hour_back_before_the_ca_was_made_breaks_nothing_for_longer_than_minutes() {
+    let (house, operator, node, workload) = with_a_workload(&[("svid.agent_ttl", "4h")]).await;
+    house.live(10 * MINUTE, &operator, 4 * HOUR, &[&workload]).await;
+    house.jump_back(HOUR);
+    let jumped = house.now();
+    let recovered = recover(&house, &operator, &node, &workload).await;
+    assert!(recovered.since(jumped) <= 21 * MINUTE, "{:?}", recovered.since(jumped));
 }
 
 /// An SVID that is valid now, a handshake, and an agent that is connected; then three hours as if nothing had been.

@@ -136,9 +136,7 @@ async fn an_operator_prepares_activates_taints_and_revokes() {
     let before = house.now();
     operator.taint(&old.id).await.unwrap();
     house.eventually("every SVID is reissued below the new root", async || pair.signed_by(&new, 2).await).await;
-    house
-        .eventually("the agents' own SVIDs too", async || pair.operator.settled(house.now(), HOUR).await)
-        .await;
+    house.eventually("the agents' own SVIDs too", async || pair.operator.settled(house.now(), HOUR).await).await;
     assert!(house.now().since(before) <= MINUTE, "promptly: {:?}", house.now().since(before));
     pair.shake_hands().await;
 

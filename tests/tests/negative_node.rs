@@ -41,7 +41,8 @@ async fn with_an_agent() -> (House, Caller, String) {
 async fn minted(house: &House, path: &str) -> Caller {
     let key = generate_key(KeyType::P256).unwrap();
     let csr = spiffe::csr::create(&key).unwrap().into();
-    let request = v1::MintX509SvidRequest { spiffe_id: id(path).to_string(), csr, ..v1::MintX509SvidRequest::default() };
+    let request =
+        v1::MintX509SvidRequest { spiffe_id: id(path).to_string(), csr, ..v1::MintX509SvidRequest::default() };
     let minted = house.operator().await.door.mint_x509_svid(request).await.unwrap().into_inner();
     Caller { svid: parse(minted), key: key.serialize_der() }
 }
@@ -90,10 +91,7 @@ async fn a_csr_with_another_kind_of_key_than_the_entry_wants_is_refused() {
     wanted.key_type = "p384".into();
     let (held, _) = house.operator().await.register(wanted).await;
     let refused = agent.issue(&house, &held.id, csr()).await.unwrap_err();
-    assert_eq!(
-        refused.message,
-        format!("entry {} wants a p384 key, the CSR has a p256 one: make a p384 key", held.id)
-    );
+    assert_eq!(refused.message, format!("entry {} wants a p384 key, the CSR has a p256 one: make a p384 key", held.id));
 }
 
 #[tokio::test]
@@ -244,7 +242,8 @@ async fn of_eight_that_use_one_join_token_at_once_one_gets_in() {
         match one.await.unwrap() {
             Ok(_) => winners += 1,
             Err(refused) => {
-                let late = "join token is not known (used already, or revoked): create another with \"chancery token create\"";
+                let late =
+                    "join token is not known (used already, or revoked): create another with \"chancery token create\"";
                 let beaten = "join token was used already: create another with \"chancery token create\"";
                 assert_eq!(refused.code(), Code::PermissionDenied);
                 assert!([late, beaten].contains(&refused.message()), "{refused}");

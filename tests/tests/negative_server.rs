@@ -90,7 +90,8 @@ async fn a_stale_admin_socket_is_replaced_and_a_live_one_is_not() {
 
 #[test]
 fn configs_that_cannot_be() {
-    let parse = |text: &str| Config::parse(&format!("trust_domain = 'example.org'\n{text}"), []).unwrap_err().to_string();
+    let parse =
+        |text: &str| Config::parse(&format!("trust_domain = 'example.org'\n{text}"), []).unwrap_err().to_string();
     let unknown = parse("[svid]\nlife = '1h'");
     assert!(unknown.contains("unknown field `life`, expected one of `ttl`, `max_ttl`, `agent_ttl`"), "{unknown}");
     assert!(unknown.contains("line 3"), "{unknown}");
