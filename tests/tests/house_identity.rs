@@ -83,6 +83,45 @@ async fn the_first_svid_has_the_profile_and_the_key_fits() {
 }
 
 #[tokio::test]
+async fn what_is_signed_and_what_is_refused_is_recorded_and_counted() {
+    let mut house = House::start(&[]).await;
+    let operator = house.operator().await;
+    let node = Node::start(&house, "node", &[]).await;
+    operator.register(entry(&node.id(), "/web")).await;
+    let workload = node.workload(&house).await;
+    let context = house.eventually("the SVID comes", async || workload.context()).await;
+    let serial = spiffe::crypto::hex(context.first().svid.serial());
+    let stranger = tests::by_hand::Caller::attest(&house).await;
+    stranger.issue(&house, "nobodys", b"no CSR".to_vec()).await.unwrap_err();
+
+    let page = http_get(house.server().health_address(), "/metrics").await;
+    assert!(page.contains("# EOF"), "{page}");
+    for (path, body) in [("/live", "200 OK"), ("/ready", "200 OK")] {
+        let answer = http_get(house.server().health_address(), path).await;
+        assert!(answer.contains(body), "{path}: {answer}");
+    }
+    drop(operator);
+    house.stop_server().await;
+    let log = std::fs::read_to_string(house.path("server/audit.log")).unwrap();
+    let lines: Vec<serde_json::Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let issued = lines.iter().find(|line| line["serial"] == serial.as_str());
+    let issued = issued.unwrap_or_else(|| panic!("no line with serial {serial}:\n{log}"));
+    assert_eq!(issued["subject"], "spiffe://example.org/web", "{issued}");
+    assert!(issued.to_string().contains(&node.id().to_string()), "who: {issued}");
+    assert!(log.contains("there is no entry nobodys"), "{log}");
+}
+
+async fn http_get(address: std::net::SocketAddr, path: &str) -> String {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
+#[tokio::test]
 async fn the_oldest_entry_is_the_default_identity_and_hints_are_unique() {
     let house = House::start(&[]).await;
     let operator = house.operator().await;

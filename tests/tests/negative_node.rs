@@ -255,6 +255,21 @@ async fn of_eight_that_use_one_join_token_at_once_one_gets_in() {
 }
 
 #[tokio::test]
+async fn strangers_that_come_too_fast_are_told_when_to_come_again() {
+    let house = House::start(&[("limits.attest_burst", "2"), ("limits.attest_per_second", "1")]).await;
+    let mut door = stranger(&house).await;
+    let mut knock = async || attest(&mut door, "join_token", b"chy-guess".to_vec(), csr()).await.unwrap_err();
+    assert_eq!(knock().await.code(), Code::PermissionDenied);
+    assert_eq!(knock().await.code(), Code::PermissionDenied);
+    let refused = knock().await;
+    let expected = "too many nodes attest at once: try again in 1000 ms";
+    assert_eq!(words(&refused), (Code::ResourceExhausted, expected));
+    assert_eq!(refused.metadata().get("grpc-retry-pushback-ms").unwrap(), "1000");
+    house.jump(Duration::from_secs(1));
+    assert_eq!(knock().await.code(), Code::PermissionDenied);
+}
+
+#[tokio::test]
 async fn giant_chains_and_keys_in_x509pop_are_refused_before_they_cost_anything() {
     let mut house = House::empty(&[]);
     let ca = certificates::root("Nodes");
