@@ -18,6 +18,9 @@ use crate::issuance::{self, Denied, Profile, Request};
 use crate::metrics::{IssuedFor, Metrics};
 use crate::view::follow::Views;
 
+/// The clock is looked at this often at least, so that one that is put back keeps no agent out for longer.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
+
 /// Why the server has no new SVID.
 #[derive(Debug, thiserror::Error)]
 pub enum OwnSvidError {
@@ -61,7 +64,8 @@ impl OwnSvid {
     /// Makes the first one.
     pub fn begin(self, issuer: &Arc<Issuer>) -> Result<Keeping, OwnSvidError> {
         let renewal = self.renew(issuer)?;
-        Ok(Keeping { own: self, signed_by: Arc::clone(issuer), renewal })
+        let made_at = self.clock.now();
+        Ok(Keeping { own: self, signed_by: Arc::clone(issuer), made_at, renewal })
     }
 
     /// Makes and shows a new one; answers when to make the next.
@@ -90,6 +94,7 @@ impl OwnSvid {
 pub struct Keeping {
     own: OwnSvid,
     signed_by: Arc<Issuer>,
+    made_at: Timestamp,
     renewal: Timestamp,
 }
 
@@ -101,12 +106,14 @@ impl Keeping {
             self.own.bundles.set([view.bundle().clone()]);
             if let Some(issuer) = view.issuer() {
                 let same = Arc::ptr_eq(&self.signed_by, issuer);
-                if !same || self.own.clock.now() >= self.renewal {
+                // Before it was made: the clock was put back, and perhaps nobody takes it for valid yet.
+                let now = self.own.clock.now();
+                if !same || now >= self.renewal || now < self.made_at {
                     match self.own.renew(issuer) {
-                        Ok(at) => (self.renewal, self.signed_by) = (at, Arc::clone(issuer)),
+                        Ok(at) => (self.made_at, self.renewal, self.signed_by) = (now, at, Arc::clone(issuer)),
                         Err(error) => {
                             error!(%error, "the server's own SVID could not be made: trying again in 5 seconds");
-                            self.renewal = self.own.clock.now().plus(Duration::from_secs(5));
+                            (self.made_at, self.renewal) = (now, now.plus(Duration::from_secs(5)));
                         }
                     }
                 }
@@ -124,6 +131,7 @@ impl Keeping {
                     None => return,
                 },
                 () = renewal => {}
+                () = self.own.clock.sleep(LOOK_AGAIN) => {}
             }
         }
     }
