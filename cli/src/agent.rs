@@ -14,13 +14,22 @@ use crate::documents::{Agent, Agents, Count, Named, Purged};
 use crate::exit::Outcome;
 use crate::output::{Sheet, Table, plain};
 use crate::wait::Wait;
-use crate::{moments, refusal};
+use crate::{agent_run, moments, refusal};
 
 const PAGE: u32 = 1_000;
 
 /// What can be done with agents.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
+    /// Run an agent in the foreground until it is told to stop.
+    #[command(after_help = "\
+Example, as `chancery token create` prints it:
+  chancery agent run --server ca.example.org:8443 --trust-domain example.org --join-token TOKEN \\
+      --ca-fingerprint sha256:...
+Every key of the config can also be set from the environment: CHANCERY_AGENT__PREFETCH=50 is prefetch.")]
+    Run(agent_run::Settings),
+    /// Say whether a config is right, without running it.
+    Validate(agent_run::Settings),
     /// List the agents that match every given flag; all of them without one.
     List(Filter),
     /// Show one agent.
@@ -84,6 +93,8 @@ impl Verb {
     pub(crate) async fn run(self, globals: &Globals) -> Outcome {
         let output = globals.output;
         match self {
+            Self::Run(settings) => settings.run(globals).await,
+            Self::Validate(settings) => settings.validate(globals),
             Self::List(filter) => {
                 let agents = list(&mut connect::admin(globals).await?, filter.into()).await?;
                 let text = table(&agents, moments::now());

@@ -7,20 +7,21 @@ use clap::{Args, Parser, Subcommand};
 use crate::exit::{EXIT_CODES, Outcome};
 use crate::log::LogFormat;
 use crate::output::Output;
-use crate::{agent, authority, bundle, completions, entry, fetch, healthcheck, token, x509};
+use crate::{agent, authority, bundle, completions, dev, entry, fetch, healthcheck, server, token, x509};
 
 const EXAMPLES: &str = "\
 Examples:
+  chancery dev                                                a server and an agent for yourself
   chancery token create                                       a node may join: prints the command to paste there
   chancery entry create --spiffe-id spiffe://example.org/web \\
       --parent spiffe://example.org/chancery/agent/join_token/4a1c --selector unix:uid:1000
   chancery agent list                                         which nodes are here
-  chancery fetch x509 --write /tmp/me                         who am I, to files";
+  chancery fetch x509 --write ./me                            who am I, to files";
 
 /// Chancery: a certificate authority and node agent for SPIFFE identities.
 #[derive(Debug, Parser)]
 #[command(name = "chancery", version, after_help = EXIT_CODES, after_long_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"))]
-#[command(propagate_version = true, disable_help_subcommand = true)]
+#[command(disable_help_subcommand = true)]
 pub(crate) struct Chancery {
     #[command(flatten)]
     pub(crate) globals: Globals,
@@ -57,10 +58,13 @@ pub(crate) struct Globals {
 /// The nouns, and the verbs that stand alone.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Noun {
+    /// The certificate authority.
+    #[command(subcommand)]
+    Server(server::Verb),
     /// Registration entries: which identity goes to what.
     #[command(subcommand)]
     Entry(entry::Verb),
-    /// Node agents.
+    /// Node agents: run one, or look after those of a server.
     #[command(subcommand)]
     Agent(agent::Verb),
     /// Join tokens: each lets one node in, once.
@@ -78,8 +82,19 @@ pub(crate) enum Noun {
     /// What this process gets from the Workload API of the agent on this machine.
     #[command(subcommand)]
     Fetch(fetch::Verb),
+    Dev(dev::Dev),
     Healthcheck(healthcheck::Healthcheck),
     Completions(completions::Completions),
+}
+
+impl Noun {
+    /// What is logged where nobody says: what runs for long tells more than what answers at once.
+    pub(crate) fn log_level(&self) -> &'static str {
+        match self {
+            Self::Server(server::Verb::Run(_)) | Self::Agent(agent::Verb::Run(_)) => "info",
+            _ => "warn",
+        }
+    }
 }
 
 impl Chancery {
@@ -94,6 +109,8 @@ impl Chancery {
             Noun::Authority(verb) => verb.run(globals).await,
             Noun::X509(verb) => verb.run(globals).await,
             Noun::Fetch(verb) => verb.run(globals).await,
+            Noun::Server(verb) => verb.run(globals).await,
+            Noun::Dev(dev) => dev.run(globals).await,
             Noun::Healthcheck(check) => check.run(globals).await,
             Noun::Completions(completions) => completions.run(),
         }

@@ -44,6 +44,11 @@ pub(crate) async fn admin(globals: &Globals) -> Outcome<Admin> {
     Ok(AdminClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES))
 }
 
+/// Connects to the socket of a server in this process.
+pub(crate) async fn admin_at(socket: &Path) -> Outcome<Admin> {
+    Ok(AdminClient::new(over_socket(socket).await?).max_decoding_message_size(MAX_ANSWER_BYTES))
+}
+
 async fn over_socket(path: &Path) -> Outcome<Channel> {
     unix_channel(path).await.map_err(|error| {
         let place = path.display();

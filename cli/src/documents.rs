@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use spiffe::proto::v1;
 use spiffe::settings::write_duration;
+use spiffe::time::Timestamp;
 
 use crate::moments::{self, Moment};
 
@@ -51,7 +52,7 @@ pub(crate) struct Entry {
 
 impl From<v1::Entry> for Entry {
     fn from(wire: v1::Entry) -> Self {
-        let moment = |seconds: u64| (seconds > 0).then(|| spiffe::time::Timestamp::from_unix(seconds).to_string());
+        let moment = |seconds: u64| (seconds > 0).then(|| Timestamp::from_unix(seconds).to_string());
         Self {
             id: wire.id,
             spiffe_id: wire.spiffe_id,
@@ -86,7 +87,7 @@ impl TryFrom<Entry> for v1::Entry {
             hint: entry.hint,
             admin: entry.admin,
             federates_with: entry.federates_with,
-            expires_at: expires_at.map_err(|error| format!("expires_at: {error}"))?.map_or(0, |at| at.unix()),
+            expires_at: expires_at.map_err(|error| format!("expires_at: {error}"))?.map_or(0, Timestamp::unix),
             key_type: entry.key_type.unwrap_or_default(),
             created_at: 0,
         })

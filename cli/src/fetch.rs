@@ -63,11 +63,11 @@ impl Verb {
     pub(crate) async fn run(self, globals: &Globals) -> Outcome {
         match self {
             Self::X509(x509) => {
-                let take = |answer| take_x509(answer, &x509, globals.output);
+                let take = |answer: &_| take_x509(answer, &x509, globals.output);
                 x509.fetch.each(async |workload: &mut Workload| workload.x509().await, take).await
             }
             Self::Bundle(fetch) => {
-                let take = |answer| take_bundles(answer, &fetch, globals.output);
+                let take = |answer: &_| take_bundles(answer, &fetch, globals.output);
                 fetch.each(async |workload: &mut Workload| workload.bundles().await, take).await
             }
         }
@@ -80,7 +80,7 @@ impl Fetch {
     async fn each<T>(
         &self,
         open: impl AsyncFn(&mut Workload) -> Result<Streaming<T>, tonic::Status>,
-        mut take: impl FnMut(T) -> Outcome,
+        mut take: impl FnMut(&T) -> Outcome,
     ) -> Outcome {
         if let Some(folder) = &self.write {
             files::make_private_folder(folder)?;
@@ -89,14 +89,14 @@ impl Fetch {
         loop {
             let broken = match self.stream(&open).await {
                 Ok((mut stream, first)) => {
-                    take(first)?;
+                    take(&first)?;
                     if !self.watch {
                         return Ok(());
                     }
                     backoff.reset();
                     loop {
                         match stream.message().await {
-                            Ok(Some(answer)) => take(answer)?,
+                            Ok(Some(answer)) => take(&answer)?,
                             Ok(None) => break Failure::Unreachable("the agent ended the stream".into()),
                             Err(status) => break workload::failure(&status),
                         }
@@ -181,7 +181,7 @@ impl Fetched {
     }
 }
 
-fn take_x509(answer: wire::X509svidResponse, x509: &X509, output: Output) -> Outcome {
+fn take_x509(answer: &wire::X509svidResponse, x509: &X509, output: Output) -> Outcome {
     let fetched = answer.svids.iter().map(Fetched::parse).collect::<Outcome<Vec<_>>>()?;
     let foreign = foreign(&answer.federated_bundles)?;
     let Fetch { write, watch, .. } = &x509.fetch;
@@ -211,7 +211,7 @@ fn take_x509(answer: wire::X509svidResponse, x509: &X509, output: Output) -> Out
     })
 }
 
-fn take_bundles(answer: wire::X509BundlesResponse, fetch: &Fetch, output: Output) -> Outcome {
+fn take_bundles(answer: &wire::X509BundlesResponse, fetch: &Fetch, output: Output) -> Outcome {
     let bundles = foreign(&answer.bundles)?;
     if let Some(folder) = &fetch.write {
         write_bundles(folder, &bundles)?;

@@ -44,8 +44,13 @@ fn replace(folder: &Path, name: &str, mode: u32, content: &[u8]) -> io::Result<(
 
 /// Makes `folder` and those above it, where they are missing, for this user alone.
 pub(crate) fn make_private_folder(folder: &Path) -> Outcome {
+    make_folder(folder, 0o700)
+}
+
+/// The same with another mode.
+pub(crate) fn make_folder(folder: &Path, mode: u32) -> Outcome {
     use std::os::unix::fs::DirBuilderExt as _;
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|error| {
+    fs::DirBuilder::new().recursive(true).mode(mode).create(folder).map_err(|error| {
         Failure::Refused(format!("the folder {} cannot be made: {error}: name another, or make it", folder.display()))
     })
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tonic::Code;
@@ -15,7 +15,8 @@ use crate::workload::{self, Workload};
 
 /// Ask a server or an agent whether it is ready: exit code 0 if it is, 1 if not, 3 if nobody answers.
 #[derive(Debug, Args)]
-#[group(id = "whom", required = true, multiple = false, args = ["health", "workload_socket"])]
+#[group(skip)]
+#[command(group(ArgGroup::new("whom").required(true).args(["health", "workload_socket"])))]
 pub(crate) struct Healthcheck {
     /// Ask a server: its health address, host:port.
     #[arg(long, value_name = "HOST:PORT")]

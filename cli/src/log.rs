@@ -16,9 +16,9 @@ pub(crate) enum LogFormat {
     Json,
 }
 
-/// Starts the log. Refused when the level cannot be read.
-pub(crate) fn start(globals: &Globals) -> Outcome {
-    let wish = globals.log_level.as_deref().unwrap_or("warn");
+/// Starts the log, at the level `default` where none was asked for. Refused when the level cannot be read.
+pub(crate) fn start(globals: &Globals, default: &str) -> Outcome {
+    let wish = globals.log_level.as_deref().unwrap_or(default);
     let filter = EnvFilter::builder().parse(wish).map_err(|error| {
         Failure::Usage(format!("log level {wish:?} cannot be read ({error}): use error, warn, info, debug or trace"))
     })?;

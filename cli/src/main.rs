@@ -7,11 +7,14 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 mod agent;
+mod agent_run;
 mod args;
 mod authority;
 mod bundle;
 mod completions;
 mod connect;
+mod dev;
+mod dev_watch;
 mod documents;
 mod entry;
 mod entry_file;
@@ -25,7 +28,10 @@ mod healthcheck;
 mod log;
 mod moments;
 mod output;
+mod overrides;
 mod refusal;
+mod running;
+mod server;
 mod svid_files;
 mod token;
 mod wait;
@@ -47,7 +53,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: args::Chancery) -> Result<(), exit::Failure> {
-    log::start(&args.globals)?;
+    log::start(&args.globals, args.noun.log_level())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

@@ -73,11 +73,11 @@ impl Verb {
         let key = Zeroizing::new(key.serialize_der());
         let roots = bundle.x509_authorities.iter().map(|root| root.certificate.as_ref());
         let pem = PemSvid::new(svid.chain().iter().map(AsRef::as_ref), &key, roots);
-        show(globals.output, &svid, pem, mint.write.as_deref())
+        show(globals.output, &svid, &pem, mint.write.as_deref())
     }
 }
 
-fn show(output: Output, svid: &X509Svid, pem: PemSvid, folder: Option<&Path>) -> Outcome {
+fn show(output: Output, svid: &X509Svid, pem: &PemSvid, folder: Option<&Path>) -> Outcome {
     let document = |key: Option<String>, pem: &PemSvid| Svid {
         spiffe_id: svid.id().to_string(),
         hint: String::new(),
@@ -91,12 +91,12 @@ fn show(output: Output, svid: &X509Svid, pem: PemSvid, folder: Option<&Path>) ->
     let Some(folder) = folder else {
         return match output {
             Output::Text => output::print(&pem.text()),
-            Output::Json => output.show(&document(Some(pem.key.to_string()), &pem), String::new),
+            Output::Json => output.show(&document(Some(pem.key.to_string()), pem), String::new),
         };
     };
     files::make_private_folder(folder)?;
     pem.write(folder, "")?;
-    output.show(&document(None, &pem), || {
+    output.show(&document(None, pem), || {
         let expiry = moments::expiry(svid.lifetime().not_after.unix(), moments::now());
         let place = plain(&folder.display().to_string());
         format!("wrote svid.pem, key.pem and bundle.pem to {place}: {}, {expiry}", svid.id())

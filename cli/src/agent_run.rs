@@ -1,0 +1,122 @@
+//! `chancery agent run|validate`: the agent itself, and what it is told.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::Args;
+use node_agent::app::Agent;
+use node_agent::config::{Bootstrap, Config, ENVIRONMENT_PREFIX};
+use serde::Serialize;
+use spiffe::id::TrustDomain;
+use spiffe::time::System;
+
+use crate::args::Globals;
+use crate::exit::{Failure, Outcome};
+use crate::files;
+use crate::folders::Folders;
+use crate::output::Sheet;
+use crate::overrides::Overrides;
+use crate::running::told_to_stop;
+
+const USUAL_CONFIG: &str = "/etc/chancery/agent.toml";
+
+/// The flags; --server is a global one.
+#[derive(Debug, Args)]
+pub(crate) struct Settings {
+    /// The config file; /etc/chancery/agent.toml where none is given and that exists. Flags win over it.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The agent's trust domain.
+    #[arg(long, value_name = "NAME")]
+    trust_domain: Option<TrustDomain>,
+    /// The token that `chancery token create` printed. Not needed again once the agent was let in.
+    #[arg(long, env = "CHANCERY_JOIN_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+    join_token: Option<String>,
+    /// The SHA-256 of the CA's root, to know the server by: sha256:...
+    #[arg(long, value_name = "SHA256", conflicts_with = "bootstrap_bundle")]
+    ca_fingerprint: Option<String>,
+    /// A file with the roots of the trust domain, to know the server by.
+    #[arg(long, value_name = "FILE")]
+    bootstrap_bundle: Option<PathBuf>,
+    /// The folder of the agent's own SVID and key.
+    #[arg(long, value_name = "FOLDER")]
+    data_dir: Option<PathBuf>,
+    /// Where the Workload API is served.
+    #[arg(long, value_name = "PATH")]
+    workload_socket: Option<PathBuf>,
+}
+
+/// `agent validate`: the main things of a config that is right.
+#[derive(Debug, Serialize)]
+struct Valid {
+    trust_domain: String,
+    servers: Vec<String>,
+    data_dir: PathBuf,
+    workload_socket: PathBuf,
+}
+
+impl Settings {
+    fn config(self, servers: &[String]) -> Outcome<Config> {
+        let folders = Folders::of_this_process();
+        let over = Overrides::new(ENVIRONMENT_PREFIX)
+            .default("data_dir", folders.state("agent"))
+            .default("workload_socket", Some(folders.own_workload_socket()))
+            .default("attest.kind", Some("join_token"))
+            .flag("trust_domain", self.trust_domain)
+            .flag("servers", (!servers.is_empty()).then_some(servers))
+            .flag("attest.token", self.join_token)
+            .flag("ca_fingerprint", self.ca_fingerprint)
+            .flag("bootstrap_bundle", self.bootstrap_bundle)
+            .flag("data_dir", self.data_dir)
+            .flag("workload_socket", self.workload_socket);
+        let laid = over.read(self.config.as_deref(), Path::new(USUAL_CONFIG))?;
+        let parsed = Config::parse(&laid.text, laid.variables);
+        parsed.map_err(|error| Failure::Refused(format!("{error}\n(from {})", laid.place)))
+    }
+
+    /// `agent run`.
+    pub(crate) async fn run(self, globals: &Globals) -> Outcome {
+        let config = self.config(&globals.server)?;
+        // Below /run/user nobody else makes it.
+        if let Some(folder) = config.workload_socket.parent().filter(|folder| !folder.exists()) {
+            files::make_folder(folder, if nix::unistd::geteuid().is_root() { 0o755 } else { 0o700 })?;
+        }
+        let agent = start(config).await?;
+        tracing::info!(id = %agent.id(), workloads = %agent.workload_socket().display(), "the agent is ready");
+        let stopped = tokio::select! {
+            told = told_to_stop() => told,
+            () = agent.finished() => Err(Failure::Refused("the agent has stopped by itself: its log says why".into())),
+        };
+        tracing::info!("the agent stops");
+        agent.shutdown().await;
+        stopped
+    }
+
+    /// `agent validate`.
+    pub(crate) fn validate(self, globals: &Globals) -> Outcome {
+        let config = self.config(&globals.server)?;
+        if let Bootstrap::Bundle(path) = &config.bootstrap {
+            files::read(path)?;
+        }
+        let valid = Valid {
+            trust_domain: config.trust_domain.to_string(),
+            servers: config.servers.iter().map(ToString::to_string).collect(),
+            data_dir: config.data_dir,
+            workload_socket: config.workload_socket,
+        };
+        globals.output.show(&valid, || {
+            let sheet = Sheet::default()
+                .line("trust domain", &valid.trust_domain)
+                .lines("servers", &valid.servers)
+                .line("state in", valid.data_dir.display().to_string())
+                .line("workloads", valid.workload_socket.display().to_string());
+            format!("the config is right\n\n{}", sheet.text())
+        })
+    }
+}
+
+/// Starts an agent in this process.
+pub(crate) async fn start(config: Config) -> Outcome<Agent> {
+    let started = Agent::start(config, Arc::new(System)).await;
+    started.map_err(|error| Failure::Refused(format!("the agent cannot start: {error}")))
+}

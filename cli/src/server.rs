@@ -1,0 +1,143 @@
+//! `chancery server`: the certificate authority itself.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use ca_server::app::Server;
+use ca_server::config::{Config, PREFIX};
+use clap::{Args, Subcommand};
+use serde::Serialize;
+use spiffe::id::TrustDomain;
+use spiffe::settings::write_duration;
+use spiffe::time::System;
+
+use crate::args::Globals;
+use crate::exit::{Failure, Outcome};
+use crate::folders::Folders;
+use crate::output::Sheet;
+use crate::overrides::Overrides;
+use crate::running::told_to_stop;
+
+const USUAL_CONFIG: &str = "/etc/chancery/server.toml";
+
+/// What can be done with a server.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Run a server in the foreground until it is told to stop.
+    #[command(after_help = "\
+Example:
+  chancery server run --trust-domain example.org --listen 0.0.0.0:8443
+Every key of the config can also be set from the environment: CHANCERY_SERVER__SVID__TTL=30m is svid.ttl.")]
+    Run(Settings),
+    /// Say whether a config is right, the files that it names included, without running it.
+    Validate(Settings),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Settings {
+    /// The config file; /etc/chancery/server.toml where none is given and that exists. Flags win over it.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The trust domain whose SVIDs the server signs.
+    #[arg(long, value_name = "NAME")]
+    trust_domain: Option<TrustDomain>,
+    /// The folder of the store, the keys and the audit log.
+    #[arg(long, value_name = "FOLDER")]
+    data_dir: Option<PathBuf>,
+    /// Where agents and remote admins connect.
+    #[arg(long, value_name = "IP:PORT")]
+    listen: Option<SocketAddr>,
+    /// Where agents are told to connect.
+    #[arg(long, value_name = "HOST:PORT")]
+    address: Option<String>,
+    /// Where the admin socket is made.
+    #[arg(long, value_name = "PATH")]
+    admin_socket: Option<PathBuf>,
+}
+
+/// `server validate`: the main things of a config that is right.
+#[derive(Debug, Serialize)]
+struct Valid {
+    trust_domain: String,
+    data_dir: PathBuf,
+    listen: SocketAddr,
+    address: String,
+    admin_socket: PathBuf,
+    ca_ttl: String,
+    svid_ttl: String,
+}
+
+impl Settings {
+    fn config(self) -> Outcome<Config> {
+        let socket = self.admin_socket;
+        let over = Overrides::new(PREFIX)
+            .default("data_dir", Folders::of_this_process().state("server"))
+            .flag("trust_domain", self.trust_domain)
+            .flag("data_dir", self.data_dir)
+            .flag("listen", self.listen)
+            .flag("address", self.address)
+            .flag("admin_socket", socket);
+        let laid = over.read(self.config.as_deref(), Path::new(USUAL_CONFIG))?;
+        let parsed = Config::parse(&laid.text, laid.variables);
+        parsed.map_err(|error| Failure::Refused(format!("{error}\n(from {})", laid.place)))
+    }
+}
+
+impl Verb {
+    /// Does it.
+    pub(crate) async fn run(self, globals: &Globals) -> Outcome {
+        match self {
+            Self::Run(mut settings) => {
+                // The socket that operators name is the one that the server makes.
+                settings.admin_socket = settings.admin_socket.or_else(|| globals.socket.clone());
+                run(settings.config()?).await
+            }
+            Self::Validate(settings) => {
+                let config = settings.config()?;
+                config.check_files().map_err(|error| Failure::Refused(error.to_string()))?;
+                let valid = Valid {
+                    trust_domain: config.trust_domain.to_string(),
+                    data_dir: config.data_dir.clone(),
+                    listen: config.listen,
+                    address: config.address.as_str().to_owned(),
+                    admin_socket: config.admin_socket.as_path().to_owned(),
+                    ca_ttl: write_duration(config.authority.ca_ttl),
+                    svid_ttl: write_duration(config.svid.ttl),
+                };
+                globals.output.show(&valid, || valid.text())
+            }
+        }
+    }
+}
+
+impl Valid {
+    fn text(&self) -> String {
+        let sheet = Sheet::default()
+            .line("trust domain", &self.trust_domain)
+            .line("state in", self.data_dir.display().to_string())
+            .line("agents", format!("listens on {}, told as {}", self.listen, self.address))
+            .line("operators", self.admin_socket.display().to_string())
+            .line("lifetimes", format!("CA {}, SVIDs {}", self.ca_ttl, self.svid_ttl));
+        format!("the config is right\n\n{}", sheet.text())
+    }
+}
+
+async fn run(config: Config) -> Outcome {
+    let server = start(config).await?;
+    let (agents, operators) = (server.address(), server.admin_socket());
+    tracing::info!(%agents, operators = %operators.display(), health = %server.health_address(), "the server is ready");
+    let stopped = tokio::select! {
+        told = told_to_stop() => told,
+        () = server.finished() => Err(Failure::Refused("the server has stopped by itself: its log says why".into())),
+    };
+    tracing::info!("the server stops");
+    server.shutdown().await;
+    stopped
+}
+
+/// Starts a server in this process.
+pub(crate) async fn start(config: Config) -> Outcome<Server> {
+    let started = Server::start(config, Arc::new(System)).await;
+    started.map_err(|error| Failure::Refused(format!("the server cannot start: {error}")))
+}
