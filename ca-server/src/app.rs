@@ -1,6 +1,5 @@
 //! The only place that joins things: store, keys, View, doors and loops become a running server, and stop as one.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -41,7 +40,7 @@ use crate::prune;
 use crate::rotate::{self, Acknowledged, RotateError, Rotator};
 use crate::store::mem::MemStore;
 use crate::store::sled::SledStore;
-use crate::store::{Store, StoreError};
+use crate::store::{Revision, Store, StoreError};
 use crate::view::follow::{self, FollowError, Signers, Views};
 use crate::view::keys;
 
@@ -386,16 +385,13 @@ async fn open_store(config: &Config) -> Result<Arc<dyn Store>, AppError> {
 
 /// Which authorities every live agent knows: one that has attested, is not banned and whose SVID has not ended.
 fn acknowledged(views: Arc<Views>, connected: Connected, clock: Arc<dyn Clock>) -> Acknowledged {
-    Arc::new(move |authorities| {
+    Arc::new(move |prepared| {
         let (view, now) = (views.load(), clock.now());
-        let known = |revision| {
+        let known = |revision: Revision| {
             let mut live = view.nodes_after(None).filter(|node| node.is_live(now));
             live.all(|node| connected.applied(&node.id).is_some_and(|applied| applied >= revision))
         };
-        // What the View does not have yet, nobody can have acknowledged.
-        let prepared = authorities.iter().filter(|authority| authority.state == State::Prepared);
-        let held = prepared.filter_map(|authority| view.authorities().iter().find(|held| held.id == authority.id));
-        held.filter(|held| known(held.revision)).map(|held| Arc::clone(&held.id)).collect::<BTreeSet<_>>()
+        prepared.iter().filter(|(_, revision)| known(*revision)).map(|(id, _)| Arc::clone(id)).collect()
     })
 }
 

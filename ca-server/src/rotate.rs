@@ -68,8 +68,9 @@ pub enum RotateError {
     UpstreamEnded(Timestamp),
 }
 
-/// Says which prepared authorities every live agent has acknowledged.
-pub type Acknowledged = Arc<dyn Fn(&[Authority]) -> BTreeSet<Arc<str>> + Send + Sync>;
+/// Says which of these prepared authorities every live agent has acknowledged. Each comes with the revision that an
+/// agent must have acknowledged to know of it.
+pub type Acknowledged = Arc<dyn Fn(&[(Arc<str>, Revision)]) -> BTreeSet<Arc<str>> + Send + Sync>;
 
 /// What the loop works with.
 pub struct Parts {
@@ -187,16 +188,14 @@ impl Rotator {
         Ok(plan::next_wake(&read.facts(), policy, read.now))
     }
 
-    /// When `authority` changes state by itself; `None`: not planned. `authorities` are all that there are.
-    pub async fn next_change(
-        &self,
-        authority: &Authority,
-        authorities: &[Authority],
-    ) -> Result<Option<Timestamp>, RotateError> {
-        let keys = self.parts.keys.list().await?.into_iter().collect();
-        let acknowledged = (self.parts.acknowledged)(authorities);
-        let facts = Facts { authorities, acknowledged: &acknowledged, keys: &keys };
-        Ok(plan::next_change(authority, &facts, &self.parts.policy, self.parts.clock.now()))
+    /// When each authority changes state by itself, as far as that is planned. Those of other servers are left out.
+    pub async fn next_changes(&self) -> Result<BTreeMap<Arc<str>, Timestamp>, RotateError> {
+        let read = self.read().await?;
+        let change = |authority: &Authority| {
+            let at = plan::next_change(authority, &read.facts(), &self.parts.policy, read.now)?;
+            Some((authority.id.clone(), at))
+        };
+        Ok(read.authorities.iter().filter_map(change).collect())
     }
 
     /// An operator's "prepare": the new authority, and the revision that has it.
@@ -282,14 +281,18 @@ impl Rotator {
         let (records, revision) = self.parts.store.range(PREFIX).await?;
         let mut authorities = Vec::with_capacity(records.len());
         let mut revisions = BTreeMap::new();
+        let mut prepared = Vec::new();
         for record in records {
             let authority = record::decode(&record.value)
                 .map_err(|error| RotateError::Record { key: record.key.clone(), error })?;
+            if authority.state == State::Prepared {
+                prepared.push((authority.id.clone(), record.revision));
+            }
             authorities.push(authority);
             revisions.insert(record.key, record.revision);
         }
         let keys = self.parts.keys.list().await?.into_iter().collect();
-        let acknowledged = (self.parts.acknowledged)(&authorities);
+        let acknowledged = (self.parts.acknowledged)(&prepared);
         Ok(Read { authorities, revisions, keys, acknowledged, revision, now: self.parts.clock.now() })
     }
 

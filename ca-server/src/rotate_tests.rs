@@ -44,9 +44,9 @@ impl House {
             key_type: KeyType::P256,
             policy: Policy::new("ca-1".into(), secs(60), secs(10), None).unwrap(),
             clock: Arc::new(self.clock.clone()),
-            acknowledged: Arc::new(move |authorities| {
+            acknowledged: Arc::new(move |prepared| {
                 let all = acknowledge.load(Ordering::Relaxed);
-                authorities.iter().filter(|_| all).map(|authority| authority.id.clone()).collect()
+                prepared.iter().filter(|(_, revision)| all && *revision > 0).map(|(id, _)| id.clone()).collect()
             }),
         })
     }
@@ -129,8 +129,8 @@ async fn operators_prepare_activate_taint_and_revoke() {
 
     let (second, prepared_at) = rotator.prepare().await.unwrap();
     assert_eq!(second.state, State::Prepared);
-    let change = rotator.next_change(&second, &house.authorities().await).await.unwrap();
-    assert_eq!(change, Some(START.plus(secs(50))));
+    let changes = rotator.next_changes().await.unwrap();
+    assert_eq!(changes.get(&second.id), Some(&START.plus(secs(50))));
     let (active, activated_at) = rotator.activate(&second.id).await.unwrap();
     assert_eq!((active.id, active.state), (second.id.clone(), State::Active));
     assert!(activated_at > prepared_at);

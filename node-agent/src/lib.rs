@@ -14,3 +14,6 @@ pub mod config;
 pub mod health;
 pub mod metrics;
 pub mod node;
+
+#[cfg(test)]
+mod test_house;

@@ -25,7 +25,7 @@ const CA_SERVER: Order = Order {
     levels: &[
         &["app"],
         &["api", "rotate"],
-        &["prune", "orders"],
+        &["prune"],
         &["health"],
         &["view", "connected"],
         &["issuance", "attest"],

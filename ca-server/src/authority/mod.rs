@@ -8,6 +8,7 @@ pub mod issuer;
 pub mod keys;
 pub mod plan;
 pub mod record;
+pub mod step;
 pub mod upstream;
 
 use std::fmt;

@@ -27,12 +27,12 @@
 //! life. An authority whose root is already in use, as below an upstream CA, is known from the start.
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use spiffe::time::{Lifetime, Timestamp};
 
+pub use super::step::{Reason, Step, Unusable, apply};
 use super::{Authority, Kind, State};
 
 /// The shortest life of a CA: below it whole seconds leave no room for the points of its life.
@@ -63,7 +63,7 @@ pub struct Policy {
     pub owner: Arc<str>,
     /// How long a CA lives.
     pub ca_ttl: Duration,
-    /// The longest life of anything that a CA signs.
+    /// The longest life of anything that a CA signs: of the SVIDs of workloads, of agents and of servers.
     pub leaf_ttl_max: Duration,
     /// The end of the upstream CA, which none of ours outlives; `None`: ours are self-signed.
     pub ceiling: Option<Timestamp>,
@@ -112,155 +112,6 @@ pub struct Facts<'a> {
     pub acknowledged: &'a BTreeSet<Arc<str>>,
     /// The names of the keys in this server's key store.
     pub keys: &'a BTreeSet<Arc<str>>,
-}
-
-/// One change. Its reason is the log line.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Step {
-    /// Make an authority that will sign later.
-    Prepare {
-        /// Why.
-        reason: Reason,
-    },
-    /// Make an authority that signs at once.
-    Start {
-        /// Why.
-        reason: Reason,
-    },
-    /// Let a prepared one sign.
-    Activate {
-        /// Which.
-        id: Arc<str>,
-        /// Why.
-        reason: Reason,
-    },
-    /// Let it sign no more; it stays in the bundle.
-    Retire {
-        /// Which.
-        id: Arc<str>,
-        /// Why.
-        reason: Reason,
-    },
-    /// Mark it, so that every SVID below it is replaced at once.
-    Taint {
-        /// Which.
-        id: Arc<str>,
-        /// Why.
-        reason: Reason,
-    },
-    /// Take it out of the bundle, and forget it.
-    Remove {
-        /// Which.
-        id: Arc<str>,
-        /// Why.
-        reason: Reason,
-    },
-}
-
-impl Step {
-    /// What is done, for the log.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::Prepare { .. } => "prepare",
-            Self::Start { .. } => "start",
-            Self::Activate { .. } => "activate",
-            Self::Retire { .. } => "retire",
-            Self::Taint { .. } => "taint",
-            Self::Remove { .. } => "remove",
-        }
-    }
-
-    /// To which authority; `None` for one that has yet to be made.
-    pub fn id(&self) -> Option<&Arc<str>> {
-        match self {
-            Self::Prepare { .. } | Self::Start { .. } => None,
-            Self::Activate { id, .. } | Self::Retire { id, .. } | Self::Taint { id, .. } | Self::Remove { id, .. } => {
-                Some(id)
-            }
-        }
-    }
-
-    /// Why.
-    pub fn reason(&self) -> &Reason {
-        match self {
-            Self::Prepare { reason }
-            | Self::Start { reason }
-            | Self::Activate { reason, .. }
-            | Self::Retire { reason, .. }
-            | Self::Taint { reason, .. }
-            | Self::Remove { reason, .. } => reason,
-        }
-    }
-}
-
-/// Why an authority cannot sign.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unusable {
-    /// After its `not_after`.
-    Ended,
-    /// Before its `not_before`: the clock was turned back.
-    NotYetValid,
-    /// Its key is not in the key store: it was lost, or the store comes from a backup.
-    KeyMissing,
-    /// An operator has marked it.
-    Tainted,
-}
-
-impl fmt::Display for Unusable {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Ended => "it has ended",
-            Self::NotYetValid => "it is not valid yet: the clock was turned back",
-            Self::KeyMissing => {
-                "its private key is not in the key store: it was lost, or the store comes from a backup"
-            }
-            Self::Tainted => "it is tainted",
-        })
-    }
-}
-
-/// Why a step is taken.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Reason {
-    /// This server has none.
-    First,
-    /// The active one cannot sign.
-    ActiveUnusable(Arc<str>, Unusable),
-    /// The active one has come to the point where its successor is prepared.
-    SuccessorDue(Arc<str>),
-    /// Every live agent knows the new one, and it is time.
-    Known,
-    /// It is time whether known or not.
-    Deadline(Timestamp),
-    /// Another one took its place.
-    ReplacedBy(Arc<str>),
-    /// It cannot sign itself.
-    Unusable(Unusable),
-    /// Its certificate has ended.
-    Ended(Timestamp),
-    /// Its certificate has ended so long ago that its server must be gone.
-    OwnerGone(Arc<str>),
-    /// An operator said so.
-    Operator,
-}
-
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::First => f.write_str("this server has no authority yet"),
-            Self::ActiveUnusable(id, why) => write!(f, "the active authority {id} cannot sign: {why}"),
-            Self::SuccessorDue(id) => write!(f, "the active authority {id} needs a successor soon"),
-            Self::Known => f.write_str("every live agent knows it, and its time has come"),
-            Self::Deadline(at) => {
-                write!(f, "its deadline {at} has come, though not every live agent has acknowledged it")
-            }
-            Self::ReplacedBy(id) => write!(f, "authority {id} signs in its place"),
-            Self::Unusable(why) => write!(f, "it cannot sign: {why}"),
-            Self::Ended(at) => write!(f, "its certificate ended {at}, and with it all that it signed"),
-            Self::OwnerGone(owner) => write!(f, "it ended long ago, and its server {owner} has not removed it"),
-            Self::Operator => f.write_str("an operator asked for it"),
-        }
-    }
 }
 
 /// Why an operator's command is refused.
@@ -496,23 +347,33 @@ pub fn plan(facts: &Facts<'_>, policy: &Policy, now: Timestamp) -> Vec<Step> {
 /// When to plan again, after the steps of [`plan`] were applied. Always later than `now`, within ten minutes.
 pub fn next_wake(facts: &Facts<'_>, policy: &Policy, now: Timestamp) -> Timestamp {
     let own = Own::of(facts, policy, now);
+    let waits_for_agents = own
+        .active
+        .zip(own.next())
+        .is_some_and(|(active, next)| !own.is_known(next) && now >= Points::of(active, policy).activate);
+    let longest = if waits_for_agents {
+        // They acknowledge at any time.
+        (policy.ca_ttl / 120).clamp(Duration::from_secs(1), Duration::from_secs(10))
+    } else {
+        LONGEST_SLEEP
+    };
+    let latest = now.plus(longest);
+    next_point(facts, policy, now).map_or(latest, |at| at.min(latest))
+}
+
+/// The next moment after `now` at which there may be something to do.
+fn next_point(facts: &Facts<'_>, policy: &Policy, now: Timestamp) -> Option<Timestamp> {
+    let own = Own::of(facts, policy, now);
     let mut times: Vec<Timestamp> = facts.authorities.iter().map(|authority| remove_at(authority, policy)).collect();
     times.extend(facts.authorities.iter().map(|authority| authority.lifetime.not_before));
     if let Some(active) = own.active {
         let points = Points::of(active, policy);
         match own.next() {
             None => times.extend(own.prepare_at(active)),
-            Some(next) => {
-                times.extend([points.activate, points.deadline_of(next, active)]);
-                if !own.is_known(next) && now >= points.activate {
-                    // Agents acknowledge at any time.
-                    times.push(now.plus((policy.ca_ttl / 120).clamp(Duration::from_secs(1), Duration::from_secs(10))));
-                }
-            }
+            Some(next) => times.extend([points.activate, points.deadline_of(next, active)]),
         }
     }
-    let latest = now.plus(LONGEST_SLEEP);
-    times.into_iter().filter(|at| *at > now).min().map_or(latest, |at| at.min(latest))
+    times.into_iter().filter(|at| *at > now).min()
 }
 
 /// When `authority` changes state by itself, as far as that is known; `None`: not planned, or another server's.
@@ -616,35 +477,6 @@ fn own_root(facts: &Facts<'_>, authority: &Authority) -> Result<(), Refusal> {
         Some(other) => Err(Refusal::SharedRoot { id: authority.id.clone(), other: other.id.clone() }),
         None => Ok(()),
     }
-}
-
-/// `authorities` after `steps`. `made` is what the step that makes one, if there is one, has made.
-pub fn apply(authorities: &[Authority], steps: &[Step], made: Option<Authority>, now: Timestamp) -> Vec<Authority> {
-    let mut after = authorities.to_vec();
-    let mut made = made;
-    for step in steps {
-        match step {
-            Step::Prepare { .. } => after.extend(made.take()),
-            Step::Start { .. } => {
-                let start = |made| Authority { state: State::Active, activated_at: Some(now), ..made };
-                after.extend(made.take().map(start));
-            }
-            Step::Remove { id, .. } => after.retain(|authority| authority.id != *id),
-            Step::Activate { id, .. } | Step::Retire { id, .. } | Step::Taint { id, .. } => {
-                for authority in after.iter_mut().filter(|authority| authority.id == *id) {
-                    match step {
-                        Step::Activate { .. } => {
-                            authority.state = State::Active;
-                            authority.activated_at = Some(now);
-                        }
-                        Step::Retire { .. } => authority.state = State::Retired,
-                        _ => authority.tainted = true,
-                    }
-                }
-            }
-        }
-    }
-    after
 }
 
 #[cfg(test)]

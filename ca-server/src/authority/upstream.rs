@@ -149,6 +149,11 @@ impl Upstream {
         if own.public_key().raw != key.0.subject_public_key_info() {
             return Err(UpstreamError::WrongKey);
         }
+        // rcgen keeps one value of each kind of attribute: a name with two of one kind would come out another.
+        let kinds: Vec<_> = own.subject().iter_attributes().map(|attribute| attribute.attr_type().as_bytes()).collect();
+        if (1..kinds.len()).any(|index| kinds[..index].contains(&kinds[index])) {
+            return Err(UpstreamError::Name);
+        }
         drop(certificates);
         Ok(Self { key, chain: chain.into(), window })
     }
@@ -168,7 +173,6 @@ impl Upstream {
         let parent = self.chain.first().ok_or(UpstreamError::NotCa(1))?;
         let issuer = rcgen::Issuer::from_ca_cert_der(parent, &self.key.0).map_err(IssueError::from)?;
         let ours: CertificateDer<'static> = params.signed_by(key, &issuer).map_err(IssueError::from)?.into();
-        // rcgen keeps one value of each kind of attribute: a name with two of one kind comes out another.
         let named =
             parse(&ours).zip(parse(parent)).map(|(ours, parent)| ours.issuer().as_raw() == parent.subject().as_raw());
         if named != Some(true) {
@@ -234,6 +238,7 @@ mod tests {
     }
 
     /// A root, and a CA below it.
+    #[allow(clippy::needless_pass_by_value, reason = "both are made on the spot")]
     fn two(root: CertificateParams, below: CertificateParams) -> (Vec<CertificateDer<'static>>, rcgen::KeyPair) {
         let (root_key, below_key) = (key(), key());
         let root_der = root.self_signed(&root_key).unwrap().into();
@@ -286,6 +291,11 @@ mod tests {
         let late = open(unconstrained("r"), ca("b", BasicConstraints::Unconstrained, 10), NOW.plus(HOUR * 241));
         assert!(matches!(late, UpstreamError::Expired(1, _, _)));
 
+        let mut twice = unconstrained("b");
+        // The same kind under two of rcgen's names, since it writes none twice.
+        twice.distinguished_name.push(DnType::CustomDnType(vec![2, 5, 4, 3]), "b again");
+        assert_eq!(open(unconstrained("r"), twice, NOW), UpstreamError::Name);
+
         let (chain, pair) = two(unconstrained("r"), unconstrained("b"));
         let (foreign, _) = two(unconstrained("r"), unconstrained("b"));
         let mixed = vec![chain[0].clone(), foreign[1].clone()];
@@ -293,6 +303,19 @@ mod tests {
         assert_eq!(Upstream::new(vec![chain[0].clone()], key(), NOW).unwrap_err(), UpstreamError::Chain(1));
         assert_eq!(Upstream::new(chain.clone(), key(), NOW).unwrap_err(), UpstreamError::WrongKey);
         assert!(Upstream::new(chain, pair, NOW).is_ok());
+    }
+
+    /// Made with OpenSSL: ring makes no RSA keys.
+    #[test]
+    fn an_rsa_root_signs_too() {
+        let chain =
+            CertificateDer::pem_slice_iter(include_bytes!("testdata/rsa_root.pem")).map(Result::unwrap).collect();
+        let pair = rcgen::KeyPair::from_pem(include_str!("testdata/rsa_root.key")).unwrap();
+        let upstream = Upstream::new(chain, pair, NOW).unwrap();
+        let key = SigningKey::generate(KeyType::P256).unwrap();
+        let authority = certify(&key, "ca-1".into(), &plan(NOW.plus(HOUR)), Some(&upstream), NOW).unwrap();
+        let (ours, root) = (parse(&authority.chain[0]).unwrap(), parse(&authority.chain[1]).unwrap());
+        ours.verify_signature(Some(root.public_key())).unwrap();
     }
 
     #[test]

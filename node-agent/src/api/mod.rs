@@ -167,7 +167,6 @@ impl Endpoint {
 }
 
 /// Refuses a request without exactly one `workload.spiffe.io: true` (SPIFFE_Workload_Endpoint.md section 3).
-#[expect(clippy::result_large_err, reason = "the signature of a tonic interceptor")]
 fn security_header(request: Request<()>) -> Result<Request<()>, tonic::Status> {
     let mut values = request.metadata().get_all("workload.spiffe.io").iter();
     let is_true = values.next().is_some_and(|value| value.as_bytes() == b"true") && values.next().is_none();

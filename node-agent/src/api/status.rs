@@ -21,7 +21,8 @@ pub(super) fn no_security_header() -> Status {
 pub(super) fn no_identity(selectors: &Selectors) -> Status {
     let mut shown = selectors.to_string();
     if shown.len() > MAX_SHOWN_BYTES {
-        shown.truncate(shown.floor_char_boundary(MAX_SHOWN_BYTES));
+        let end = (0..=MAX_SHOWN_BYTES).rev().find(|at| shown.is_char_boundary(*at)).unwrap_or(0);
+        shown.truncate(end);
         shown.push_str("...");
     }
     Status::permission_denied(format!(

@@ -591,3 +591,6 @@ impl Machine {
 fn distrusted(svid: &X509Svid, bundle: &Bundle, look_closely: bool, now: Timestamp) -> bool {
     svid.is_tainted_by(bundle) || (look_closely && svid.clone().verify(bundle, now).is_err())
 }
+
+#[cfg(test)]
+mod tests;

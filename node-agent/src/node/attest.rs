@@ -142,4 +142,4 @@ fn read_bundle(path: &Path, trust_domain: &TrustDomain) -> Result<Bundle, NodeEr
 }
 
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;

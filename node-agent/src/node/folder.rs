@@ -156,7 +156,7 @@ mod tests {
     use spiffe::time::Timestamp;
 
     use super::*;
-    use crate::node::attest::tests::House;
+    use crate::test_house::House;
 
     #[test]
     fn what_is_stored_is_read_again_and_closed_to_others() {

@@ -1,9 +1,12 @@
-//! Authorities: listed from the View; changed by the rotation alone, on order.
+//! Authorities: listed from the View; changed by the rotation alone, by command.
 
+use std::collections::BTreeMap;
 use std::future::Future;
+use std::sync::Arc;
 
 use spiffe::crypto::sha256_hex;
 use spiffe::proto::v1;
+use spiffe::time::Timestamp;
 
 use super::{About, Call};
 use crate::api::status::Refusal;
@@ -15,8 +18,9 @@ pub(super) async fn list(
     call: &Call<'_>,
     _: v1::ListAuthoritiesRequest,
 ) -> Result<v1::ListAuthoritiesResponse, Refusal> {
+    let changes = call.settings.rotator.next_changes().await?;
     let held = call.admitted.view.authorities().iter();
-    let authorities = held.map(|held| to_wire(call, &held.value, held.revision)).collect();
+    let authorities = held.map(|held| to_wire(call, &held.value, held.revision, &changes)).collect();
     Ok(v1::ListAuthoritiesResponse { authorities })
 }
 
@@ -43,10 +47,16 @@ async fn change(
 ) -> Result<v1::AuthorityResponse, Refusal> {
     let work = async { Ok(work.await?) };
     let (authority, revision) = call.change(About::object(about), work).await?;
-    Ok(v1::AuthorityResponse { authority: Some(to_wire(call, &authority, revision)), revision })
+    let changes = call.settings.rotator.next_changes().await?;
+    Ok(v1::AuthorityResponse { authority: Some(to_wire(call, &authority, revision, &changes)), revision })
 }
 
-fn to_wire(call: &Call<'_>, authority: &Authority, revision: Revision) -> v1::Authority {
+fn to_wire(
+    call: &Call<'_>,
+    authority: &Authority,
+    revision: Revision,
+    changes: &BTreeMap<Arc<str>, Timestamp>,
+) -> v1::Authority {
     let prepared = authority.state == State::Prepared;
     v1::Authority {
         id: authority.id.to_string(),
@@ -59,7 +69,6 @@ fn to_wire(call: &Call<'_>, authority: &Authority, revision: Revision) -> v1::Au
         fingerprint: authority.root().map(|root| sha256_hex(root)).unwrap_or_default(),
         upstream: authority.is_upstream(),
         unacknowledged: if prepared { call.doors.connected.behind(revision).len() as u64 } else { 0 },
-        // A retired one goes with its own end; when the others change is the plan's to say.
-        next_change_at: if authority.state == State::Retired { authority.lifetime.not_after.unix() } else { 0 },
+        next_change_at: changes.get(&authority.id).map_or(0, |at| at.unix()),
     }
 }

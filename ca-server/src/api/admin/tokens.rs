@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use spiffe::crypto;
+use spiffe::id::SpiffeId;
 use spiffe::proto::{spiffe_id, v1};
 
 use super::{About, Call};
@@ -29,13 +30,12 @@ pub(super) async fn create(
         )));
     }
     let alias = (!request.alias.is_empty()).then(|| spiffe_id("alias", &request.alias)).transpose()?;
-    if let Some(alias) = &alias {
-        if !alias.is_member_of(view.trust_domain()) || alias.path().is_empty() || alias.is_reserved() {
-            let domain = view.trust_domain();
-            return Err(Refusal::invalid(format_args!(
-                "alias {alias} can be no node alias: use an ID of {domain} with a path that is not under /chancery"
-            )));
-        }
+    let domain = view.trust_domain();
+    let is_alias = |id: &SpiffeId| id.is_member_of(domain) && !id.path().is_empty() && !id.is_reserved();
+    if let Some(alias) = alias.as_ref().filter(|alias| !is_alias(alias)) {
+        return Err(Refusal::invalid(format_args!(
+            "alias {alias} can be no node alias: use an ID of {domain} with a path that is not under /chancery"
+        )));
     }
     if view.tokens().count() >= call.settings.most_tokens {
         return Err(Refusal::precondition(format_args!(
