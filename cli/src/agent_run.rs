@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
-use node_agent::app::Agent;
+use node_agent::app::{Agent, AppError};
 use node_agent::config::{Bootstrap, Config, ENVIRONMENT_PREFIX};
 use serde::Serialize;
 use spiffe::id::TrustDomain;
@@ -81,15 +81,14 @@ impl Settings {
         if let Some(folder) = config.workload_socket.parent().filter(|folder| !folder.exists()) {
             files::make_folder(folder, if nix::unistd::geteuid().is_root() { 0o755 } else { 0o700 })?;
         }
-        let agent = start(config).await?;
+        let mut agent = start(config).await?;
         tracing::info!(id = %agent.id(), workloads = %agent.workload_socket().display(), "the agent is ready");
         let stopped = tokio::select! {
             told = told_to_stop() => told,
-            () = agent.finished() => Err(Failure::Refused("the agent has stopped by itself: its log says why".into())),
+            ended = agent.finished() => Err(ended_by_itself(ended)),
         };
         tracing::info!("the agent stops");
-        agent.shutdown().await;
-        stopped
+        stopped.and(stop(agent).await)
     }
 
     /// `agent validate`.
@@ -119,4 +118,18 @@ impl Settings {
 pub(crate) async fn start(config: Config) -> Outcome<Agent> {
     let started = Agent::start(config, Arc::new(System)).await;
     started.map_err(|error| Failure::Refused(format!("the agent cannot start: {error}")))
+}
+
+/// What to say when an agent has ended and nobody told it to.
+pub(crate) fn ended_by_itself(ended: Result<(), AppError>) -> Failure {
+    Failure::Refused(match ended {
+        Ok(()) => "the agent has stopped by itself: its log says why".into(),
+        Err(error) => format!("the agent has stopped: {error}"),
+    })
+}
+
+/// Ends an agent in this process.
+pub(crate) async fn stop(agent: Agent) -> Outcome {
+    let stopped = agent.shutdown().await;
+    stopped.map_err(|error| Failure::Refused(format!("the agent did not stop as it should: {error}")))
 }

@@ -70,27 +70,28 @@ impl Dev {
         let from_file = self.entries.as_deref().map(entry_file::read).transpose()?.unwrap_or_default();
         let user = user_name();
 
-        let server = server::start(self.server_config(&folder)?).await?;
+        let mut server = server::start(self.server_config(&folder)?).await?;
         let mut admin = connect::admin_at(server.admin_socket()).await?;
         let token = create_token(&mut admin).await?;
-        let agent = agent_run::start(self.agent_config(&folder, &server.address().to_string(), &token)?).await?;
+        let mut agent = agent_run::start(self.agent_config(&folder, &server.address().to_string(), &token)?).await?;
         // An agent that was let in before did not need it.
         let _ = admin.revoke_join_token(v1::RevokeJoinTokenRequest { id: token.id }).await;
 
         let mine = own_entry(&user)?;
         lay_down(&mut admin, from_file, &mine).await?;
-        output::print(&welcome(&folder, &mine.spiffe_id, agent.workload_socket(), server.admin_socket()))?;
+        let socket = agent.workload_socket().to_owned();
+        output::print(&welcome(&folder, &mine.spiffe_id, &socket, server.admin_socket()))?;
         let stopped = tokio::select! {
             told = told_to_stop() => told,
-            closed = dev_watch::rotations(&mut admin, agent.workload_socket(), globals.output) => closed,
+            closed = dev_watch::rotations(&mut admin, &socket, globals.output) => closed,
             () = server.finished() => Err(Failure::Refused("the server has stopped by itself: its log says why".into())),
-            () = agent.finished() => Err(Failure::Refused("the agent has stopped by itself: its log says why".into())),
+            ended = agent.finished() => Err(agent_run::ended_by_itself(ended)),
         };
         output::remark("stopping");
         drop(admin);
-        agent.shutdown().await;
+        let ended = agent_run::stop(agent).await;
         server.shutdown().await;
-        stopped
+        stopped.and(ended)
     }
 
     fn folder(&self) -> Outcome<PathBuf> {

@@ -124,7 +124,7 @@ impl Valid {
 }
 
 async fn run(config: Config) -> Outcome {
-    let server = start(config).await?;
+    let mut server = start(config).await?;
     let (agents, operators) = (server.address(), server.admin_socket());
     tracing::info!(%agents, operators = %operators.display(), health = %server.health_address(), "the server is ready");
     let stopped = tokio::select! {
