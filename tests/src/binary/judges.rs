@@ -75,7 +75,9 @@ pub fn openssl() -> Command {
     let found = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
         .map(|folder| folder.join("openssl"))
         .find(|path| path.is_file());
-    Command::new(found.expect("there is no openssl in PATH: install it (Debian: apt-get install openssl), or run ./check"))
+    Command::new(
+        found.expect("there is no openssl in PATH: install it (Debian: apt-get install openssl), or run ./check"),
+    )
 }
 
 /// Lints PEM files by RFC 5280; see `tests/interop/lint-certificate`.
