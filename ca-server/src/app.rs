@@ -21,7 +21,7 @@ use tracing::{error, info};
 use crate::api::Doors;
 use crate::api::admin::{AdminDoor, AdminSettings};
 use crate::api::limits::Bucket;
-use crate::api::listen::{self, ListenError};
+use crate::api::listen::{self, ListenError, TlsLimits};
 use crate::api::node::NodeDoor;
 use crate::api::rights::{Guard, Operators};
 use crate::attest::Attestors;
@@ -113,6 +113,7 @@ pub struct Server {
     doors: Arc<Doors>,
     stop: CancellationToken,
     serving: JoinHandle<()>,
+    ended: CancellationToken,
     loops: TaskTracker,
     writer: audit::Writer,
 }
@@ -231,7 +232,7 @@ impl Server {
         loops.spawn(listen::accept_tls(
             listeners.tls,
             Arc::new(tls),
-            config.limits.connections,
+            TlsLimits { connections: config.limits.connections, handshake: config.limits.handshake_timeout },
             to.clone(),
             stop.clone(),
         ));
@@ -239,7 +240,16 @@ impl Server {
         let mut uids = config.admin_uids.clone();
         uids.extend([0, nix::unistd::geteuid().as_raw()]);
         let guard = Guard { views, operators: Operators { uids: uids.into() }, clock };
-        let serving = tokio::spawn(serve(Arc::clone(&doors), admin, guard, config.limits.request_timeout, connections));
+        let ended = CancellationToken::new();
+        let serving = serve(Arc::clone(&doors), admin, guard, config.limits.request_timeout, connections);
+        let serving = tokio::spawn({
+            // Also when the task is dropped or ends in a panic.
+            let ended = ended.clone().drop_guard();
+            async move {
+                serving.await;
+                drop(ended);
+            }
+        });
         loops.close();
         info!(%address, admin_socket = %config.admin_socket.as_path().display(), trust_domain = %config.trust_domain, "the server answers");
         Ok(Self {
@@ -249,6 +259,7 @@ impl Server {
             doors,
             stop,
             serving,
+            ended,
             loops,
             writer,
         })
@@ -275,10 +286,8 @@ impl Server {
     }
 
     /// Returns when the server has ended by itself, which it should not.
-    pub async fn finished(&mut self) {
-        if let Err(error) = (&mut self.serving).await {
-            error!(%error, "the server ended");
-        }
+    pub async fn finished(&self) {
+        self.ended.cancelled().await;
     }
 
     /// Takes no more calls, lets open ones end, tells streams to go elsewhere, and writes what is to be written.

@@ -189,8 +189,6 @@ struct Document {
 pub struct Store {
     /// Which one.
     pub kind: StoreKind,
-    /// How much of it is kept in memory at most, in MiB. Only for sled.
-    pub cache_mib: u32,
 }
 
 /// The kinds of store.
@@ -210,8 +208,6 @@ pub struct Authority {
     pub key_type: KeyType,
     /// How long a CA certificate is valid.
     pub ca_ttl: Duration,
-    /// How long after it was prepared an authority is activated even when not every live agent has acknowledged it.
-    pub activation_deadline: Duration,
     /// Where the private keys are.
     pub keys: Keys,
     /// The CA that signs ours; `None`: ours sign themselves.
@@ -224,8 +220,6 @@ struct AuthorityDocument {
     key_type: KeyType,
     #[serde(with = "spiffe::settings::duration")]
     ca_ttl: Duration,
-    #[serde(with = "optional_duration")]
-    activation_deadline: Option<Duration>,
     keys: Keys,
     upstream: Option<Upstream>,
 }
@@ -401,9 +395,9 @@ fn default_max_rsa_bits() -> usize {
 }
 
 impl Default for Store {
-    /// On disk: what an operator has registered must not be lost; 64 MiB hold some 100,000 entries.
+    /// On disk: what an operator has registered must not be lost.
     fn default() -> Self {
-        Self { kind: StoreKind::Sled, cache_mib: 64 }
+        Self { kind: StoreKind::Sled }
     }
 }
 
@@ -411,13 +405,7 @@ impl Default for AuthorityDocument {
     /// 30 days: an operator who is away for a week finds nothing expired, and a stolen CA key dies within a month.
     /// P-256: the fastest to sign and verify, and every peer knows it.
     fn default() -> Self {
-        Self {
-            key_type: KeyType::P256,
-            ca_ttl: Duration::from_secs(30 * 86_400),
-            activation_deadline: None,
-            keys: Keys::Disk,
-            upstream: None,
-        }
+        Self { key_type: KeyType::P256, ca_ttl: Duration::from_secs(30 * 86_400), keys: Keys::Disk, upstream: None }
     }
 }
 
@@ -572,7 +560,7 @@ impl TryFrom<Document> for Config {
         let default_mode = if admin_uids.is_empty() { Mode(0o600) } else { Mode(0o666) };
         let authority = authority(document.authority)?;
         let svid = svid(&document.svid, authority.ca_ttl)?;
-        check_limits(&document.limits, &document.store, &document.attest)?;
+        check_limits(&document.limits, &document.attest)?;
         in_range("audit.queue", document.audit.queue, 16, 1 << 20)?;
         let to = match document.audit.file {
             Some(path) if path.as_os_str() == "-" => AuditTarget::Stdout,
@@ -602,13 +590,9 @@ impl TryFrom<Document> for Config {
 }
 
 fn authority(document: AuthorityDocument) -> Result<Authority, ConfigError> {
-    let AuthorityDocument { key_type, ca_ttl, activation_deadline, keys, upstream } = document;
+    let AuthorityDocument { key_type, ca_ttl, keys, upstream } = document;
     lifetime_in_range("authority.ca_ttl", ca_ttl, SHORTEST_CA_TTL, LONGEST_CA_TTL)?;
-    // A sixth of its predecessor's life after it was prepared: then two thirds of that life are over.
-    let most = whole_seconds(ca_ttl / 6);
-    let activation_deadline = activation_deadline.unwrap_or(most);
-    lifetime_in_range("authority.activation_deadline", activation_deadline, Duration::from_secs(1), most)?;
-    Ok(Authority { key_type, ca_ttl, activation_deadline, keys, upstream })
+    Ok(Authority { key_type, ca_ttl, keys, upstream })
 }
 
 fn svid(document: &SvidDocument, ca_ttl: Duration) -> Result<Svid, ConfigError> {
@@ -636,7 +620,7 @@ fn svid(document: &SvidDocument, ca_ttl: Duration) -> Result<Svid, ConfigError> 
     Ok(Svid { ttl, max_ttl, agent_ttl })
 }
 
-fn check_limits(limits: &Limits, store: &Store, attest: &Attest) -> Result<(), ConfigError> {
+fn check_limits(limits: &Limits, attest: &Attest) -> Result<(), ConfigError> {
     let second = Duration::from_secs(1);
     in_range("limits.issue_concurrency", limits.issue_concurrency, 1, 1 << 20)?;
     in_range("limits.attest_per_second", limits.attest_per_second, 1, 1 << 20)?;
@@ -646,7 +630,6 @@ fn check_limits(limits: &Limits, store: &Store, attest: &Attest) -> Result<(), C
     in_range("limits.join_tokens", limits.join_tokens, 1, 10_000_000)?;
     lifetime_in_range("limits.handshake_timeout", limits.handshake_timeout, second, 300 * second)?;
     lifetime_in_range("limits.request_timeout", limits.request_timeout, second, 3600 * second)?;
-    in_range("store.cache_mib", store.cache_mib, 1, 1 << 20)?;
     lifetime_in_range("attest.join_token.max_ttl", attest.join_token.max_ttl, second, LONGEST_TTL)?;
     if let Some(x509pop) = &attest.x509pop {
         in_range("attest.x509pop.max_chain", x509pop.max_chain, 1, 8)?;
@@ -861,7 +844,6 @@ mod tests {
         let config = parse("[authority]\nca_ttl = '2m'").unwrap();
         let seconds = Duration::from_secs;
         assert_eq!(config.svid, Svid { ttl: seconds(20), max_ttl: seconds(20), agent_ttl: seconds(20) });
-        assert_eq!(config.authority.activation_deadline, seconds(20));
         assert_eq!(
             error("[svid]\nmax_ttl = '6d'"),
             "svid.max_ttl = \"6d\" is too long for authority.ca_ttl = \"30d\": a leaf must not outlive its CA \
@@ -942,10 +924,6 @@ mod tests {
             ),
             ("[audit]\nqueue = 1", "audit.queue = 1 is not allowed: use 16 to 1048576"),
             ("[authority]\nca_ttl = '10s'", "authority.ca_ttl = \"10s\" is not allowed: use \"30s\" to \"7320d\""),
-            (
-                "[authority]\nactivation_deadline = '6d'",
-                "authority.activation_deadline = \"6d\" is not allowed: use \"1s\" to \"5d\"",
-            ),
             (
                 &format!("{x509pop}min_rsa_bits = 1024"),
                 "attest.x509pop.min_rsa_bits = 1024 is not allowed: use 2048 to 4096",

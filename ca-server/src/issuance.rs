@@ -60,7 +60,7 @@ pub enum Denied {
     #[error("{0} names a trust domain, not a workload: give the ID a path")]
     NoPath(SpiffeId),
     /// The life asked for is longer than the config allows, and the config allows no more than the CA can honour.
-    #[error("a life of {} was asked for, at most {} is allowed: ask for less, or raise x509_ttl_max and ca_ttl in the server's config", seconds(.asked), seconds(.most))]
+    #[error("a life of {} was asked for, at most {} is allowed: ask for less, or raise svid.max_ttl and authority.ca_ttl in the server's config", seconds(.asked), seconds(.most))]
     TooLong {
         /// What was asked for.
         asked: Duration,

@@ -82,7 +82,6 @@ impl Settings {
             files::make_folder(folder, if nix::unistd::geteuid().is_root() { 0o755 } else { 0o700 })?;
         }
         let mut agent = start(config).await?;
-        tracing::info!(id = %agent.id(), workloads = %agent.workload_socket().display(), "the agent is ready");
         let stopped = tokio::select! {
             told = told_to_stop() => told,
             ended = agent.finished() => Err(ended_by_itself(ended)),

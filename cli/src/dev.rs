@@ -70,7 +70,7 @@ impl Dev {
         let from_file = self.entries.as_deref().map(entry_file::read).transpose()?.unwrap_or_default();
         let user = user_name();
 
-        let mut server = server::start(self.server_config(&folder)?).await?;
+        let server = server::start(self.server_config(&folder)?).await?;
         let mut admin = connect::admin_at(server.admin_socket()).await?;
         let token = create_token(&mut admin).await?;
         let mut agent = agent_run::start(self.agent_config(&folder, &server.address().to_string(), &token)?).await?;

@@ -124,9 +124,7 @@ impl Valid {
 }
 
 async fn run(config: Config) -> Outcome {
-    let mut server = start(config).await?;
-    let (agents, operators) = (server.address(), server.admin_socket());
-    tracing::info!(%agents, operators = %operators.display(), health = %server.health_address(), "the server is ready");
+    let server = start(config).await?;
     let stopped = tokio::select! {
         told = told_to_stop() => told,
         () = server.finished() => Err(Failure::Refused("the server has stopped by itself: its log says why".into())),

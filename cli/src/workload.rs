@@ -20,8 +20,6 @@ use crate::refusal;
 
 /// Where workloads are told to look for the Workload API (SPIFFE_Workload_Endpoint.md section 4).
 pub(crate) const SOCKET_VARIABLE: &str = "SPIFFE_ENDPOINT_SOCKET";
-/// How much earlier than its issue an SVID is valid, for clocks that differ.
-const BACKDATED: std::time::Duration = std::time::Duration::from_secs(60);
 
 /// A connection to the Workload API.
 #[derive(Debug)]
@@ -111,7 +109,7 @@ pub(crate) fn certificates(mut der: &[u8]) -> Outcome<Vec<CertificateDer<'static
 /// When the agent renews an SVID.
 pub(crate) fn renewal(svid: &X509Svid) -> Timestamp {
     let lifetime = svid.lifetime();
-    renew_at(lifetime.not_before.plus(BACKDATED).min(lifetime.not_after), lifetime.not_after, svid.serial())
+    renew_at(lifetime.issued(), lifetime.not_after, svid.serial())
 }
 
 #[cfg(test)]

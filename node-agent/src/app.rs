@@ -249,3 +249,6 @@ async fn ended(
     part.await;
     if shutdown.is_cancelled() { Ok(()) } else { Err(AppError::Broken(name)) }
 }
+
+#[cfg(test)]
+mod tests;

@@ -22,15 +22,15 @@ use spiffe::proto::v1;
 use spiffe::time::{Clock, Fake, Lifetime, Timestamp};
 use spiffe::x509_svid::X509Svid;
 use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::{ReceiverStream, WatchStream};
-use tokio_util::sync::CancellationToken;
 use tonic::transport::server::{Connected, TcpConnectInfo, TlsConnectInfo};
 use tonic::{Request, Response, Status, Streaming};
 use v1::node_server::{Node, NodeServer};
 
-use crate::cache::machine::Key;
+use crate::cache::event::Key;
 use crate::config::Address;
 use crate::node::NodeIdentity;
 
@@ -109,15 +109,17 @@ struct Inner {
     revision: watch::Sender<u64>,
 }
 
-/// A server that listens; it is gone when this is dropped.
+/// A server that listens. Dropped it is gone as a process that dies: with its connections.
 pub(crate) struct Serving {
     pub(crate) address: Address,
-    shutdown: CancellationToken,
+    runtime: Option<Runtime>,
 }
 
 impl Drop for Serving {
     fn drop(&mut self) {
-        self.shutdown.cancel();
+        let runtime = self.runtime.take().unwrap();
+        // On a thread of its own: a runtime must not be waited for in another.
+        std::thread::spawn(move || runtime.shutdown_timeout(Duration::from_secs(5))).join().unwrap();
     }
 }
 
@@ -202,10 +204,11 @@ impl House {
         tls.alpn_protocols = vec![b"h2".to_vec()];
         let acceptor = TlsAcceptor::from(Arc::new(tls));
         let (connections, incoming) = mpsc::channel(16);
-        let shutdown = CancellationToken::new();
-        let until = shutdown.clone();
-        tokio::spawn(async move {
-            while let Some(Ok((stream, _))) = until.run_until_cancelled(listener.accept()).await {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let listener = listener.into_std().unwrap();
+        runtime.spawn(async move {
+            let listener = TcpListener::from_std(listener).unwrap();
+            while let Ok((stream, _)) = listener.accept().await {
                 let (acceptor, connections) = (acceptor.clone(), connections.clone());
                 tokio::spawn(async move {
                     if let Ok(stream) = acceptor.accept(stream).await {
@@ -214,13 +217,10 @@ impl House {
                 });
             }
         });
-        let server = tonic::transport::Server::builder()
-            .add_service(NodeServer::new(self.clone()))
-            .serve_with_incoming(ReceiverStream::new(incoming));
-        let until = shutdown.clone();
-        // Cancelled: the server is dropped with its connections, as a process that dies.
-        tokio::spawn(async move { until.run_until_cancelled(server).await });
-        Serving { address, shutdown }
+        let node = NodeServer::new(self.clone());
+        let server = tonic::transport::Server::builder().add_service(node);
+        runtime.spawn(server.serve_with_incoming(ReceiverStream::new(incoming)));
+        Serving { address, runtime: Some(runtime) }
     }
 
     fn caller<T>(&self, request: &Request<T>) -> Result<SpiffeId, Status> {

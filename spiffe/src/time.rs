@@ -81,6 +81,9 @@ impl fmt::Debug for Timestamp {
     }
 }
 
+/// How much earlier than the moment of its issue a certificate of ours is valid, for clocks that differ.
+pub const BACKDATE: Duration = Duration::from_secs(60);
+
 /// From when to when something is valid, both ends included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lifetime {
@@ -94,6 +97,11 @@ impl Lifetime {
     /// Whether `now` is within.
     pub fn contains(&self, now: Timestamp) -> bool {
         self.not_before <= now && now <= self.not_after
+    }
+
+    /// When a certificate of ours with this lifetime was issued: [`BACKDATE`] after its first valid second.
+    pub fn issued(&self) -> Timestamp {
+        self.not_before.plus(BACKDATE).min(self.not_after)
     }
 
     /// How long it lasts.
@@ -328,6 +336,14 @@ mod tests {
             prop_assert!(at >= issued.plus(Duration::from_secs(life / 10 * 4)));
             prop_assert!(at <= issued.plus(Duration::from_secs(life / 2 + life / 10)));
         }
+    }
+
+    #[test]
+    fn the_renewal_of_a_short_life_is_not_over_when_it_is_issued() {
+        let now = Timestamp::from_unix(1_000);
+        let lifetime = Lifetime { not_before: now.minus(BACKDATE), not_after: now.plus(Duration::from_secs(20)) };
+        assert_eq!(lifetime.issued(), now);
+        assert!(renew_at(lifetime.issued(), lifetime.not_after, b"serial") >= now.plus(Duration::from_secs(8)));
     }
 
     #[test]

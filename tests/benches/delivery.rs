@@ -67,7 +67,7 @@ fn main() -> Result<()> {
         );
         drop(streams);
         for agent in agents {
-            agent.shutdown().await;
+            agent.shutdown().await?;
         }
         server.process.stop()
     })

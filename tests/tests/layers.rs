@@ -24,8 +24,8 @@ struct Order {
 const CA_SERVER: Order = Order {
     levels: &[
         &["app"],
-        &["api", "rotate"],
-        &["prune"],
+        &["api"],
+        &["rotate", "prune", "own_svid"],
         &["health"],
         &["view", "connected"],
         &["issuance", "attest"],
@@ -39,12 +39,16 @@ const CA_SERVER: Order = Order {
 const NODE_AGENT: Order = Order {
     levels: &[
         &["app"],
-        &["api", "deliver"],
+        &["api"],
         &["node", "cache::run"],
-        &["cache::machine", "attestor"],
+        &["cache::follow"],
+        &["cache::machine"],
+        &["cache::event", "attestor"],
         // The words that the doors, the loop and the machine share.
         &["cache"],
         &["client"],
+        &["health"],
+        &["metrics"],
         &["config"],
     ],
     beside: &[],

@@ -23,8 +23,6 @@ use tracing::{debug, warn};
 
 use super::caller::Caller;
 
-/// How long a handshake may take.
-const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 /// How many handshakes may run at once.
 const HANDSHAKES: usize = 256;
 /// The longest path of a unix socket that the kernel takes, in bytes.
@@ -154,17 +152,26 @@ pub async fn bind_unix(path: &Path, mode: u32) -> Result<UnixListener, ListenErr
     Ok(listener)
 }
 
-/// Accepts TLS connections until `stop`, at most `connections` at once, and hands them on.
+/// How much the TLS listener takes on.
+#[derive(Clone, Copy, Debug)]
+pub struct TlsLimits {
+    /// Connections that may be open at once.
+    pub connections: usize,
+    /// How long a handshake may take.
+    pub handshake: Duration,
+}
+
+/// Accepts TLS connections until `stop`, within `limits`, and hands them on.
 pub async fn accept_tls(
     listener: TcpListener,
     config: Arc<ServerConfig>,
-    connections: usize,
+    limits: TlsLimits,
     to: mpsc::Sender<io::Result<Connection>>,
     stop: CancellationToken,
 ) {
     let acceptor = TlsAcceptor::from(config);
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
-    let open = Arc::new(Semaphore::new(connections));
+    let open = Arc::new(Semaphore::new(limits.connections));
     loop {
         // No place for one more connection: let the kernel's queue hold them, which is bounded too.
         let Ok(place) = Arc::clone(&open).acquire_owned().await else { return };
@@ -186,7 +193,7 @@ pub async fn accept_tls(
         tokio::spawn(async move {
             let _ = stream.set_nodelay(true);
             #[expect(clippy::disallowed_methods, reason = "a time limit on network input")]
-            let stream = match tokio::time::timeout(HANDSHAKE_LIMIT, acceptor.accept(stream)).await {
+            let stream = match tokio::time::timeout(limits.handshake, acceptor.accept(stream)).await {
                 Ok(Ok(stream)) => stream,
                 Ok(Err(error)) => return debug!(%address, %error, "handshake failed"),
                 Err(_) => return debug!(%address, "handshake took too long"),

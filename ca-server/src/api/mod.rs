@@ -20,7 +20,7 @@ use crate::audit::{Audit, Event, Outcome, Permit};
 use crate::connected::Connected;
 use crate::issuance::Profile;
 use crate::metrics::Metrics;
-use crate::store::Store;
+use crate::store::{Revision, Store, StoreError, Txn};
 use crate::view::follow::Views;
 use limits::Bucket;
 
@@ -52,6 +52,12 @@ pub struct Doors {
 }
 
 impl Doors {
+    /// Commits to the store, and measures how long that takes.
+    pub(crate) async fn commit(&self, txn: Txn) -> Result<Revision, StoreError> {
+        let _timer = self.metrics.store_commit();
+        self.store.commit(txn).await
+    }
+
     /// Counts a refusal, and records a decision in a place of `record`.
     pub(crate) fn decided(&self, record: &mut Permit, event: Event) {
         if let Outcome::Refused(reason, _) = &event.outcome {

@@ -20,7 +20,7 @@ use super::issuer::{IssueError, Serial};
 use super::keys::SigningKey;
 
 /// How far back a certificate's life begins, for peers whose clocks are slow.
-pub const BACKDATE: Duration = Duration::from_secs(60);
+pub const BACKDATE: Duration = spiffe::time::BACKDATE;
 
 /// What a CA certificate will say.
 #[derive(Clone, Debug)]

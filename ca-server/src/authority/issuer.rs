@@ -377,13 +377,12 @@ fn names_are(found: &[GeneralName<'_>], plan: &SvidPlan) -> bool {
 mod tests {
     use std::time::Duration;
 
-    use spiffe::bundle::Bundle;
+    use spiffe::bundle::{Bundle, X509Authority};
     use spiffe::entry::KeyType;
     use spiffe::id::TrustDomain;
     use spiffe::x509_svid::X509Svid;
 
     use super::super::ca::{CaPlan, self_signed};
-    use super::super::roots;
     use super::*;
 
     const NOW: Timestamp = Timestamp::from_unix(1_800_000_000);
@@ -414,8 +413,8 @@ mod tests {
         for ca in [KeyType::P256, KeyType::P384, KeyType::Ed25519] {
             let issuer = issuer(ca);
             let domain = TrustDomain::parse("example.org").unwrap();
-            let roots = roots(std::slice::from_ref(issuer.authority())).unwrap();
-            let bundle = Bundle::new(domain, roots, 1, None).unwrap();
+            let root = X509Authority::from_der(issuer.authority().root().unwrap().clone()).unwrap();
+            let bundle = Bundle::new(domain, vec![root], 1, None).unwrap();
             for leaf in [KeyType::P256, KeyType::P384, KeyType::Ed25519] {
                 let plan = plan(leaf, &["web.example.org", "*.web.example.org"]);
                 let (id, serial, lifetime) = (plan.id.clone(), plan.serial, plan.lifetime);

@@ -15,7 +15,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use rustls_pki_types::CertificateDer;
-use spiffe::bundle::{BundleError, X509Authority};
+
 use spiffe::time::{Lifetime, Timestamp};
 
 /// What an authority signs. JWT and WIT keys will be further kinds of the same machine.
@@ -123,18 +123,4 @@ impl Authority {
     pub fn is_upstream(&self) -> bool {
         self.chain.len() > 1
     }
-}
-
-/// The roots of all `authorities` as the bundle of the trust domain has them: each once, in the order given, whatever
-/// their state; tainted when any authority with that root is.
-pub fn roots(authorities: &[Authority]) -> Result<Vec<X509Authority>, BundleError> {
-    let mut roots: Vec<(&CertificateDer<'static>, bool)> = Vec::new();
-    for authority in authorities {
-        let Some(root) = authority.root() else { continue };
-        match roots.iter_mut().find(|(known, _)| *known == root) {
-            Some((_, tainted)) => *tainted |= authority.tainted,
-            None => roots.push((root, authority.tainted)),
-        }
-    }
-    roots.into_iter().map(|(root, tainted)| Ok(X509Authority::from_der(root.clone())?.with_taint(tainted))).collect()
 }

@@ -16,6 +16,7 @@ use tracing::{error, info, warn};
 use super::{Change, View, ViewError};
 use crate::authority::issuer::Issuer;
 use crate::authority::keys::KeyStore;
+use crate::authority::{Authority, State};
 use crate::store::{Revision, Store, StoreError};
 
 /// How many published Views a listener may be behind before it has to start from the present one.
@@ -133,32 +134,26 @@ pub struct Signers {
 impl Signers {
     /// `view` with the issuer of this server's active authority: `before`'s, where it is the same one.
     async fn equip(&self, view: View, before: Option<&Arc<Issuer>>) -> View {
-        let active = view.authorities().iter().find(|held| held.is_active() && held.owner == self.owner);
-        let Some(active) = active else {
-            return view.with_issuer(None);
+        let authorities: Vec<Authority> = view.authorities().iter().map(|held| held.value.clone()).collect();
+        let unchanged = |before: &&Arc<Issuer>| {
+            before.authority().state == State::Active && authorities.contains(before.authority())
         };
-        if let Some(before) = before.filter(|issuer| *issuer.authority() == active.value) {
+        if let Some(before) = before.filter(unchanged) {
             return view.with_issuer(Some(Arc::clone(before)));
         }
-        let id = Arc::clone(&active.id);
-        let issuer = match self.keys.load(&id).await {
-            Ok(Some(key)) => match Issuer::new(active.value.clone(), key) {
-                Ok(issuer) => Some(Arc::new(issuer)),
-                Err(error) => {
-                    error!(authority = %id, %error, "the active authority cannot sign");
-                    None
-                }
-            },
+        match Issuer::active(&authorities, &self.owner, &*self.keys).await {
+            Ok(Some(issuer)) => view.with_issuer(Some(Arc::new(issuer))),
+            // Its key went with a rotation that is not in this View yet: what signed until now goes on till then,
+            // unless it was revoked.
             Ok(None) => {
-                error!(authority = %id, "the key of the active authority is not in the key store");
-                None
+                let listed = |before: &&Arc<Issuer>| authorities.iter().any(|held| held.id == before.authority().id);
+                view.with_issuer(before.filter(listed).cloned())
             }
             Err(error) => {
-                error!(authority = %id, %error, "the key of the active authority cannot be read");
-                None
+                error!(%error, "the active authority cannot sign");
+                view.with_issuer(None)
             }
-        };
-        view.with_issuer(issuer)
+        }
     }
 }
 

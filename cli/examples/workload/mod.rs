@@ -46,14 +46,18 @@ impl Identity {
         tokio::spawn(async move {
             loop {
                 match stream.message().await {
-                    Ok(Some(answer)) => match take(&answer, &svid, &bundles) {
-                        Ok(fresh) if fresh.serial() == current.serial() => println!("the bundle changed"),
-                        Ok(fresh) => {
-                            println!("rotated: {}", about(&fresh));
-                            current = fresh;
+                    Ok(Some(answer)) => {
+                        let trusted = bundles.load();
+                        match take(&answer, &svid, &bundles) {
+                            Ok(fresh) if fresh.serial() != current.serial() => {
+                                println!("rotated: {}", about(&fresh));
+                                current = fresh;
+                            }
+                            Ok(_) if bundles.load() != trusted => println!("the bundle changed"),
+                            Ok(_) => {}
+                            Err(error) => println!("an answer of the Workload API is passed over: {error:#}"),
                         }
-                        Err(error) => println!("an answer of the Workload API is passed over: {error:#}"),
-                    },
+                    }
                     // The agent went away: what is there stays in use, and we ask again.
                     Ok(None) | Err(_) => match open(&path).await {
                         Ok((again, _)) => stream = again,

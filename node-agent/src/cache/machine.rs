@@ -37,9 +37,9 @@ use spiffe::entry::{EntryId, RegistrationEntry};
 use spiffe::id::TrustDomain;
 use spiffe::selector::Selectors;
 use spiffe::time::{Backoff, Timestamp, renew_at};
-use spiffe::x509_svid::{VerifiedSvid, X509Svid};
-use zeroize::Zeroizing;
+use spiffe::x509_svid::X509Svid;
 
+use super::event::{Action, Answer, Event, Key, Outcome, SubscriberId};
 use super::{Identity, WorkloadState};
 use crate::client::Update;
 
@@ -51,83 +51,6 @@ const TRANSIENT_FIRST: Duration = Duration::from_secs(1);
 const TRANSIENT_MOST: Duration = Duration::from_secs(30);
 const PERMANENT_FIRST: Duration = Duration::from_secs(15);
 const PERMANENT_MOST: Duration = Duration::from_secs(300);
-
-/// The name of a subscriber, given by the loop; never used twice.
-pub type SubscriberId = u64;
-
-/// What happened.
-#[derive(Debug)]
-pub enum Event {
-    /// The server said what there is: everything, or what has changed.
-    Synced(Update),
-    /// There is no connection to any server.
-    ServerGone,
-    /// The answers to an [`Action::Issue`], all of it or some.
-    Answered(Vec<Answer>),
-    /// Somebody wants to be told.
-    Subscribed(SubscriberId, Selectors),
-    /// Somebody listens no more.
-    Unsubscribed(SubscriberId),
-    /// Time has passed.
-    Tick,
-}
-
-/// What came of asking for one entry's SVID.
-#[derive(Debug)]
-pub struct Answer {
-    /// Which entry.
-    pub entry: EntryId,
-    /// What came.
-    pub outcome: Outcome,
-}
-
-/// An SVID, or none.
-#[derive(Debug)]
-pub enum Outcome {
-    /// A verified SVID and its key.
-    Issued {
-        /// Verified against the bundle as it was when the SVID arrived.
-        svid: VerifiedSvid,
-        /// PKCS#8, DER.
-        key: Key,
-    },
-    /// The server said no to this entry: asking again soon will not help.
-    Refused,
-    /// It went wrong on the way: asking again may help.
-    Failed,
-}
-
-/// A private key, PKCS#8 DER, wiped when the last who holds it lets go. Never printed.
-#[derive(Clone)]
-pub struct Key(pub Arc<Zeroizing<Vec<u8>>>);
-
-impl Key {
-    /// Takes over the private half of `key`.
-    pub fn new(mut key: rcgen::KeyPair) -> Self {
-        let pkcs8 = Zeroizing::new(key.serialize_der());
-        zeroize::Zeroize::zeroize(&mut key);
-        Self(Arc::new(pkcs8))
-    }
-}
-
-impl std::fmt::Debug for Key {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Key")
-    }
-}
-
-/// What is to be done.
-#[derive(Debug)]
-pub enum Action {
-    /// Ask the server for SVIDs, and answer for each entry, whatever comes.
-    Issue(Vec<Arc<RegistrationEntry>>),
-    /// Tell this subscriber.
-    Publish(SubscriberId, WorkloadState),
-    /// The bundle of the own trust domain has changed: verify the servers against it, and keep it for the next start.
-    Trust(Bundle),
-    /// Tell the server that everything up to this revision is applied.
-    Acknowledge(u64),
-}
 
 /// The state of the cache. See the head of this file.
 #[derive(Debug)]
@@ -482,6 +405,10 @@ impl Machine {
                 slot.shown = shown;
                 self.changed.extend(&slot.matched_by);
             }
+            if slot.matched_by.is_empty() && !slot.is_good(now) {
+                // A key that nobody can use any more.
+                slot.held = None;
+            }
         }
     }
 
@@ -522,6 +449,8 @@ impl Machine {
         for id in changed {
             let Some(subscriber) = self.subscribers.get(&id) else { continue };
             if self.is_held_back(subscriber, now) {
+                // Time alone may end the reason.
+                self.changed.insert(id);
                 continue;
             }
             let state = self.state(subscriber, now);
@@ -540,11 +469,11 @@ impl Machine {
         let answer_to_come = |slot: &&Slot| self.connected && !slot.is_good(now) && slot.failure == Failure::None;
         let is_empty = !live.iter().any(|slot| slot.is_good(now));
         let is_first = subscriber.published.is_none();
-        if (is_first || is_empty) && live.iter().any(|slot| answer_to_come(&slot)) {
+        if (is_first || is_empty) && live.iter().any(answer_to_come) {
             return true;
         }
         let refused_for_good = |slot: &&Slot| slot.failure == Failure::Permanent;
-        is_first && is_empty && !live.iter().all(|slot| refused_for_good(&slot))
+        is_first && is_empty && !live.iter().all(refused_for_good)
     }
 
     fn state(&self, subscriber: &Subscriber, now: Timestamp) -> WorkloadState {

@@ -1,6 +1,6 @@
 //! The cache: which entries this node has, which SVIDs it holds for them, and who listens.
 //!
-//! `machine` decides and is pure; `run` carries out. Everyone else holds a [`Cache`] and subscribes with what the
+//! `machine` decides and is pure; `run` carries out; `follow` keeps the stream from the server open. Everyone else holds a [`Cache`] and subscribes with what the
 //! attestors found.
 
 use std::collections::BTreeMap;
@@ -12,6 +12,7 @@ use spiffe::id::TrustDomain;
 use spiffe::x509_svid::X509Svid;
 use zeroize::Zeroizing;
 
+pub mod event;
 mod follow;
 pub mod machine;
 pub mod run;

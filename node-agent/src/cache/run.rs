@@ -23,8 +23,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::WorkloadState;
+use super::event::{Action, Answer, Event, Key, Outcome, SubscriberId};
 use super::follow::{Followed, follow};
-use super::machine::{Action, Answer, Event, Key, Machine, Outcome, SubscriberId};
+use super::machine::Machine;
 use super::subscription::{Mailbox, Subscribe};
 use crate::client::{self, Client};
 use crate::metrics::Metrics;

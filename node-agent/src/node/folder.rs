@@ -20,7 +20,7 @@ use spiffe::x509_svid::X509Svid;
 use zeroize::Zeroizing;
 
 use super::{NodeError, NodeIdentity};
-use crate::cache::machine::Key;
+use crate::cache::event::Key;
 
 const SVID: &str = "agent-svid.pem";
 const KEY: &str = "agent-key.pem";

@@ -10,10 +10,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use spiffe::bundle::Bundle;
 use spiffe::crypto;
 use spiffe::mtls::{CurrentBundles, CurrentSvid};
-use spiffe::time::{Backoff, Clock};
+use spiffe::time::{Backoff, Clock, Timestamp};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -29,6 +30,7 @@ const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 const REFUSED_FIRST: Duration = Duration::from_secs(5);
 const REFUSED_MOST: Duration = Duration::from_secs(300);
+const REFUSED_AGAIN: Duration = Duration::from_secs(30);
 
 /// What the loop works with.
 #[derive(Debug)]
@@ -59,6 +61,7 @@ impl Keeper {
         let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
         let mut refused = Backoff::new(REFUSED_FIRST, REFUSED_MOST);
         let (mut at_once, mut unwanted) = (false, false);
+        let mut asked_again: Option<Timestamp> = None;
         loop {
             self.metrics
                 .own_expiry
@@ -75,7 +78,18 @@ impl Keeper {
                 match reason {
                     Wake::Time => {}
                     Wake::Trust => at_once = self.keep_bundle(),
-                    Wake::Unwanted => at_once = true,
+                    Wake::Unwanted => {
+                        // A server that renews, and then still refuses, is not asked over and over.
+                        let now = self.clock.now();
+                        if asked_again.is_some_and(|at| now.since(at) < REFUSED_AGAIN) {
+                            tokio::select! {
+                                () = shutdown.cancelled() => return,
+                                () = self.clock.sleep(REFUSED_AGAIN) => {}
+                            }
+                        }
+                        asked_again = Some(self.clock.now());
+                        at_once = true;
+                    }
                 }
                 continue;
             }
@@ -155,6 +169,8 @@ impl Keeper {
         info!(spiffe_id = %identity.svid.id(), until = %identity.svid.lifetime().not_after, "this agent has a fresh SVID");
         self.identity = identity;
         self.client.reopen().await;
+        // What was refused to the former SVID meanwhile says nothing of this one.
+        let _ = self.client.identity_refused().now_or_never();
         Ok(())
     }
 }

@@ -16,7 +16,7 @@ use spiffe::entry::KeyType;
 use spiffe::time::{Timestamp, renew_at};
 use spiffe::x509_svid::{SvidError, X509Svid};
 
-use crate::cache::machine::Key;
+use crate::cache::event::Key;
 use crate::client::ClientError;
 
 pub mod attest;
@@ -110,7 +110,7 @@ impl NodeIdentity {
     /// When it is to be renewed.
     pub fn renew_at(&self) -> Timestamp {
         let lifetime = self.svid.lifetime();
-        renew_at(lifetime.not_before, lifetime.not_after, self.svid.serial())
+        renew_at(lifetime.issued(), lifetime.not_after, self.svid.serial())
     }
 
     /// Whether it is to be renewed at `now`: half of its life is over, or the clock was put back before it.

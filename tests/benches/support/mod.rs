@@ -28,10 +28,10 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
 
 /// The trust domain of every benchmark.
-pub const DOMAIN: &str = "bench.test";
+pub(crate) const DOMAIN: &str = "bench.test";
 
 /// Where the release binary is: `CHANCERY_BIN`, or where cargo puts it.
-pub fn binary() -> Result<PathBuf> {
+pub(crate) fn binary() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("CHANCERY_BIN") {
         return Ok(path.into());
     }
@@ -45,10 +45,10 @@ pub fn binary() -> Result<PathBuf> {
 }
 
 /// A child process that ends with its value.
-pub struct Process(Child);
+pub(crate) struct Process(Child);
 
 impl Process {
-    pub fn spawn(program: &Path, arguments: &[&str], log: &Path) -> Result<Self> {
+    pub(crate) fn spawn(program: &Path, arguments: &[&str], log: &Path) -> Result<Self> {
         let log = fs::File::create(log)?;
         let child = Command::new(program)
             .args(arguments)
@@ -61,7 +61,7 @@ impl Process {
     }
 
     /// CPU time that the process has used so far, all threads, user and system.
-    pub fn cpu(&self) -> Result<Duration> {
+    pub(crate) fn cpu(&self) -> Result<Duration> {
         let mut sum = Duration::ZERO;
         for task in fs::read_dir(format!("/proc/{}/task", self.0.id()))? {
             // The first number of schedstat is nanoseconds on a CPU.
@@ -73,7 +73,7 @@ impl Process {
     }
 
     /// Resident memory in MiB.
-    pub fn resident(&self) -> Result<f64> {
+    pub(crate) fn resident(&self) -> Result<f64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.0.id()))?;
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).context("no VmRSS")?;
         let kib: f64 = line.split_whitespace().nth(1).context("no number")?.parse()?;
@@ -81,7 +81,7 @@ impl Process {
     }
 
     /// Ends it as a service manager would, and waits.
-    pub fn stop(mut self) -> Result<()> {
+    pub(crate) fn stop(mut self) -> Result<()> {
         self.terminate();
         self.0.wait()?;
         Ok(())
@@ -102,14 +102,14 @@ impl Drop for Process {
 }
 
 /// A real server on sled.
-pub struct Server {
-    pub process: Process,
-    pub folder: Arc<TempDir>,
-    pub port: u16,
+pub(crate) struct Server {
+    pub(crate) process: Process,
+    pub(crate) folder: Arc<TempDir>,
+    pub(crate) port: u16,
 }
 
 impl Server {
-    pub async fn start(folder: &Arc<TempDir>) -> Result<Self> {
+    pub(crate) async fn start(folder: &Arc<TempDir>) -> Result<Self> {
         let port = free_port()?;
         let health = free_port()?;
         let root = folder.path();
@@ -141,12 +141,12 @@ impl Server {
         bail!("the server does not answer: {}", fs::read_to_string(self.folder.path().join("server.log"))?)
     }
 
-    pub async fn admin(&self) -> Result<AdminClient<Channel>> {
+    pub(crate) async fn admin(&self) -> Result<AdminClient<Channel>> {
         let channel = unix_channel(self.folder.path().join("admin.sock")).await?;
         Ok(AdminClient::new(channel).max_decoding_message_size(64 << 20))
     }
 
-    pub async fn token(&self) -> Result<(String, String)> {
+    pub(crate) async fn token(&self) -> Result<(String, String)> {
         let mut admin = self.admin().await?;
         let info = admin.server_info(v1::ServerInfoRequest {}).await?.into_inner();
         let token = admin.create_join_token(v1::CreateJoinTokenRequest::default()).await?.into_inner();
@@ -154,7 +154,7 @@ impl Server {
     }
 
     /// Attests as an agent and keeps its SVID.
-    pub async fn attest(&self) -> Result<Identity> {
+    pub(crate) async fn attest(&self) -> Result<Identity> {
         let (token, fingerprint) = self.token().await?;
         let mut bytes = [0; 32];
         for (at, byte) in bytes.iter_mut().enumerate() {
@@ -182,7 +182,7 @@ impl Server {
     }
 
     /// The Node door for an attested agent, on a connection of its own.
-    pub async fn node(&self, identity: &Identity) -> Result<NodeClient<Channel>> {
+    pub(crate) async fn node(&self, identity: &Identity) -> Result<NodeClient<Channel>> {
         let peers = Peers::Ids(vec![TrustDomain::parse(DOMAIN)?.server_id()]);
         let (svid, bundles) = (identity.svid.clone(), identity.bundles.clone());
         let config = mtls::client_config(Some(svid), bundles, peers, Arc::new(System))?;
@@ -191,8 +191,8 @@ impl Server {
 }
 
 /// An attested agent.
-pub struct Identity {
-    pub id: SpiffeId,
+pub(crate) struct Identity {
+    pub(crate) id: SpiffeId,
     svid: CurrentSvid,
     bundles: CurrentBundles,
 }
@@ -221,7 +221,7 @@ async fn unix_channel(path: PathBuf) -> Result<Channel> {
 }
 
 /// Opens FetchX509SVID on an agent's socket, on a connection of its own.
-pub async fn workload_stream(socket: &Path) -> Result<Streaming<X509svidResponse>> {
+pub(crate) async fn workload_stream(socket: &Path) -> Result<Streaming<X509svidResponse>> {
     use spiffe::proto::workload::X509svidRequest;
     use spiffe::proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
     let mut client = SpiffeWorkloadApiClient::new(unix_channel(socket.to_owned()).await?);
@@ -231,7 +231,7 @@ pub async fn workload_stream(socket: &Path) -> Result<Streaming<X509svidResponse
 }
 
 /// An entry for this user below `parent`.
-pub fn entry(path: &str, parent: &SpiffeId) -> v1::Entry {
+pub(crate) fn entry(path: &str, parent: &SpiffeId) -> v1::Entry {
     v1::Entry {
         spiffe_id: format!("spiffe://{DOMAIN}{path}"),
         parent: parent.to_string(),
@@ -241,7 +241,7 @@ pub fn entry(path: &str, parent: &SpiffeId) -> v1::Entry {
 }
 
 /// Creates entries, and fails where one is refused.
-pub async fn create(admin: &mut AdminClient<Channel>, entries: Vec<v1::Entry>) -> Result<Vec<String>> {
+pub(crate) async fn create(admin: &mut AdminClient<Channel>, entries: Vec<v1::Entry>) -> Result<Vec<String>> {
     let results = admin.create_entries(v1::CreateEntriesRequest { entries }).await?.into_inner().results;
     let id = |result: v1::EntryResult| match result.outcome {
         Some(v1::entry_result::Outcome::Entry(entry)) => Ok(entry.id),
@@ -252,19 +252,19 @@ pub async fn create(admin: &mut AdminClient<Channel>, entries: Vec<v1::Entry>) -
 
 /// Many measurements of one thing.
 #[derive(Default)]
-pub struct Figures(Vec<Duration>);
+pub(crate) struct Figures(Vec<Duration>);
 
 impl Figures {
-    pub fn add(&mut self, figure: Duration) {
+    pub(crate) fn add(&mut self, figure: Duration) {
         self.0.push(figure);
     }
 
-    pub fn extend(&mut self, others: Figures) {
+    pub(crate) fn extend(&mut self, others: Figures) {
         self.0.extend(others.0);
     }
 
     /// The share `percent` of the measurements took this long at most, in milliseconds.
-    pub fn percentile(&mut self, percent: usize) -> f64 {
+    pub(crate) fn percentile(&mut self, percent: usize) -> f64 {
         self.0.sort_unstable();
         let at = (self.0.len() * percent).div_ceil(100).saturating_sub(1);
         self.0.get(at).map_or(f64::NAN, |duration| duration.as_secs_f64() * 1e3)
@@ -272,6 +272,6 @@ impl Figures {
 }
 
 /// A port of 127.0.0.1 that nobody has now.
-pub fn free_port() -> Result<u16> {
+pub(crate) fn free_port() -> Result<u16> {
     Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }

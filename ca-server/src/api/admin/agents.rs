@@ -119,7 +119,7 @@ async fn commit(
         let Some(txn) = how(node, key.clone(), Txn::new().expect(key.clone(), held.revision)) else {
             return Ok(held.revision);
         };
-        match call.doors.store.commit(txn).await {
+        match call.doors.commit(txn).await {
             Ok(revision) => return Ok(revision),
             Err(error @ StoreError::Conflict { .. }) => conflict = error,
             Err(error) => return Err(error.into()),

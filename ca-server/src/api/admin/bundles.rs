@@ -59,7 +59,7 @@ pub(super) async fn set(call: &Call<'_>, request: v1::SetBundleRequest) -> Resul
             Some(held) => Txn::new().expect(key.clone(), held.revision),
             None => Txn::new().absent(key.clone()),
         };
-        Ok(((), call.doors.store.commit(txn.put(key, bundle_to_record(&bundle))).await?))
+        Ok(((), call.doors.commit(txn.put(key, bundle_to_record(&bundle))).await?))
     };
     let ((), revision) = call.change(About::subject(&name.id()), work).await?;
     Ok(v1::ChangeResponse { revision })
@@ -86,11 +86,11 @@ pub(super) async fn delete(call: &Call<'_>, request: v1::DeleteBundleRequest) ->
                 let key = keys::entry(&entry.id);
                 txn.expect(key.clone(), entry.revision).put(key, entry_to_record(&alone))
             });
-            call.doors.store.commit(txn).await?;
+            call.doors.commit(txn).await?;
         }
         let key = keys::bundle(&name);
         let txn = Txn::new().expect(key.clone(), held.revision).delete(key);
-        Ok(((), call.doors.store.commit(txn).await?))
+        Ok(((), call.doors.commit(txn).await?))
     };
     let ((), revision) = call.change(About::subject(&name.id()), work).await?;
     Ok(v1::ChangeResponse { revision })

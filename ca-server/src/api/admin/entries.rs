@@ -239,7 +239,7 @@ async fn commit(call: &Call<'_>, mut batch: Vec<Planned>, results: &mut Results)
             txn.writes.extend(plan.txn.writes.iter().cloned());
             txn
         });
-        let error = match call.doors.store.commit(txn).await {
+        let error = match call.doors.commit(txn).await {
             Ok(revision) => {
                 batch.drain(..).for_each(|plan| set(results, plan.at, Ok((plan.entry, revision))));
                 return;

@@ -50,7 +50,7 @@ pub(super) async fn create(
     let work = async {
         let key = keys::token(&hash);
         let txn = Txn::new().absent(key.clone()).put(key, record.to_record());
-        Ok(((), call.doors.store.commit(txn).await?))
+        Ok(((), call.doors.commit(txn).await?))
     };
     let ((), revision) = call.change(About::object(&id), work).await?;
     Ok(v1::CreateJoinTokenResponse { token, id, expires_at: record.expires_at.unix(), revision })
@@ -86,7 +86,7 @@ pub(super) async fn revoke(
         })?;
         let key = keys::token(hash);
         let txn = Txn::new().expect(key.clone(), token.revision).delete(key);
-        Ok(((), call.doors.store.commit(txn).await?))
+        Ok(((), call.doors.commit(txn).await?))
     };
     let ((), revision) = call.change(About::object(&id), work).await?;
     Ok(v1::ChangeResponse { revision })

@@ -208,7 +208,7 @@ impl Attesting {
             txn = txn.put(keys::unique(&entry), entry.id.to_string());
             txn = txn.put(keys::entry(&entry.id), entry_to_record(&entry));
         }
-        let committed = doors.store.commit(txn).await;
+        let committed = doors.commit(txn).await;
         let revision = committed.map_err(|error| match error {
             StoreError::Conflict { .. } if attested.token.is_some() => used(),
             error => error.into(),

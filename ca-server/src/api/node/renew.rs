@@ -54,7 +54,7 @@ async fn sign_and_commit(doors: &Doors, admitted: &Admitted, csr: &[u8]) -> Resu
     };
     let key = keys::node(&caller.id).ok_or_else(|| Refusal::internal("an agent without a key in the store"))?;
     let txn = Txn::new().expect(key.clone(), node.revision).put(key, renewed.to_record());
-    let revision = doors.store.commit(txn).await?;
+    let revision = doors.commit(txn).await?;
     // The agent will come with its new SVID at once: the View has to know it by then.
     doors.views.reached(revision).await;
     Ok(signed)
