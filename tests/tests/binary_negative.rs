@@ -172,7 +172,7 @@ fn an_agent_with_a_token_that_was_used() {
     second.failed(
         1,
         &[
-            "the agent cannot start: the server does not accept this node: ",
+            "the agent cannot start: the server does not take the join token: ",
             "join token is not known (used already, or revoked): create another with \"chancery token create\"",
         ],
     );
@@ -235,7 +235,7 @@ fn a_server_that_cannot_be_reached() {
     house.run(&["healthcheck", "--health", &house.health().to_owned()]).failed(3, &["no server answers at "]);
     // It is there as soon as the server is.
     house.start_server();
-    agent.wait_for_log("the agent is ready", 60);
+    agent.wait_for_log("agent is up", 60);
     house.stop_server();
     agent.signal(Signal::SIGTERM);
     assert!(agent.wait_for_end(10).success(), "without a server it ends as well:\n{}", agent.tail());

@@ -79,9 +79,9 @@ impl House {
     #[track_caller]
     pub fn start_server(&mut self) {
         let mut server = self.process("server", &["server", "run", "--config", "server.toml"]);
-        let before = server.log().matches("the server is ready").count();
+        let before = server.log().matches("the server answers").count();
         server.wait_for("being ready", READY, |server| {
-            (server.log().matches("the server is ready").count() > before).then_some(())
+            (server.log().matches("the server answers").count() > before).then_some(())
         });
         self.server = Some(server);
     }
@@ -90,9 +90,9 @@ impl House {
     #[track_caller]
     pub fn start_agent(&mut self) {
         let mut agent = self.process("agent", &["agent", "run", "--config", "agent.toml"]);
-        let before = agent.log().matches("the agent is ready").count();
+        let before = agent.log().matches("agent is up").count();
         agent.wait_for("being ready", READY, |agent| {
-            (agent.log().matches("the agent is ready").count() > before).then_some(())
+            (agent.log().matches("agent is up").count() > before).then_some(())
         });
         self.agent = Some(agent);
     }
