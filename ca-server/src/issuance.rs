@@ -60,7 +60,7 @@ pub enum Denied {
     #[error("{0} names a trust domain, not a workload: give the ID a path")]
     NoPath(SpiffeId),
     /// The life asked for is longer than the config allows, and the config allows no more than the CA can honour.
-    #[error("a life of {} was asked for, at most {} is allowed: ask for less, or raise svid.max_ttl and authority.ca_ttl in the server's config", seconds(.asked), seconds(.most))]
+    #[error("a life of {} was asked for, at most {} is allowed: ask for less, or raise svid.max_ttl and authority.ca_ttl in the server's config", text(.asked), text(.most))]
     TooLong {
         /// What was asked for.
         asked: Duration,
@@ -68,7 +68,7 @@ pub enum Denied {
         most: Duration,
     },
     /// The life asked for is shorter than [`SHORTEST_LIFE`].
-    #[error("a life of {} was asked for: it has to be 2s at least", seconds(.0))]
+    #[error("a life of {} was asked for: it has to be 2s at least", text(.0))]
     TooShort(Duration),
     /// More DNS names than one SVID may have.
     #[error("{0} DNS names were asked for: at most 64 are allowed")]
@@ -78,8 +78,8 @@ pub enum Denied {
     NoLifeLeft(Timestamp),
 }
 
-fn seconds(duration: &Duration) -> String {
-    format!("{}s", duration.as_secs())
+fn text(duration: &Duration) -> String {
+    spiffe::settings::write_duration(*duration)
 }
 
 /// What the server's config says about SVIDs.
@@ -330,7 +330,7 @@ mod tests {
         assert_eq!(until(mint("spiffe://example.org/x", None)), HOUR);
         assert_eq!(until(mint("spiffe://example.org/x", Some(HOUR * 6))), HOUR * 6);
         let refused = mint("spiffe://example.org/x", Some(HOUR * 7)).unwrap_err().to_string();
-        assert!(refused.starts_with("a life of 25200s was asked for, at most 21600s is allowed"), "{refused}");
+        assert!(refused.starts_with("a life of 7h was asked for, at most 6h is allowed"), "{refused}");
         let short = mint("spiffe://example.org/x", Some(Duration::from_secs(1)));
         assert_eq!(short.unwrap_err(), Denied::TooShort(Duration::from_secs(1)));
         assert!(matches!(mint("spiffe://example.org/chancery/server", None), Err(Denied::Reserved(_))));

@@ -168,7 +168,7 @@ async fn entries_are_created_with_a_result_each() {
         "{refused:#?}"
     );
     assert!(refused[1].contains("is reserved: IDs under /chancery"), "{refused:#?}");
-    assert!(refused[2].contains("a life of 172800s was asked for, at most 86400s is allowed"), "{refused:#?}");
+    assert!(refused[2].contains("a life of 2d was asked for, at most 1d is allowed"), "{refused:#?}");
     assert!(refused[3].contains("expires_at 1970-01-01T00:00:01Z is past"), "{refused:#?}");
     assert!(refused[4].contains("there is no bundle of other.org to federate with"), "{refused:#?}");
     assert_eq!(refused.len(), 5);
@@ -274,7 +274,7 @@ async fn tokens_are_shown_once_listed_and_revoked() {
     let create = async |ttl, alias: &str| {
         words(house.door.create_join_token(house.ask(v1::CreateJoinTokenRequest { ttl, alias: alias.into() })).await)
     };
-    assert!(create(86_401, "").await.contains("at most 86400s is allowed"));
+    assert!(create(86_401, "").await.contains("at most 1d is allowed"));
     assert!(create(0, "spiffe://example.org/chancery/server").await.contains("can be no node alias"));
     let revoke = || house.ask(v1::RevokeJoinTokenRequest { id: made.id.clone() });
     house.door.revoke_join_token(revoke()).await.unwrap();
@@ -363,7 +363,7 @@ async fn svids_are_minted_for_anyone_but_our_own() {
     let svid = spiffe::x509_svid::X509Svid::parse(chain).unwrap();
     svid.verify(house.door.doors.views.load().bundle(), house.clock.now()).unwrap();
     assert!(words(mint("spiffe://example.org/chancery/server", 60).await).starts_with("PermissionDenied: "));
-    assert!(words(mint("spiffe://example.org/job", 2 * 86_400).await).contains("at most 86400s is allowed"));
+    assert!(words(mint("spiffe://example.org/job", 2 * 86_400).await).contains("at most 1d is allowed"));
 }
 
 #[tokio::test]

@@ -81,9 +81,14 @@ impl Settings {
         if let Some(folder) = config.workload_socket.parent().filter(|folder| !folder.exists()) {
             files::make_folder(folder, if nix::unistd::geteuid().is_root() { 0o755 } else { 0o700 })?;
         }
-        let mut agent = start(config).await?;
+        // From here on: the node may have to wait long until a server lets it in.
+        let mut told = std::pin::pin!(told_to_stop());
+        let mut agent = tokio::select! {
+            told = &mut told => return told,
+            started = start(config) => started?,
+        };
         let stopped = tokio::select! {
-            told = told_to_stop() => told,
+            told = &mut told => told,
             ended = agent.finished() => Err(ended_by_itself(ended)),
         };
         tracing::info!("the agent stops");

@@ -90,6 +90,14 @@ impl ClientError {
         }
     }
 
+    /// What to tell an operator: the server's own words where it was that which said no.
+    pub fn words(&self) -> String {
+        match self {
+            Self::Status(status) => status.message().to_owned(),
+            _ => self.to_string(),
+        }
+    }
+
     /// Whether the server will not have this agent (any more).
     pub fn is_identity_refusal(&self) -> bool {
         matches!(self, Self::Status(status) if matches!(status.code(), Code::PermissionDenied | Code::Unauthenticated))
@@ -349,11 +357,22 @@ async fn open(address: &Address, tls: Arc<ClientConfig>) -> io::Result<tokio_rus
     let connect = async {
         let tcp = TcpStream::connect((address.host(), address.port())).await?;
         tcp.set_nodelay(true)?;
-        TlsConnector::from(tls).connect(name, tcp).await
+        TlsConnector::from(tls).connect(name, tcp).await.map_err(plainly)
     };
     match tokio::time::timeout(CONNECT_LIMIT, connect).await {
         Ok(result) => result,
         Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "no answer within 5 seconds")),
+    }
+}
+
+/// A failed handshake in our verifier's own words, where it was that which said no.
+fn plainly(error: io::Error) -> io::Error {
+    use rustls::{CertificateError, Error, OtherError};
+    match error.get_ref().and_then(|inner| inner.downcast_ref()) {
+        Some(Error::InvalidCertificate(CertificateError::Other(OtherError(why)))) => {
+            io::Error::other(format!("its certificate is refused: {why}"))
+        }
+        _ => error,
     }
 }
 

@@ -10,6 +10,7 @@ mod present;
 mod verifier;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -68,6 +69,23 @@ impl Peers {
             Self::Ids(ids) => ids.contains(id),
             Self::TrustDomains(trust_domains) => trust_domains.iter().any(|domain| id.is_member_of(domain)),
         }
+    }
+}
+
+impl fmt::Display for Peers {
+    /// For messages: the first few.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const SHOWN: usize = 3;
+        let (names, more): (Vec<String>, _) = match self {
+            Self::Any => return f.write_str("members of known trust domains"),
+            Self::Ids(ids) => (ids.iter().take(SHOWN).map(ToString::to_string).collect(), ids.len() > SHOWN),
+            Self::TrustDomains(domains) => (
+                domains.iter().take(SHOWN).map(|domain| format!("members of {domain}")).collect(),
+                domains.len() > SHOWN,
+            ),
+        };
+        f.write_str(&names.join(", "))?;
+        if more { f.write_str(" and others") } else { Ok(()) }
     }
 }
 

@@ -108,9 +108,22 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         .map_err(|error| format!("{text:?} is no duration ({error}): write it like 90s, 15m, 1h or 30d"))
 }
 
-/// Writes a duration as [`parse_duration`] reads it.
+/// Writes a duration as [`parse_duration`] reads it, in days, hours, minutes and seconds: `1h 30m`, `30d`. Less than a
+/// second is left out, but where there is nothing else.
 pub fn write_duration(duration: Duration) -> String {
-    humantime::format_duration(duration).to_string()
+    let mut seconds = duration.as_secs();
+    if seconds == 0 && !duration.is_zero() {
+        return humantime::format_duration(duration).to_string();
+    }
+    let mut words = Vec::new();
+    for (length, unit) in [(86_400, 'd'), (3_600, 'h'), (60, 'm'), (1, 's')] {
+        let number = seconds / length;
+        seconds %= length;
+        if number > 0 {
+            words.push(format!("{number}{unit}"));
+        }
+    }
+    if words.is_empty() { "0s".into() } else { words.join(" ") }
 }
 
 #[cfg(test)]
@@ -169,5 +182,8 @@ mod tests {
         let error = parse::<Config>("name = 'a'\nttl = '90'", "T", []).unwrap_err();
         assert!(error.to_string().contains("write it like 90s"), "{error}");
         assert_eq!(write_duration(Duration::from_secs(5400)), "1h 30m");
+        // No months: they would be of 30.44 days.
+        assert_eq!(write_duration(Duration::from_secs(40 * 86_400)), "40d");
+        assert_eq!(write_duration(Duration::ZERO), "0s");
     }
 }

@@ -122,8 +122,13 @@ pub enum SvidError {
         rule: String,
     },
     /// The SVID is verified, and not of those who are let in.
-    #[error("{0} is not let in here")]
-    NotAllowed(SpiffeId),
+    #[error("{found} is not let in here, but only {wanted}")]
+    NotAllowed {
+        /// Who it is.
+        found: SpiffeId,
+        /// Who is let in.
+        wanted: String,
+    },
     /// None of the certificates that the peer presented has the fingerprint by which it is known.
     #[error("no certificate in the peer's chain has the SHA-256 fingerprint {0}")]
     Fingerprint(String),

@@ -1,5 +1,5 @@
-//! The house in one process: a server, agents, operators and workloads on one fake clock, for the tests beside this
-//! crate and for whoever measures it.
+//! The house in one process: a server, agents, operators and workloads on one fake clock; and the real binary, for
+//! other people's programs to judge. For the tests beside this crate.
 //!
 //! | file | owns |
 //! |---|---|
@@ -10,6 +10,7 @@
 //! | `by_hand` | an agent without the agent's code, which behaves as badly as it is told |
 //! | `certificates` | CAs, nodes' certificates and CSRs, the bad ones too |
 //! | `patience` | how tests wait: for a condition, never for a time |
+//! | `binary` | the real binary as processes, and where its judges are |
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -18,6 +19,7 @@
     reason = "this is test code: what cannot be had fails the test"
 )]
 
+pub mod binary;
 pub mod by_hand;
 pub mod certificates;
 pub mod house;

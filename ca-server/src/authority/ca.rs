@@ -15,6 +15,8 @@ use rustls_pki_types::CertificateDer;
 use spiffe::crypto;
 use spiffe::id::TrustDomain;
 use spiffe::time::{Lifetime, Timestamp};
+use x509_parser::prelude::FromDer as _;
+use x509_parser::x509::SubjectPublicKeyInfo;
 
 use super::issuer::{IssueError, Serial};
 use super::keys::SigningKey;
@@ -78,9 +80,12 @@ impl CaPlan {
     }
 }
 
-/// The key identifier of a DER SubjectPublicKeyInfo: the first 20 bytes of its SHA-256.
+/// The key identifier of a DER SubjectPublicKeyInfo: the first 20 bytes of the SHA-256 of the key's bits (RFC 7093
+/// section 2, method 1).
 pub(super) fn key_identifier(spki_der: &[u8]) -> Vec<u8> {
-    crypto::sha256(spki_der).into_iter().take(20).collect()
+    let parsed = SubjectPublicKeyInfo::from_der(spki_der);
+    let bits = parsed.as_ref().map_or(spki_der, |(_, spki)| &spki.subject_public_key.data);
+    crypto::sha256(bits).into_iter().take(20).collect()
 }
 
 /// A CA certificate for `key`, signed by itself.

@@ -27,6 +27,7 @@ use tonic::transport::server::Connected;
 use tracing::{debug, info, warn};
 
 use super::ApiError;
+use super::authority::Authorities;
 use super::places::{Place, Places};
 use crate::attestor::Peer;
 
@@ -105,7 +106,7 @@ impl Listener {
                 }
             };
             match places.take(peer.uid()) {
-                Ok(place) => return Connection { stream, peer, _place: place },
+                Ok(place) => return Connection { stream, peer, names: Authorities::default(), _place: place },
                 Err(full) => debug!(pid = peer.pid(), uid = peer.uid(), %full, "connection closed"),
             }
         }
@@ -165,6 +166,7 @@ fn device_and_inode(file: &Metadata) -> (u64, u64) {
 pub(super) struct Connection {
     stream: UnixStream,
     peer: Arc<Peer>,
+    names: Authorities,
     _place: Place,
 }
 
@@ -178,7 +180,12 @@ impl Connected for Connection {
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if let Some(fresh) = buf.filled_mut().get_mut(before..) {
+            self.names.pass(fresh);
+        }
+        read
     }
 }
 

@@ -27,6 +27,7 @@ use tracing::{info, warn};
 use crate::attestor::Attestors;
 use crate::cache::Cache;
 
+mod authority;
 pub mod listen;
 mod places;
 mod status;

@@ -116,8 +116,8 @@ impl Proof {
     fn explain(&self, error: ClientError) -> NodeError {
         match self {
             _ if !error.is_refusal() => error.into(),
-            Self::Token(_) => NodeError::Token(error.to_string()),
-            Self::Certificate(_) => NodeError::Refused(error.to_string()),
+            Self::Token(_) => NodeError::Token(error.words()),
+            Self::Certificate(_) => NodeError::Refused(error.words()),
         }
     }
 }

@@ -52,10 +52,7 @@ pub enum NodeError {
     )]
     NoToken,
     /// The server said no to the token.
-    #[error(
-        "the server does not take the join token ({0}): a token is good once, and not for long; create another with \
-         \"chancery token create\""
-    )]
+    #[error("the server does not take the join token: {0}")]
     Token(String),
     /// The server said no to the node's proof.
     #[error("the server does not accept this node: {0}")]

@@ -63,7 +63,10 @@ impl SvidVerifier {
                 svid.verify_as(&bundle, now, purpose)?
             }
         };
-        if self.peers.include(verified.id()) { Ok(()) } else { Err(SvidError::NotAllowed(verified.id().clone())) }
+        if self.peers.include(verified.id()) {
+            return Ok(());
+        }
+        Err(SvidError::NotAllowed { found: verified.id().clone(), wanted: self.peers.to_string() })
     }
 
     fn tls13_signature(

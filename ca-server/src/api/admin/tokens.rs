@@ -23,9 +23,9 @@ pub(super) async fn create(
     let (view, now, most) = (&call.admitted.view, call.admitted.now, call.settings.token_max_ttl);
     let ttl = if request.ttl == 0 { DEFAULT_TTL.min(most) } else { Duration::from_secs(request.ttl) };
     if ttl > most {
-        let (ttl, most) = (ttl.as_secs(), most.as_secs());
+        let [ttl, most] = [ttl, most].map(spiffe::settings::write_duration);
         return Err(Refusal::invalid(format_args!(
-            "a token's life of {ttl}s was asked for, at most {most}s is allowed: ask for less, or raise \
+            "a token's life of {ttl} was asked for, at most {most} is allowed: ask for less, or raise \
              attest.join_token.max_ttl in the server's config"
         )));
     }

@@ -1,0 +1,211 @@
+//! A server and an agent, each the real binary, in a folder of their own.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+use super::command::{Command, Output};
+use super::process::Process;
+
+/// How long server and agent may take to be ready, in seconds.
+const READY: u64 = 60;
+
+/// A folder with a trust domain `example.org` in it: a server, and an agent that has the node alias [`House::NODE`].
+#[derive(Debug)]
+pub struct House {
+    // The order in which they are dropped: the agent first, the folder last.
+    agent: Option<Process>,
+    server: Option<Process>,
+    address: String,
+    health: String,
+    folder: TempDir,
+}
+
+impl House {
+    /// The alias of the agent, the parent of all entries here.
+    pub const NODE: &str = "spiffe://example.org/node/one";
+
+    /// A folder with the configs of a server, and nothing that runs. `server` is TOML behind our own keys.
+    pub fn empty(server: &str) -> Self {
+        // Short: a socket's path has 107 bytes at most.
+        let folder = tempfile::Builder::new().prefix("chy").tempdir().expect("a folder for temporary files");
+        let (address, health) = (format!("127.0.0.1:{}", free_port()), format!("127.0.0.1:{}", free_port()));
+        let house = Self { agent: None, server: None, address, health, folder };
+        house.write_server_config(server);
+        house
+    }
+
+    /// With a running server.
+    pub fn with_server(server: &str) -> Self {
+        let mut house = Self::empty(server);
+        house.start_server();
+        house
+    }
+
+    /// With a running server and an agent that has attested by a token. Both texts are TOML behind our own keys.
+    pub fn with_agent(server: &str, agent: &str) -> Self {
+        let mut house = Self::with_server(server);
+        let token = house.token();
+        house.write_agent_config(&token, agent);
+        house.start_agent();
+        house
+    }
+
+    /// Writes `server.toml` anew.
+    pub fn write_server_config(&self, more: &str) {
+        let Self { address, health, .. } = self;
+        let (data, socket) = (self.path("server"), self.path("admin.sock"));
+        let text = format!(
+            "trust_domain = 'example.org'\ndata_dir = {data:?}\nlisten = '{address}'\nhealth_listen = '{health}'\n\
+             admin_socket = {socket:?}\n{more}\n"
+        );
+        self.write("server.toml", &text);
+    }
+
+    /// Writes `agent.toml` anew, with `token` in a file beside it.
+    pub fn write_agent_config(&self, token: &str, more: &str) {
+        self.write("join-token", token);
+        let (data, socket, token) = (self.path("agent"), self.path("agent.sock"), self.path("join-token"));
+        let (server, fingerprint) = (&self.address, self.fingerprint());
+        let text = format!(
+            "trust_domain = 'example.org'\nservers = ['{server}']\ndata_dir = {data:?}\nworkload_socket = {socket:?}\n\
+             ca_fingerprint = 'sha256:{fingerprint}'\nattest = {{ kind = 'join_token', token_file = {token:?} }}\n{more}\n"
+        );
+        self.write("agent.toml", &text);
+    }
+
+    /// Starts the server, and returns when it is ready.
+    #[track_caller]
+    pub fn start_server(&mut self) {
+        let mut server = self.process("server", &["server", "run", "--config", "server.toml"]);
+        let before = server.log().matches("the server answers").count();
+        server.wait_for("being ready", READY, |server| {
+            (server.log().matches("the server answers").count() > before).then_some(())
+        });
+        self.server = Some(server);
+    }
+
+    /// Starts the agent, and returns when it is ready.
+    #[track_caller]
+    pub fn start_agent(&mut self) {
+        let mut agent = self.process("agent", &["agent", "run", "--config", "agent.toml"]);
+        let before = agent.log().matches("agent is up").count();
+        agent.wait_for("being ready", READY, |agent| {
+            (agent.log().matches("agent is up").count() > before).then_some(())
+        });
+        self.agent = Some(agent);
+    }
+
+    /// Starts `chancery` with these words in the folder of the house; its log is `name.log`.
+    pub fn process(&self, name: &str, words: &[&str]) -> Process {
+        Process::start(self.command(words), self.folder(), name)
+    }
+
+    /// The running server.
+    pub fn server(&mut self) -> &mut Process {
+        self.server.as_mut().expect("the server was started")
+    }
+
+    /// The running agent.
+    pub fn agent(&mut self) -> &mut Process {
+        self.agent.as_mut().expect("the agent was started")
+    }
+
+    /// Ends the server by SIGTERM.
+    pub fn stop_server(&mut self) {
+        self.server = None;
+    }
+
+    /// Ends the agent by SIGTERM.
+    pub fn stop_agent(&mut self) {
+        self.agent = None;
+    }
+
+    /// The folder of all that.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// A file in it.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Writes a file into the folder.
+    pub fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.path(name);
+        std::fs::write(&path, text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        path
+    }
+
+    /// Where agents connect.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Where `/ready` is.
+    pub fn health(&self) -> &str {
+        &self.health
+    }
+
+    /// What workloads have in `SPIFFE_ENDPOINT_SOCKET`.
+    pub fn endpoint(&self) -> String {
+        format!("unix://{}", self.path("agent.sock").display())
+    }
+
+    /// `chancery` with these words, in the folder, with the sockets of this house in its environment.
+    pub fn command(&self, words: &[&str]) -> Command {
+        self.program(super::chancery()).args(words)
+    }
+
+    /// Any program in the same place and environment.
+    pub fn program(&self, path: impl AsRef<Path>) -> Command {
+        Command::new(path)
+            .folder(self.folder())
+            .env("HOME", self.folder())
+            .env("CHANCERY_ADMIN_SOCKET", self.path("admin.sock"))
+            .env("SPIFFE_ENDPOINT_SOCKET", self.endpoint())
+    }
+
+    /// Runs `chancery` with these words.
+    pub fn run(&self, words: &[&str]) -> Output {
+        self.command(words).run()
+    }
+
+    /// A join token for [`House::NODE`].
+    #[track_caller]
+    pub fn token(&self) -> String {
+        let made = self.run(&["token", "create", "--alias", Self::NODE, "-o", "json"]).succeeded().json();
+        made["token"].as_str().expect("a token").to_owned()
+    }
+
+    /// The SHA-256 of the root that agents know the server by.
+    #[track_caller]
+    pub fn fingerprint(&self) -> String {
+        let bundle = self.run(&["bundle", "show", "-o", "json"]).succeeded().json();
+        bundle["x509_authorities"][0]["fingerprint"].as_str().expect("a root").to_owned()
+    }
+
+    /// An entry below the agent, applied when this returns: `spiffe://example.org/<name>`, for processes that match
+    /// `selector`. Returns its ID.
+    #[track_caller]
+    pub fn entry(&self, name: &str, selector: &str, more: &[&str]) -> String {
+        let id = format!("spiffe://example.org/{name}");
+        let words = ["entry", "create", "--spiffe-id", &id, "--parent", Self::NODE, "--selector", selector];
+        let made = self.run(&[&words, &["--wait", "-o", "json"][..], more].concat()).succeeded().json();
+        assert!(made["results"][0]["entry"]["id"].is_string(), "{made}");
+        made["results"][0]["entry"]["id"].as_str().unwrap_or_default().to_owned()
+    }
+
+    /// The selector of every process that a test starts.
+    pub fn of_us() -> String {
+        format!("unix:uid:{}", nix::unistd::geteuid())
+    }
+}
+
+/// A TCP port of the loopback that nobody has.
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("its number").port()
+}
