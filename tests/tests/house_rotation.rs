@@ -77,7 +77,7 @@ impl Pair {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_month_with_dozens_of_rotations_and_not_one_failed_handshake() {
     let pair = Pair::start(&[("authority.ca_ttl", "24h")]).await;
     let (house, operator) = (&pair.house, &pair.operator);
