@@ -19,6 +19,8 @@ use crate::view::{View, keys};
 const EVERY: Duration = Duration::from_secs(600);
 /// How many keys one commit deletes at most, and expects at most: an entry has two.
 const BATCH: usize = 60;
+/// How long an expired token is still known.
+const TOKENS_EXPIRED_FOR: Duration = Duration::from_secs(86_400);
 /// How much one round forgets at most, so that a round ends.
 const ROUND: usize = 10_000;
 
@@ -39,9 +41,9 @@ pub fn agents(view: &View, now: Timestamp, expired_for: Duration) -> Vec<Forget>
     old.filter_map(forget).take(ROUND).collect()
 }
 
-/// Join tokens that are good no more.
+/// Join tokens that have been good no more for a day: until then whoever comes with one is told that it expired.
 pub fn tokens(view: &View, now: Timestamp) -> Vec<Forget> {
-    let old = view.tokens().filter(|(_, token)| token.expires_at <= now);
+    let old = view.tokens().filter(|(_, token)| token.expires_at.plus(TOKENS_EXPIRED_FOR) <= now);
     old.map(|(hash, token)| Forget { key: keys::token(hash), revision: token.revision, also: None })
         .take(ROUND)
         .collect()
