@@ -9,14 +9,14 @@ use std::time::Duration;
 use spiffe::mtls::{self, CurrentBundles, CurrentSvid, Peers};
 use spiffe::proto::v1::admin_server::AdminServer;
 use spiffe::proto::v1::node_server::NodeServer;
-use spiffe::time::Clock;
+use spiffe::time::{Clock, Timestamp};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::api::Doors;
 use crate::api::admin::{AdminDoor, AdminSettings};
@@ -118,26 +118,44 @@ pub struct Server {
     writer: audit::Writer,
 }
 
+/// What follows from the config and the files that it names.
+struct Judged {
+    upstream: Option<Upstream>,
+    policy: Policy,
+    attestors: Attestors,
+}
+
+/// Whether a server could start by `config` at `now`, as far as its values and the files that it names go. Changes nothing.
+pub fn check(config: &Config, now: Timestamp) -> Result<(), AppError> {
+    judge(config, now).map(drop)
+}
+
+fn judge(config: &Config, now: Timestamp) -> Result<Judged, AppError> {
+    // First, because its messages name the key of the config.
+    config.check_files()?;
+    let upstream = config.authority.upstream.as_ref();
+    let upstream = upstream.map(|paths| Upstream::open(&paths.certificate, &paths.key, now)).transpose()?;
+    let longest = config.svid.max_ttl.max(config.svid.agent_ttl);
+    let ceiling = upstream.as_ref().map(|upstream| upstream.window().not_after);
+    let policy = Policy::new(config.name.as_str().into(), config.authority.ca_ttl, longest, ceiling)?;
+    Ok(Judged { upstream, policy, attestors: Attestors::from_config(&config.attest)? })
+}
+
 impl Server {
     /// Starts a server and returns when it answers on all of its addresses.
     pub async fn start(config: Config, clock: Arc<dyn Clock>) -> Result<Self, AppError> {
+        let Judged { upstream, policy, attestors } = judge(&config, clock.now())?;
+        // Before the socket in it, whose folder would be made for everybody to enter.
+        make_data_dir(&config)?;
         let listeners = Listeners::bind(&config).await?;
-        make_folder(&config.data_dir)?;
         let store = open_store(&config).await?;
         let keys: Arc<dyn KeyStore> = match config.authority.keys {
             Keys::Disk => Arc::new(Disk::open(&config.keys_dir())?),
             Keys::Memory => Arc::new(Memory::default()),
         };
-        let upstream = config.authority.upstream.as_ref();
-        let upstream = upstream.map(|paths| Upstream::open(&paths.certificate, &paths.key, clock.now())).transpose()?;
-        let owner: Arc<str> = config.name.as_str().into();
-        let longest = config.svid.max_ttl.max(config.svid.agent_ttl);
-        let ceiling = upstream.as_ref().map(|upstream| upstream.window().not_after);
-        let policy = Policy::new(Arc::clone(&owner), config.authority.ca_ttl, longest, ceiling)?;
-        let attestors = Attestors::from_config(&config.attest)?;
         let (audit, writer) = Audit::open(&config.audit)?;
 
-        let signers = Signers { keys: Arc::clone(&keys), owner: Arc::clone(&owner) };
+        let signers = Signers { keys: Arc::clone(&keys), owner: config.name.as_str().into() };
         let views = Views::new(follow::load(config.trust_domain.clone(), &*store, &signers).await?);
         let connected = Connected::default();
         let metrics = Arc::new(Metrics::new(
@@ -374,10 +392,24 @@ async fn serve(
     }
 }
 
-fn make_folder(path: &Path) -> Result<(), AppError> {
-    use std::os::unix::fs::DirBuilderExt as _;
-    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
-    made.map_err(|error| AppError::Folder { path: path.to_owned(), error })
+/// Makes `data_dir` for this user alone; others may pass through it where its admin socket is for them too. One that is
+/// there is the operator's: its mode stays, and one that is too wide is told of. What lies in it has narrow modes itself.
+fn make_data_dir(config: &Config) -> Result<(), AppError> {
+    use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+    let (path, socket) = (config.data_dir.as_path(), config.admin_socket.as_path());
+    let is_passed = socket.starts_with(path) && config.admin_socket_mode.bits() & 0o066 != 0;
+    let failed = |error| AppError::Folder { path: path.to_owned(), error };
+    if let Some(above) = path.parent().filter(|above| !above.as_os_str().is_empty()) {
+        std::fs::create_dir_all(above).map_err(failed)?;
+    }
+    let mode = if is_passed { 0o711 } else { 0o700 };
+    std::fs::DirBuilder::new().recursive(true).mode(mode).create(path).map_err(failed)?;
+    let found = std::fs::metadata(path).map_err(failed)?.permissions().mode() & 0o7777;
+    if found & 0o066 != 0 {
+        let mode = format!("{found:04o}");
+        warn!(path = %path.display(), mode, "others may list data_dir, or put files of their own in it: run chmod go-rw on it");
+    }
+    Ok(())
 }
 
 async fn open_store(config: &Config) -> Result<Arc<dyn Store>, AppError> {

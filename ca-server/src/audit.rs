@@ -9,15 +9,12 @@
 //! - Lines reach the operating system within a few milliseconds. They are not forced to the disk one by one: a power
 //!   cut may take the last seconds.
 
-use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::net::SocketAddr;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use spiffe::entry::EntryId;
@@ -25,19 +22,15 @@ use spiffe::id::SpiffeId;
 use spiffe::time::Timestamp;
 use tokio::sync::{Semaphore, mpsc};
 
+use self::writer::{Target, Writing, append_to};
 use crate::config::{self, AuditTarget};
+
+#[cfg(test)]
+mod tests;
+mod writer;
 
 /// The longest message of one line, in bytes: the rest is cut.
 pub const MAX_MESSAGE_BYTES: usize = 512;
-
-/// Events that one write takes at most.
-const BATCH: usize = 1024;
-/// How long the writer gathers lines after it has written some: whoever decides then has nobody to wake.
-const GATHER: Duration = Duration::from_millis(2);
-/// How long the writer waits before it tries a failed write again.
-const RETRY: Duration = Duration::from_millis(250);
-/// How often a failed write is tried again when the server stops.
-const LAST_TRIES: u32 = 4;
 
 /// The record cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -338,7 +331,7 @@ impl Audit {
             failure: ArcSwapOption::empty(),
             stopping: AtomicBool::new(false),
         });
-        let writing = Writing { target, pending: Vec::new(), written: 0, events: 0, state: state.clone() };
+        let writing = Writing::new(target, state.clone());
         let thread = std::thread::spawn(move || writing.run(events));
         (Self { queue, state: state.clone() }, Writer { thread, state })
     }
@@ -358,354 +351,5 @@ impl Audit {
     /// Why the record cannot be written at the moment; `None`: it can.
     pub fn failure(&self) -> Option<Arc<String>> {
         self.state.failure.load_full()
-    }
-}
-
-enum Target {
-    File { path: PathBuf, file: Option<File> },
-    Stream(Box<dyn Write + Send>),
-}
-
-fn append_to(path: &Path) -> io::Result<File> {
-    OpenOptions::new().create(true).append(true).mode(0o600).open(path)
-}
-
-struct Writing {
-    target: Target,
-    /// Lines that have not been written, from `written` on.
-    pending: Vec<u8>,
-    written: usize,
-    /// How many places `pending` holds.
-    events: usize,
-    state: Arc<State>,
-}
-
-impl Writing {
-    fn run(mut self, mut queue: mpsc::UnboundedReceiver<Event>) {
-        let mut events = Vec::with_capacity(BATCH);
-        let mut date = Date::default();
-        while queue.blocking_recv_many(&mut events, BATCH) > 0 {
-            self.events = events.len();
-            for event in events.drain(..) {
-                write_line(&mut self.pending, &mut date, &event);
-            }
-            self.write_out();
-            nap(GATHER);
-        }
-    }
-
-    /// Writes what is pending, however long it takes; gives up only when the server stops.
-    fn write_out(&mut self) {
-        let mut last_tries = 0;
-        loop {
-            match self.write_once() {
-                Ok(()) => break,
-                Err(error) => {
-                    if self.state.failure.load().is_none() {
-                        tracing::error!(%error, "audit lines cannot be written: kept, and tried again");
-                    }
-                    self.state.failure.store(Some(Arc::new(error.to_string())));
-                    if self.state.stopping.load(Ordering::Relaxed) {
-                        last_tries += 1;
-                    }
-                    if last_tries == LAST_TRIES {
-                        tracing::error!(lines = self.events, %error, "audit lines are lost: the server stops");
-                        break;
-                    }
-                    nap(RETRY);
-                }
-            }
-        }
-        if self.state.failure.load().is_some() && last_tries == 0 {
-            tracing::info!("audit lines are written again");
-            self.state.failure.store(None);
-        }
-        self.pending.clear();
-        self.written = 0;
-        self.state.places.add_permits(std::mem::take(&mut self.events));
-    }
-
-    fn write_once(&mut self) -> io::Result<()> {
-        if let Target::File { path, file } = &mut self.target
-            && !file.as_ref().is_some_and(|file| is_at(file, path))
-        {
-            *file = None;
-            *file = Some(append_to(path)?);
-            // What stands torn in the old file is repeated whole in the new one.
-            let before = self.pending.get(..self.written).unwrap_or_default();
-            self.written = before.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-        }
-        while let Some(rest) = self.pending.get(self.written..).filter(|rest| !rest.is_empty()) {
-            let step = match &mut self.target {
-                Target::File { file: Some(file), .. } => file.write(rest),
-                Target::File { file: None, .. } => return Err(io::ErrorKind::NotFound.into()),
-                Target::Stream(stream) => stream.write(rest),
-            };
-            match step {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(bytes) => self.written += bytes,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        match &mut self.target {
-            Target::File { .. } => Ok(()),
-            Target::Stream(stream) => stream.flush(),
-        }
-    }
-}
-
-/// Whether `path` still names `file`.
-fn is_at(file: &File, path: &Path) -> bool {
-    let (Ok(open), Ok(named)) = (file.metadata(), std::fs::metadata(path)) else { return false };
-    (open.dev(), open.ino()) == (named.dev(), named.ino())
-}
-
-#[expect(clippy::disallowed_methods, reason = "the writer is a thread and paces its writes, not its decisions")]
-fn nap(duration: Duration) {
-    std::thread::sleep(duration);
-}
-
-/// The last second that was written as text: most lines share it.
-#[derive(Default)]
-struct Date {
-    at: Timestamp,
-    text: String,
-}
-
-fn write_line(to: &mut Vec<u8>, date: &mut Date, event: &Event) {
-    if date.text.is_empty() || date.at != event.at {
-        *date = Date { at: event.at, text: event.at.to_string() };
-    }
-    // IDs, hexadecimal, numbers and our own words have no character that JSON escapes; messages go through serde_json.
-    let mut field = |name: &str, value: &dyn Fn(&mut Vec<u8>)| {
-        to.extend_from_slice(if to.last().is_none_or(|byte| *byte == b'\n') { b"{\"" } else { b",\"" });
-        to.extend_from_slice(name.as_bytes());
-        to.extend_from_slice(b"\":");
-        value(to);
-    };
-    fn quoted(text: &str) -> impl Fn(&mut Vec<u8>) {
-        move |to| {
-            to.push(b'"');
-            to.extend_from_slice(text.as_bytes());
-            to.push(b'"');
-        }
-    }
-    fn hex(bytes: &[u8]) -> impl Fn(&mut Vec<u8>) {
-        move |to| {
-            const DIGITS: &[u8; 16] = b"0123456789abcdef";
-            to.push(b'"');
-            for byte in bytes {
-                to.extend_from_slice(&[DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
-            }
-            to.push(b'"');
-        }
-    }
-    fn shown(value: impl std::fmt::Display) -> impl Fn(&mut Vec<u8>) {
-        move |to| {
-            // A Vec takes every byte.
-            let _ = write!(to, "{value}");
-        }
-    }
-    fn escaped(message: &Message) -> impl Fn(&mut Vec<u8>) {
-        move |to| {
-            // A Vec takes every byte, and a str is JSON.
-            let _ = serde_json::to_writer(to, &message.0);
-        }
-    }
-
-    field("at", &quoted(&date.text));
-    field("rpc", &quoted(event.rpc));
-    match &event.who {
-        Who::Stranger => field("who", &quoted("stranger")),
-        Who::Server => field("who", &quoted("server")),
-        Who::Uid(uid) => field("who", &quoted(&format!("uid:{uid}"))),
-        Who::Svid(id) => field("who", &quoted(id.as_str())),
-    }
-    if let Some(address) = event.address {
-        field("address", &quoted(&address.to_string()));
-    }
-    match &event.outcome {
-        Outcome::Issued => field("outcome", &quoted("issued")),
-        Outcome::Changed => field("outcome", &quoted("changed")),
-        Outcome::Refused(reason, message) => {
-            field("outcome", &quoted("refused"));
-            field("reason", &quoted(reason.name()));
-            field("message", &escaped(message));
-        }
-    }
-    if let Some(subject) = &event.subject {
-        field("subject", &quoted(subject.as_str()));
-    }
-    if let Some(entry) = &event.entry {
-        field("entry", &quoted(entry.as_str()));
-    }
-    if let Some(object) = &event.object {
-        field("object", &escaped(object));
-    }
-    if let Some(serial) = &event.serial {
-        field("serial", &hex(serial.as_slice()));
-    }
-    if let Some(not_after) = event.not_after {
-        field("not_after", &quoted(&not_after.to_string()));
-    }
-    if let Some(hash) = &event.csr_sha256 {
-        field("csr_sha256", &hex(hash));
-    }
-    field("revision", &shown(event.revision));
-    to.extend_from_slice(b"}\n");
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::Mutex;
-
-    use super::*;
-
-    fn event(revision: u64) -> Event {
-        let who = Who::Svid(SpiffeId::parse("spiffe://example.org/chancery/agent/join_token/ab").unwrap());
-        Event {
-            address: Some("10.0.0.7:4711".parse().unwrap()),
-            subject: Some(SpiffeId::parse("spiffe://example.org/web").unwrap()),
-            entry: Some(EntryId::parse("web-1").unwrap()),
-            serial: Some(Serial::new(&[0x7f; 16])),
-            not_after: Some(Timestamp::from_unix(1_795_221_600)),
-            csr_sha256: Some([0xab; 32]),
-            revision,
-            ..Event::new(Timestamp::from_unix(1_795_218_000), "IssueX509Svids", who, Outcome::Issued)
-        }
-    }
-
-    fn in_file(path: &Path, queue: usize) -> (Audit, Writer) {
-        Audit::open(&config::Audit { to: AuditTarget::File(path.into()), queue }).unwrap()
-    }
-
-    fn until(what: &str, mut done: impl FnMut() -> bool) {
-        for _ in 0..2000 {
-            if done() {
-                return;
-            }
-            nap(Duration::from_millis(5));
-        }
-        panic!("not seen in 10 seconds: {what}");
-    }
-
-    fn revisions(path: &Path) -> Vec<u64> {
-        let text = std::fs::read_to_string(path).unwrap_or_default();
-        let line = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["revision"].as_u64().unwrap();
-        text.lines().map(line).collect()
-    }
-
-    #[test]
-    fn a_line_says_who_what_and_how_it_ended() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("audit.log");
-        let (audit, writer) = in_file(&path, 16);
-        let mut permit = audit.reserve(2).unwrap();
-        assert_eq!(audit.depth(), 2);
-        assert!(permit.record(event(7)));
-        let refused = Outcome::Refused(Reason::Denied, Message::new("not \"yours\"\nat all"));
-        assert!(permit.record(Event::new(Timestamp::from_unix(0), "BanAgent", Who::Uid(1000), refused)));
-        assert!(!permit.record(event(8)), "two places were reserved");
-        drop((permit, audit));
-        writer.finish();
-        assert_eq!(
-            std::fs::read_to_string(&path).unwrap(),
-            concat!(
-                r#"{"at":"2026-11-20T23:40:00Z","rpc":"IssueX509Svids","who":"spiffe://example.org/chancery/agent/join_token/ab","#,
-                r#""address":"10.0.0.7:4711","outcome":"issued","subject":"spiffe://example.org/web","entry":"web-1","#,
-                r#""serial":"7f7f7f7f7f7f7f7f7f7f7f7f7f7f7f7f","not_after":"2026-11-21T00:40:00Z","#,
-                r#""csr_sha256":"abababababababababababababababababababababababababababababababab","revision":7}"#,
-                "\n",
-                r#"{"at":"1970-01-01T00:00:00Z","rpc":"BanAgent","who":"uid:1000","outcome":"refused","reason":"denied","#,
-                r#""message":"not \"yours\"\nat all","revision":0}"#,
-                "\n",
-            )
-        );
-        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
-    }
-
-    #[test]
-    fn no_place_no_decision_and_a_dropped_place_is_free_again() {
-        let folder = tempfile::tempdir().unwrap();
-        let (audit, writer) = in_file(&folder.path().join("audit.log"), 4);
-        let first = audit.reserve(3).unwrap();
-        assert_eq!(audit.reserve(2).unwrap_err(), Full);
-        assert_eq!(audit.reserve(usize::MAX).unwrap_err(), Full);
-        drop(first);
-        let second = audit.reserve(4).unwrap();
-        assert_eq!(second.left(), 4);
-        drop((second, audit));
-        writer.finish();
-    }
-
-    #[test]
-    fn a_renamed_file_is_made_anew() {
-        let folder = tempfile::tempdir().unwrap();
-        let (path, old) = (folder.path().join("audit.log"), folder.path().join("audit.log.1"));
-        let (audit, writer) = in_file(&path, 16);
-        audit.reserve(1).unwrap().record(event(1));
-        until("the first line", || audit.depth() == 0);
-        std::fs::rename(&path, &old).unwrap();
-        audit.reserve(1).unwrap().record(event(2));
-        drop(audit);
-        writer.finish();
-        assert_eq!((revisions(&old), revisions(&path)), (vec![1], vec![2]));
-    }
-
-    /// Takes a few bytes, then none until it is mended: a full disk.
-    #[derive(Clone, Default)]
-    struct Disk(Arc<Mutex<(Vec<u8>, usize)>>);
-
-    impl Write for Disk {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            let mut disk = self.0.lock().unwrap();
-            let room = disk.1.saturating_sub(disk.0.len()).min(bytes.len());
-            if room == 0 {
-                return Err(io::ErrorKind::StorageFull.into());
-            }
-            disk.0.extend_from_slice(&bytes[..room]);
-            Ok(room)
-        }
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    #[test]
-    fn a_full_disk_is_said_stops_the_signing_and_loses_no_line() {
-        let disk = Disk::default();
-        disk.0.lock().unwrap().1 = 100;
-        let (audit, writer) = Audit::to_stream(Box::new(disk.clone()), 4);
-        for revision in 1..=4 {
-            audit.reserve(1).unwrap().record(event(revision));
-        }
-        until("the failure", || audit.failure().is_some());
-        assert!(audit.failure().unwrap().contains("no storage space"), "{:?}", audit.failure());
-        assert_eq!(audit.reserve(1).unwrap_err(), Full);
-        disk.0.lock().unwrap().1 = usize::MAX;
-        until("the recovery", || audit.failure().is_none() && audit.depth() == 0);
-        audit.reserve(1).unwrap().record(event(5));
-        drop(audit);
-        writer.finish();
-        let text = String::from_utf8(disk.0.lock().unwrap().0.clone()).unwrap();
-        let revision = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["revision"].as_u64();
-        assert_eq!(text.lines().map(revision).collect::<Vec<_>>(), [Some(1), Some(2), Some(3), Some(4), Some(5)]);
-    }
-
-    #[test]
-    fn a_file_that_cannot_be_opened_is_named_at_the_start() {
-        let to = AuditTarget::File("/nowhere/audit.log".into());
-        let message = Audit::open(&config::Audit { to, queue: 16 }).map(|_| ()).unwrap_err().to_string();
-        assert!(
-            message.starts_with("audit file /nowhere/audit.log cannot be opened for writing: No such file"),
-            "{message}"
-        );
-    }
-
-    #[test]
-    fn a_message_is_cut_between_characters() {
-        let Message(text) = Message::new(&"ä".repeat(400));
-        assert_eq!(text.len(), MAX_MESSAGE_BYTES);
     }
 }

@@ -11,11 +11,15 @@ use spiffe::mtls::{CurrentBundles, CurrentSvid};
 use spiffe::time::{Clock, Timestamp, renew_at};
 use spiffe::x509_svid::{SvidError, X509Svid};
 use tracing::{error, info};
+use zeroize::Zeroizing;
 
 use crate::authority::issuer::{IssueError, Issuer, Serial};
 use crate::issuance::{self, Denied, Profile, Request};
 use crate::metrics::{IssuedFor, Metrics};
 use crate::view::follow::Views;
+
+/// The clock is looked at this often at least, so that one that is put back keeps no agent out for longer.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
 /// Why the server has no new SVID.
 #[derive(Debug, thiserror::Error)]
@@ -60,13 +64,14 @@ impl OwnSvid {
     /// Makes the first one.
     pub fn begin(self, issuer: &Arc<Issuer>) -> Result<Keeping, OwnSvidError> {
         let renewal = self.renew(issuer)?;
-        Ok(Keeping { own: self, signed_by: Arc::clone(issuer), renewal })
+        let made_at = self.clock.now();
+        Ok(Keeping { own: self, signed_by: Arc::clone(issuer), made_at, renewal })
     }
 
     /// Makes and shows a new one; answers when to make the next.
     fn renew(&self, issuer: &Issuer) -> Result<Timestamp, OwnSvidError> {
         let now = self.clock.now();
-        let key = crypto::generate_key(KeyType::P256)?;
+        let key = Zeroizing::new(crypto::generate_key(KeyType::P256)?);
         let request = Request {
             key: ProvenKey::from_csr(&csr::create(&key)?)?,
             serial: Serial::from_random(crypto::random()?),
@@ -77,7 +82,7 @@ impl OwnSvid {
         let svid = X509Svid::parse(signed.chain().cloned().collect())?;
         // The root goes along, for agents that know it by its fingerprint only.
         let root: Vec<_> = issuer.authority().root().cloned().into_iter().collect();
-        self.svid.set(&svid, &root, &key.serialize_der())?;
+        self.svid.set(&svid, &root, &Zeroizing::new(key.serialize_der()))?;
         self.metrics.issued(IssuedFor::Server);
         info!(serial = %signed.serial, not_after = %signed.lifetime.not_after, "the server has a new SVID");
         Ok(renew_at(now, signed.lifetime.not_after, signed.serial.bytes()))
@@ -89,6 +94,7 @@ impl OwnSvid {
 pub struct Keeping {
     own: OwnSvid,
     signed_by: Arc<Issuer>,
+    made_at: Timestamp,
     renewal: Timestamp,
 }
 
@@ -100,12 +106,14 @@ impl Keeping {
             self.own.bundles.set([view.bundle().clone()]);
             if let Some(issuer) = view.issuer() {
                 let same = Arc::ptr_eq(&self.signed_by, issuer);
-                if !same || self.own.clock.now() >= self.renewal {
+                // Before it was made: the clock was put back, and perhaps nobody takes it for valid yet.
+                let now = self.own.clock.now();
+                if !same || now >= self.renewal || now < self.made_at {
                     match self.own.renew(issuer) {
-                        Ok(at) => (self.renewal, self.signed_by) = (at, Arc::clone(issuer)),
+                        Ok(at) => (self.made_at, self.renewal, self.signed_by) = (now, at, Arc::clone(issuer)),
                         Err(error) => {
                             error!(%error, "the server's own SVID could not be made: trying again in 5 seconds");
-                            self.renewal = self.own.clock.now().plus(Duration::from_secs(5));
+                            (self.made_at, self.renewal) = (now, now.plus(Duration::from_secs(5)));
                         }
                     }
                 }
@@ -123,6 +131,7 @@ impl Keeping {
                     None => return,
                 },
                 () = renewal => {}
+                () = self.own.clock.sleep(LOOK_AGAIN) => {}
             }
         }
     }

@@ -365,5 +365,4 @@ fn log(steps: &[Step], made: Option<&Authority>) {
 }
 
 #[cfg(test)]
-#[path = "rotate_tests.rs"]
 mod tests;

@@ -1,8 +1,10 @@
 //! The command line from the top: what every verb understands, and the nouns.
 
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::builder::Resettable;
+use clap::{Args, Command, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use crate::exit::{EXIT_CODES, Outcome};
 use crate::log::LogFormat;
@@ -36,8 +38,8 @@ pub(crate) struct Globals {
     /// Print results as text or as one JSON document.
     #[arg(long, short = 'o', global = true, value_enum, default_value_t, value_name = "FORM")]
     pub(crate) output: Output,
-    /// The admin socket of the server on this machine. Where it is not given: /run/chancery/admin.sock, or the
-    /// one of a running `chancery dev`.
+    /// The admin socket of the server on this machine. Where it is not given, the first of these that exists:
+    /// /run/chancery/admin.sock, /var/lib/chancery/server/admin.sock, that of a server of your own, that of `chancery dev`.
     #[arg(long, global = true, env = "CHANCERY_ADMIN_SOCKET", value_name = "PATH")]
     pub(crate) socket: Option<PathBuf>,
     /// The server's address. Admin verbs then use mutual TLS instead of the socket, and need --svid.
@@ -117,11 +119,36 @@ impl Chancery {
     }
 }
 
+impl Chancery {
+    /// The command line of this process. It ends the process where there is only help to give.
+    pub(crate) fn of_this_process() -> Self {
+        let command = without_empty(Self::command(), |name| std::env::var_os(name));
+        Self::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit())
+    }
+}
+
+/// An environment variable that is set to nothing counts as not set: `CHANCERY_ADMIN_SOCKET= chancery agent list`.
+fn without_empty(command: Command, variable: impl Fn(&OsStr) -> Option<OsString>) -> Command {
+    command.mut_args(|argument| {
+        let value = argument.get_env().and_then(&variable);
+        if value.is_some_and(|value| value.is_empty()) { argument.env(Resettable::Reset) } else { argument }
+    })
+}
+
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
+
+    #[test]
+    fn a_variable_that_is_set_to_nothing_is_not_set() {
+        let heeded = |value: &'static str| {
+            let command =
+                without_empty(Chancery::command(), |name| (name == "CHANCERY_ADMIN_SOCKET").then(|| value.into()));
+            let socket = command.get_arguments().find(|argument| *argument.get_id() == "socket").unwrap();
+            socket.get_env().is_some()
+        };
+        assert_eq!((heeded(""), heeded("/run/a.sock")), (false, true));
+    }
 
     #[test]
     fn the_command_line_holds_together() {
@@ -130,7 +157,7 @@ mod tests {
 
     #[test]
     fn every_verb_has_help_that_says_something() {
-        fn look(command: &clap::Command, path: &str) {
+        fn look(command: &Command, path: &str) {
             let path = format!("{path} {}", command.get_name());
             assert!(command.get_about().is_some(), "{path} has no description");
             for argument in command.get_arguments() {

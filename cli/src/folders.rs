@@ -92,6 +92,18 @@ mod tests {
     }
 
     #[test]
+    fn a_server_that_was_told_its_trust_domain_only_is_found() {
+        let config = ca_server::config::Config::parse("trust_domain = 'example.org'", []).unwrap();
+        let made = config.admin_socket.as_path();
+        assert_eq!(folders(true, &[]).admin_socket(|path| path == made), made);
+        for root in [true, false] {
+            let folders = folders(root, &[("HOME", "/home/ada")]);
+            let made = folders.state("server").unwrap().join("admin.sock");
+            assert_eq!(folders.admin_socket(|path| path == made), made);
+        }
+    }
+
+    #[test]
     fn relative_folders_are_ignored() {
         let user = folders(false, &[("HOME", "/home/ada"), ("XDG_DATA_HOME", "data")]);
         assert_eq!(user.dev().unwrap(), Path::new("/home/ada/.local/share/chancery/dev"));

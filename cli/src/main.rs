@@ -40,10 +40,8 @@ mod x509;
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
-
 fn main() -> ExitCode {
-    let args = args::Chancery::parse();
+    let args = args::Chancery::of_this_process();
     let failure = match run(args) {
         Ok(()) => return ExitCode::SUCCESS,
         Err(failure) => failure,

@@ -4,13 +4,13 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ca_server::app::Server;
+use ca_server::app::{self, Server};
 use ca_server::config::{Config, PREFIX};
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use spiffe::id::TrustDomain;
 use spiffe::settings::write_duration;
-use spiffe::time::System;
+use spiffe::time::{Clock as _, System};
 
 use crate::args::Globals;
 use crate::exit::{Failure, Outcome};
@@ -95,7 +95,7 @@ impl Verb {
             }
             Self::Validate(settings) => {
                 let config = settings.config()?;
-                config.check_files().map_err(|error| Failure::Refused(error.to_string()))?;
+                app::check(&config, System.now()).map_err(|error| Failure::Refused(error.to_string()))?;
                 let valid = Valid {
                     trust_domain: config.trust_domain.to_string(),
                     data_dir: config.data_dir.clone(),

@@ -55,7 +55,7 @@ impl Verb {
         let Self::Mint(mint) = self;
         let failed = |error: &dyn std::fmt::Display| Failure::Refused(format!("no SVID could be made: {error}"));
         let mut admin = connect::admin(globals).await?;
-        let key = spiffe::crypto::generate_key(mint.key_type).map_err(|error| failed(&error))?;
+        let key = Zeroizing::new(spiffe::crypto::generate_key(mint.key_type).map_err(|error| failed(&error))?);
         let request = v1::MintX509SvidRequest {
             spiffe_id: mint.spiffe_id.to_string(),
             csr: spiffe::csr::create(&key).map_err(|error| failed(&error))?.into(),

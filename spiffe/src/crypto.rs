@@ -75,7 +75,7 @@ pub fn generate_key(key_type: KeyType) -> Result<rcgen::KeyPair, CryptoError> {
 
 /// Loads a key pair from PKCS#8 DER. Only the three kinds of [`KeyType`] are taken.
 pub fn load_key(pkcs8_der: &[u8]) -> Result<rcgen::KeyPair, CryptoError> {
-    let pkcs8 = rustls_pki_types::PrivatePkcs8KeyDer::from(pkcs8_der.to_vec());
+    let pkcs8 = rustls_pki_types::PrivatePkcs8KeyDer::from(pkcs8_der);
     [KeyType::P256, KeyType::P384, KeyType::Ed25519]
         .into_iter()
         .find_map(|kind| rcgen::KeyPair::from_pkcs8_der_and_sign_algo(&pkcs8, signature_algorithm(kind)).ok())

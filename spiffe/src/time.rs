@@ -204,8 +204,15 @@ pub struct Fake(Arc<Mutex<FakeState>>);
 #[derive(Debug)]
 struct FakeState {
     now: Timestamp,
-    sleepers: BTreeMap<(Timestamp, u64), oneshot::Sender<()>>,
+    sleepers: BTreeMap<(Timestamp, u64), Sleeper>,
     next_sleeper: u64,
+}
+
+#[derive(Debug)]
+struct Sleeper {
+    wake: oneshot::Sender<()>,
+    /// Sleeps for a while, whatever the clock says: a clock that is put back does not make the while longer.
+    for_a_while: bool,
 }
 
 impl Fake {
@@ -220,24 +227,52 @@ impl Fake {
         self.set(to);
     }
 
-    /// Sets the time, backwards too, and wakes whoever has slept long enough.
+    /// Sets the time, backwards too, and wakes whoever has slept long enough. Forwards it is time that passes;
+    /// backwards it is the clock alone that is put back, as with [`System`]: who sleeps for a while sleeps no longer.
     pub fn set(&self, now: Timestamp) {
         let mut state = self.lock();
+        let back = state.now.since(now);
+        if !back.is_zero() {
+            let sleepers = std::mem::take(&mut state.sleepers).into_iter();
+            state.sleepers = sleepers
+                .map(|((at, number), sleeper)| {
+                    let at = if sleeper.for_a_while { at.minus(back) } else { at };
+                    ((at, number), sleeper)
+                })
+                .collect();
+        }
         state.now = now;
         let later = state.sleepers.split_off(&(now.plus(Duration::from_secs(1)), 0));
         let due = std::mem::replace(&mut state.sleepers, later);
         drop(state);
         for sleeper in due.into_values() {
             // A sleeper that was cancelled no longer listens: nothing to wake.
-            let _ = sleeper.send(());
+            let _ = sleeper.wake.send(());
         }
     }
 
     /// When the next sleeper wants to wake; `None` when nobody sleeps.
     pub fn next_wake(&self) -> Option<Timestamp> {
         let mut state = self.lock();
-        state.sleepers.retain(|_, sleeper| !sleeper.is_closed());
+        state.sleepers.retain(|_, sleeper| !sleeper.wake.is_closed());
         state.sleepers.keys().next().map(|(at, _)| *at)
+    }
+
+    async fn sleep_as(&self, until: impl FnOnce(Timestamp) -> Timestamp + Send, for_a_while: bool) {
+        let woken = {
+            let mut state = self.lock();
+            let at = until(state.now);
+            if state.now >= at {
+                return;
+            }
+            let (wake, woken) = oneshot::channel();
+            let number = state.next_sleeper;
+            state.next_sleeper += 1;
+            state.sleepers.insert((at, number), Sleeper { wake, for_a_while });
+            woken
+        };
+        // An error means that the clock is gone, and with it the test.
+        let _ = woken.await;
     }
 
     fn lock(&self) -> MutexGuard<'_, FakeState> {
@@ -252,24 +287,12 @@ impl Clock for Fake {
     }
 
     async fn sleep_until(&self, at: Timestamp) {
-        let woken = {
-            let mut state = self.lock();
-            if state.now >= at {
-                return;
-            }
-            let (wake, woken) = oneshot::channel();
-            let number = state.next_sleeper;
-            state.next_sleeper += 1;
-            state.sleepers.insert((at, number), wake);
-            woken
-        };
-        // An error means that the clock is gone, and with it the test.
-        let _ = woken.await;
+        self.sleep_as(|_| at, false).await;
     }
 
     async fn sleep(&self, duration: Duration) {
         let whole = Duration::from_secs(duration.as_secs() + u64::from(duration.subsec_nanos() > 0));
-        self.sleep_until(self.now().plus(whole)).await;
+        self.sleep_as(|now| now.plus(whole), true).await;
     }
 }
 
@@ -325,6 +348,22 @@ mod tests {
         assert!(!sleeper.is_finished());
         clock.advance(Duration::from_secs(1));
         assert_eq!(sleeper.await.unwrap(), Timestamp::from_unix(1060));
+    }
+
+    #[tokio::test]
+    async fn a_fake_clock_that_is_put_back_lengthens_no_while() {
+        let clock = Fake::new(Timestamp::from_unix(10_000));
+        let (a_while, a_moment) = (clock.clone(), clock.clone());
+        let a_while = tokio::spawn(async move { a_while.sleep(Duration::from_secs(60)).await });
+        let a_moment = tokio::spawn(async move { a_moment.sleep_until(Timestamp::from_unix(10_060)).await });
+        tokio::task::yield_now().await;
+        clock.set(Timestamp::from_unix(5_000));
+        assert_eq!(clock.next_wake(), Some(Timestamp::from_unix(5_060)));
+        clock.advance(Duration::from_secs(60));
+        a_while.await.unwrap();
+        assert!(!a_moment.is_finished());
+        clock.set(Timestamp::from_unix(10_060));
+        a_moment.await.unwrap();
     }
 
     proptest! {

@@ -207,7 +207,7 @@ impl X509Svid {
 
     /// Checks that `key_der` (PKCS#8) is the private key of this SVID.
     pub fn key_fits(&self, key_der: &[u8]) -> Result<(), SvidError> {
-        let key = crypto::load_key(key_der)?;
+        let key = zeroize::Zeroizing::new(crypto::load_key(key_der)?);
         let leaf = self.chain.first().ok_or(SvidError::Empty)?;
         if profile::public_key(leaf)? == key.subject_public_key_info() {
             Ok(())

@@ -1,4 +1,16 @@
-//! placeholder
+//! The house in one process: a server, agents, operators and workloads on one fake clock; and the real binary, for
+//! other people's programs to judge. For the tests beside this crate.
+//!
+//! | file | owns |
+//! |---|---|
+//! | `house` | a [`House`]: the clock, the server, its config; how time passes |
+//! | `node` | a [`Node`]: an agent and its config |
+//! | `operator` | an operator at the admin door, with the few words that tests use |
+//! | `workload` | a [`Workload`]: one open Workload API stream and the mutual TLS that is fed from it |
+//! | `by_hand` | an agent without the agent's code, which behaves as badly as it is told |
+//! | `certificates` | CAs, nodes' certificates and CSRs, the bad ones too |
+//! | `patience` | how tests wait: for a condition, never for a time |
+//! | `binary` | the real binary as processes, and where its judges are |
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -8,3 +20,16 @@
 )]
 
 pub mod binary;
+pub mod by_hand;
+pub mod certificates;
+pub mod house;
+pub mod node;
+pub mod operator;
+pub mod patience;
+pub mod workload;
+
+pub use house::House;
+pub use node::Node;
+pub use operator::Operator;
+pub use patience::eventually;
+pub use workload::Workload;

@@ -480,5 +480,4 @@ fn own_root(facts: &Facts<'_>, authority: &Authority) -> Result<(), Refusal> {
 }
 
 #[cfg(test)]
-#[path = "plan_tests.rs"]
 mod tests;

@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
 use rustls::client::ResolvesClientCert;
+use rustls::crypto::ring::sign::any_supported_type;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{Error, InconsistentKeys, SignatureScheme};
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 
-use crate::crypto::{self, CryptoError};
+use crate::crypto::CryptoError;
 use crate::x509_svid::{SvidError, X509Svid};
 
 /// The SVID and key that a side presents now. Clones share it; `set` is seen by the next handshake.
@@ -22,12 +23,16 @@ impl CurrentSvid {
     /// `extra` is appended to the chain that goes over the wire (the root, for those who know it by fingerprint).
     pub fn set(&self, svid: &X509Svid, extra: &[CertificateDer<'static>], key_der: &[u8]) -> Result<(), SvidError> {
         let chain = [svid.chain(), extra].concat();
-        let key = PrivatePkcs8KeyDer::from(key_der.to_vec());
-        let certified =
-            CertifiedKey::from_der(chain, key.into(), &crypto::provider()).map_err(|error| match error {
-                Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => SvidError::KeyMismatch(svid.id().clone()),
-                _ => SvidError::PrivateKey(CryptoError::PrivateKey),
-            })?;
+        // Borrowed: `CertifiedKey::from_der` would want a copy of its own, and leave it in memory.
+        let key = any_supported_type(&PrivatePkcs8KeyDer::from(key_der).into());
+        let certified = CertifiedKey::new(chain, key.map_err(|_| SvidError::PrivateKey(CryptoError::PrivateKey))?);
+        match certified.keys_match() {
+            Ok(()) | Err(Error::InconsistentKeys(InconsistentKeys::Unknown)) => {}
+            Err(Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) => {
+                return Err(SvidError::KeyMismatch(svid.id().clone()));
+            }
+            Err(_) => return Err(SvidError::PrivateKey(CryptoError::PrivateKey)),
+        }
         self.0.store(Some(Arc::new(certified)));
         Ok(())
     }

@@ -21,8 +21,8 @@ use crate::view::record::Node;
 
 /// The most SVIDs in one request.
 pub const MOST_REQUESTS: usize = 500;
-/// After how many signatures other tasks get a turn: half a millisecond or so.
-const TURN: usize = 8;
+/// After how many signatures other tasks get a turn: two milliseconds or so.
+const TURN: usize = 32;
 
 /// Answers a whole batch.
 pub(super) async fn issue(

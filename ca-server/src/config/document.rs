@@ -1,0 +1,309 @@
+//! The document as it is written: its keys, their defaults with the reason for each, and the limits of what they may say.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+use spiffe::entry::{DnsName, KeyType, MAX_DNS_NAMES};
+use spiffe::id::TrustDomain;
+use spiffe::settings::optional_duration;
+
+use super::{
+    Address, Attest, Audit, AuditTarget, Authority, Config, ConfigError, JoinToken, Keys, LIFETIMES_PER_CA, Limits,
+    Mode, Purge, ServerName, SocketPath, Store, StoreKind, Svid, Upstream,
+};
+
+/// The document, before defaults that depend on other keys are filled in.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Document {
+    trust_domain: TrustDomain,
+    #[serde(default = "default_data_dir")]
+    data_dir: PathBuf,
+    #[serde(default = "default_listen")]
+    listen: SocketAddr,
+    address: Option<Address>,
+    #[serde(default)]
+    dns_names: Vec<DnsName>,
+    #[serde(default)]
+    name: ServerName,
+    admin_socket: Option<SocketPath>,
+    admin_socket_mode: Option<Mode>,
+    #[serde(default)]
+    admin_uids: Vec<u32>,
+    #[serde(default = "default_health_listen")]
+    health_listen: SocketAddr,
+    #[serde(default)]
+    health_listen_anywhere: bool,
+    #[serde(default)]
+    store: Store,
+    #[serde(default)]
+    authority: AuthorityDocument,
+    #[serde(default)]
+    svid: SvidDocument,
+    #[serde(default)]
+    attest: Attest,
+    #[serde(default)]
+    audit: AuditDocument,
+    #[serde(default)]
+    limits: Limits,
+    #[serde(default)]
+    purge: Purge,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct AuthorityDocument {
+    key_type: KeyType,
+    #[serde(with = "spiffe::settings::duration")]
+    ca_ttl: Duration,
+    keys: Keys,
+    upstream: Option<Upstream>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct SvidDocument {
+    #[serde(with = "optional_duration")]
+    ttl: Option<Duration>,
+    #[serde(with = "optional_duration")]
+    max_ttl: Option<Duration>,
+    #[serde(with = "optional_duration")]
+    agent_ttl: Option<Duration>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct AuditDocument {
+    file: Option<PathBuf>,
+    queue: usize,
+}
+
+// The defaults, each with its reason.
+
+/// Where Debian and the units of `deploy/` keep state.
+fn default_data_dir() -> PathBuf {
+    "/var/lib/chancery/server".into()
+}
+
+/// Agents are on other machines; 8443 needs no privilege.
+fn default_listen() -> SocketAddr {
+    SocketAddr::from(([0, 0, 0, 0], 8443))
+}
+
+/// Loopback: metrics and health say more than strangers should know.
+fn default_health_listen() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 8444))
+}
+
+/// A leaf, two intermediates, and one to spare twice: deeper ones are rare, and each link costs a verification.
+pub(super) fn default_max_chain() -> usize {
+    5
+}
+
+/// NIST SP 800-131A: shorter ones are disallowed.
+pub(super) fn default_min_rsa_bits() -> usize {
+    2048
+}
+
+/// Longer ones cost a stranger nothing and us a lot.
+pub(super) fn default_max_rsa_bits() -> usize {
+    4096
+}
+
+impl Default for Store {
+    /// On disk: what an operator has registered must not be lost.
+    fn default() -> Self {
+        Self { kind: StoreKind::Sled }
+    }
+}
+
+impl Default for AuthorityDocument {
+    /// 30 days: an operator who is away for a week finds nothing expired, and a stolen CA key dies within a month.
+    /// P-256: the fastest to sign and verify, and every peer knows it.
+    fn default() -> Self {
+        Self { key_type: KeyType::P256, ca_ttl: Duration::from_secs(30 * 86_400), keys: Keys::Disk, upstream: None }
+    }
+}
+
+impl Default for JoinToken {
+    /// On: the one way in that needs nothing prepared. A week: long enough to install a machine, short enough to forget.
+    fn default() -> Self {
+        Self { enabled: true, max_ttl: Duration::from_secs(7 * 86_400) }
+    }
+}
+
+impl Default for AuditDocument {
+    /// 8,192 decisions are about 4 MiB, and a quarter of a second of signing at full speed.
+    fn default() -> Self {
+        Self { file: None, queue: 8192 }
+    }
+}
+
+impl Default for Limits {
+    /// Measured on two cores: about 33,000 signatures and 4,500 handshakes a second, 36 KiB per agent.
+    fn default() -> Self {
+        Self {
+            issue_concurrency: 256,
+            attest_per_second: 200,
+            attest_burst: 1000,
+            connections: 10_000,
+            handshake_timeout: Duration::from_secs(10),
+            request_timeout: Duration::from_secs(30),
+            entries: 1_000_000,
+            join_tokens: 10_000,
+        }
+    }
+}
+
+impl Default for Purge {
+    /// A machine that was off for a month is not coming back as itself.
+    fn default() -> Self {
+        Self { agents_expired_for: Duration::from_secs(30 * 86_400) }
+    }
+}
+
+/// An hour: a stolen key is worthless soon, and a server may be away for half of it without anyone noticing.
+const DEFAULT_TTL: Duration = Duration::from_secs(3600);
+
+/// A day: what a nightly job needs at most.
+const DEFAULT_MAX_TTL: Duration = Duration::from_secs(86_400);
+const SHORTEST_TTL: Duration = Duration::from_secs(5);
+const LONGEST_TTL: Duration = Duration::from_secs(366 * 86_400);
+const SHORTEST_CA_TTL: Duration = Duration::from_secs(30);
+const LONGEST_CA_TTL: Duration = Duration::from_secs(20 * 366 * 86_400);
+
+impl TryFrom<Document> for Config {
+    type Error = ConfigError;
+
+    fn try_from(document: Document) -> Result<Self, ConfigError> {
+        let Document { trust_domain, data_dir, listen, dns_names, name, admin_uids, health_listen, .. } = document;
+        if !document.health_listen_anywhere && !health_listen.ip().is_loopback() {
+            return Err(ConfigError::HealthNotLoopback(health_listen));
+        }
+        in_range("dns_names (how many)", dns_names.len(), 0, MAX_DNS_NAMES)?;
+        let admin_socket = match document.admin_socket {
+            Some(path) => path,
+            None => {
+                let path = data_dir.join("admin.sock");
+                let bytes = path.as_os_str().len();
+                SocketPath::try_from(path.clone()).map_err(|_| ConfigError::DefaultSocketTooLong { path, bytes })?
+            }
+        };
+        // Who may come in is decided by the uid of the caller; the bits only let it knock.
+        let default_mode = if admin_uids.is_empty() { Mode::OWNER } else { Mode::EVERYBODY };
+        let authority = authority(document.authority)?;
+        let svid = svid(&document.svid, authority.ca_ttl)?;
+        check_limits(&document.limits, &document.attest)?;
+        in_range("audit.queue", document.audit.queue, 16, 1 << 20)?;
+        let to = match document.audit.file {
+            Some(path) if path.as_os_str() == "-" => AuditTarget::Stdout,
+            Some(path) => AuditTarget::File(path),
+            None => AuditTarget::File(data_dir.join("audit.log")),
+        };
+        Ok(Self {
+            address: document.address.unwrap_or_else(|| Address::of(listen)),
+            admin_socket,
+            admin_socket_mode: document.admin_socket_mode.unwrap_or(default_mode),
+            store: document.store,
+            attest: document.attest,
+            audit: Audit { to, queue: document.audit.queue },
+            limits: document.limits,
+            purge: document.purge,
+            trust_domain,
+            data_dir,
+            listen,
+            dns_names,
+            name,
+            admin_uids,
+            health_listen,
+            authority,
+            svid,
+        })
+    }
+}
+
+fn authority(document: AuthorityDocument) -> Result<Authority, ConfigError> {
+    let AuthorityDocument { key_type, ca_ttl, keys, upstream } = document;
+    lifetime_in_range("authority.ca_ttl", ca_ttl, SHORTEST_CA_TTL, LONGEST_CA_TTL)?;
+    Ok(Authority { key_type, ca_ttl, keys, upstream })
+}
+
+fn svid(document: &SvidDocument, ca_ttl: Duration) -> Result<Svid, ConfigError> {
+    let most = whole_seconds(ca_ttl / LIFETIMES_PER_CA);
+    let fits = |key, leaf: Duration| {
+        lifetime_in_range(key, leaf, SHORTEST_TTL, LONGEST_TTL)?;
+        if leaf <= most {
+            return Ok(leaf);
+        }
+        Err(ConfigError::LeafOutlivesCa {
+            key,
+            leaf: write_duration(leaf),
+            ca: write_duration(ca_ttl),
+            most: write_duration(most),
+            least: write_duration(leaf * LIFETIMES_PER_CA),
+        })
+    };
+    // A default gives way to what the CA can honour; what somebody has written does not.
+    let ttl = fits("svid.ttl", document.ttl.unwrap_or(DEFAULT_TTL.min(document.max_ttl.unwrap_or(most)).min(most)))?;
+    let max_ttl = fits("svid.max_ttl", document.max_ttl.unwrap_or(DEFAULT_MAX_TTL.min(most).max(ttl)))?;
+    let agent_ttl = fits("svid.agent_ttl", document.agent_ttl.unwrap_or(DEFAULT_TTL.min(most)))?;
+    if ttl > max_ttl {
+        return Err(ConfigError::TtlOverMax { ttl: write_duration(ttl), max_ttl: write_duration(max_ttl) });
+    }
+    Ok(Svid { ttl, max_ttl, agent_ttl })
+}
+
+fn check_limits(limits: &Limits, attest: &Attest) -> Result<(), ConfigError> {
+    let second = Duration::from_secs(1);
+    in_range("limits.issue_concurrency", limits.issue_concurrency, 1, 1 << 20)?;
+    in_range("limits.attest_per_second", limits.attest_per_second, 1, 1 << 20)?;
+    in_range("limits.attest_burst", limits.attest_burst, 1, 1 << 20)?;
+    in_range("limits.connections", limits.connections, 1, 1 << 20)?;
+    in_range("limits.entries", limits.entries, 1, 100_000_000)?;
+    in_range("limits.join_tokens", limits.join_tokens, 1, 10_000_000)?;
+    lifetime_in_range("limits.handshake_timeout", limits.handshake_timeout, second, 300 * second)?;
+    lifetime_in_range("limits.request_timeout", limits.request_timeout, second, 3600 * second)?;
+    lifetime_in_range("attest.join_token.max_ttl", attest.join_token.max_ttl, second, LONGEST_TTL)?;
+    if let Some(x509pop) = &attest.x509pop {
+        in_range("attest.x509pop.max_chain", x509pop.max_chain, 1, 8)?;
+        in_range("attest.x509pop.min_rsa_bits", x509pop.min_rsa_bits, 2048, x509pop.max_rsa_bits)?;
+        in_range("attest.x509pop.max_rsa_bits", x509pop.max_rsa_bits, 2048, 8192)?;
+    }
+    Ok(())
+}
+
+/// `duration` in its largest whole unit, as one would write it in the config: `36d`, `20m`.
+fn write_duration(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    let units = [(86_400, "d"), (3600, "h"), (60, "m")];
+    let unit = units.into_iter().find(|(length, _)| seconds > 0 && seconds.is_multiple_of(*length));
+    let (length, unit) = unit.unwrap_or((1, "s"));
+    format!("{}{unit}", seconds / length)
+}
+
+fn whole_seconds(duration: Duration) -> Duration {
+    Duration::from_secs(duration.as_secs())
+}
+
+fn in_range<N: PartialOrd + ToString + Copy>(
+    key: &'static str,
+    value: N,
+    least: N,
+    most: N,
+) -> Result<(), ConfigError> {
+    if value >= least && value <= most {
+        return Ok(());
+    }
+    let (value, least, most) = (value.to_string(), least.to_string(), most.to_string());
+    Err(ConfigError::Range { key, value, least, most })
+}
+
+fn lifetime_in_range(key: &'static str, value: Duration, least: Duration, most: Duration) -> Result<(), ConfigError> {
+    if value >= least && value <= most {
+        return Ok(());
+    }
+    let [value, least, most] = [value, least, most].map(|duration| format!("{:?}", write_duration(duration)));
+    Err(ConfigError::Range { key, value, least, most })
+}

@@ -1,0 +1,171 @@
+//! What an operator sees of the config: its sample, its defaults, its refusals.
+
+use super::*;
+
+const SAMPLE: &str = include_str!("../../../deploy/server.toml");
+
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    Config::parse(&format!("trust_domain = 'example.org'\n{text}"), [])
+}
+
+fn error(text: &str) -> String {
+    parse(text).unwrap_err().to_string()
+}
+
+#[test]
+fn the_sample_has_every_key_and_shows_the_defaults() {
+    let sample = Config::parse(SAMPLE, []).unwrap();
+    let defaults = parse("").unwrap();
+    // What has no default is shown with an example.
+    let x509pop = sample.attest.x509pop.clone().unwrap();
+    assert_eq!((x509pop.max_chain, x509pop.min_rsa_bits, x509pop.max_rsa_bits), (5, 2048, 4096));
+    assert!(sample.authority.upstream.is_some());
+    let attest = Attest { x509pop: None, ..sample.attest.clone() };
+    let authority = Authority { upstream: None, ..sample.authority.clone() };
+    let examples = Config {
+        attest,
+        authority,
+        address: defaults.address.clone(),
+        dns_names: defaults.dns_names.clone(),
+        ..sample
+    };
+    assert_eq!(examples, defaults);
+}
+
+#[test]
+fn the_environment_alone_is_a_config() {
+    let over = [("TRUST_DOMAIN", "example.org"), ("SVID__TTL", "10m"), ("STORE__KIND", "mem")];
+    let over = over.map(|(key, value)| (format!("{PREFIX}__{key}"), value.to_owned()));
+    let config = Config::parse("", over).unwrap();
+    assert_eq!(config.svid.ttl, Duration::from_secs(600));
+    assert_eq!(config.store.kind, StoreKind::Mem);
+}
+
+#[test]
+fn a_short_ca_shortens_the_defaults_but_not_what_was_written() {
+    let config = parse("[authority]\nca_ttl = '2m'").unwrap();
+    let seconds = Duration::from_secs;
+    assert_eq!(config.svid, Svid { ttl: seconds(20), max_ttl: seconds(20), agent_ttl: seconds(20) });
+    assert_eq!(
+        error("[svid]\nmax_ttl = '6d'"),
+        "svid.max_ttl = \"6d\" is too long for authority.ca_ttl = \"30d\": a leaf must not outlive its CA \
+         through a rotation. Set svid.max_ttl to at most \"5d\", or authority.ca_ttl to at least \"36d\""
+    );
+    assert_eq!(
+        error("[svid]\nttl = '1h'\n[authority]\nca_ttl = '2h'"),
+        "svid.ttl = \"1h\" is too long for authority.ca_ttl = \"2h\": a leaf must not outlive its CA through a \
+         rotation. Set svid.ttl to at most \"20m\", or authority.ca_ttl to at least \"6h\""
+    );
+    assert_eq!(
+        error("[svid]\nttl = '2h'\nmax_ttl = '1h'"),
+        "svid.ttl = \"2h\" is longer than svid.max_ttl = \"1h\": lower the one or raise the other"
+    );
+    assert_eq!(error("[svid]\nttl = '1s'"), "svid.ttl = \"1s\" is not allowed: use \"5s\" to \"366d\"");
+}
+
+#[test]
+fn a_wrong_trust_domain_is_shown_with_its_key_and_line() {
+    let message = Config::parse("trust_domain = 'Example.org'", []).unwrap_err().to_string();
+    assert!(message.contains("line 1") && message.contains("trust_domain ="), "{message}");
+    let variable = ("CHANCERY_SERVER__TRUST_DOMAIN".to_owned(), "Example.org".to_owned());
+    let message = Config::parse("", [variable]).unwrap_err().to_string();
+    assert!(message.contains("in `trust_domain`"), "{message}");
+    assert!(Config::parse("", []).unwrap_err().to_string().contains("missing field `trust_domain`"));
+}
+
+#[test]
+fn an_unknown_key_is_named() {
+    assert!(error("trustdomain = 'x'").contains("unknown field `trustdomain`"));
+    assert!(error("[store]\ncache = 1").contains("unknown field `cache`"));
+    assert!(error("[attest.x509pop]\nca_bundle = 'a'\nx = 1").contains("unknown field `x`"));
+    assert!(error("[store]\nkind = 'sql'").contains("unknown variant `sql`, expected `sled` or `mem`"));
+}
+
+#[test]
+fn sockets_addresses_names_and_modes() {
+    let long = format!("admin_socket = '/{}'", "a".repeat(107));
+    assert!(error(&long).contains("has 108 bytes: 1 to 107 are allowed. Choose a shorter folder"));
+    let long = format!("/{}", "a".repeat(100));
+    assert_eq!(
+        error(&format!("data_dir = '{long}'")),
+        format!(
+            "admin_socket = \"{long}/admin.sock\" (from data_dir) has 112 bytes: at most 107 are allowed. Set admin_socket"
+        )
+    );
+    for bad in ["ca.example.org", "ca.example.org:0", "ca_x:1", ":1", "::1:80", "*.a:1", "[::1:80"] {
+        assert!(error(&format!("address = '{bad}'")).contains("is no address: write it as host:port"), "{bad}");
+    }
+    for good in ["ca.example.org:8443", "10.0.0.1:1", "[::1]:80"] {
+        assert_eq!(parse(&format!("address = '{good}'")).unwrap().address.as_str(), good);
+    }
+    assert_eq!(parse("listen = '10.0.0.1:99'").unwrap().address.as_str(), "10.0.0.1:99");
+    assert!(error("name = 'a b'").contains("must be 1 to 64 letters, digits, dots, dashes or underscores"));
+    assert!(error("admin_socket_mode = '888'").contains("is no file mode: write it in octal"));
+    assert_eq!(parse("admin_uids = [1000]").unwrap().admin_socket_mode.bits(), 0o666);
+    assert!(error("listen = 'ca.example.org:8443'").contains("invalid socket address"));
+}
+
+#[test]
+fn health_stays_on_loopback() {
+    assert_eq!(
+        error("health_listen = '0.0.0.0:8444'"),
+        "health_listen = \"0.0.0.0:8444\" is not a loopback address: metrics are for this machine only. Use \
+         127.0.0.1, or set health_listen_anywhere = true"
+    );
+    assert!(parse("health_listen = '0.0.0.0:8444'\nhealth_listen_anywhere = true").is_ok());
+}
+
+#[test]
+fn numbers_have_limits() {
+    let x509pop = "[attest.x509pop]\nca_bundle = 'a'\n";
+    for (text, message) in [
+        ("[limits]\nconnections = 0", "limits.connections = 0 is not allowed: use 1 to 1048576"),
+        ("[limits]\nrequest_timeout = '0s'", "limits.request_timeout = \"0s\" is not allowed: use \"1s\" to \"1h\""),
+        ("[audit]\nqueue = 1", "audit.queue = 1 is not allowed: use 16 to 1048576"),
+        ("[authority]\nca_ttl = '10s'", "authority.ca_ttl = \"10s\" is not allowed: use \"30s\" to \"7320d\""),
+        (
+            &format!("{x509pop}min_rsa_bits = 1024"),
+            "attest.x509pop.min_rsa_bits = 1024 is not allowed: use 2048 to 4096",
+        ),
+        (
+            &format!("{x509pop}max_rsa_bits = 16384"),
+            "attest.x509pop.max_rsa_bits = 16384 is not allowed: use 2048 to 8192",
+        ),
+        (&format!("{x509pop}max_chain = 9"), "attest.x509pop.max_chain = 9 is not allowed: use 1 to 8"),
+    ] {
+        assert_eq!(error(text), message);
+    }
+}
+
+#[test]
+fn files_are_checked_apart() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let key = spiffe::crypto::generate_key(KeyType::P256).unwrap();
+    let certificate = rcgen::CertificateParams::default().self_signed(&key).unwrap();
+    std::fs::write(path("ca.pem"), certificate.pem()).unwrap();
+    std::fs::write(path("key.pem"), key.serialize_pem()).unwrap();
+    std::fs::write(path("empty.pem"), "nothing").unwrap();
+    let check = |certificate: &str, key: &str, bundle: &str| {
+        let [certificate, key, bundle] = [certificate, key, bundle].map(|name| path(name).display().to_string());
+        let text = format!(
+            "[authority.upstream]\ncertificate = '{certificate}'\nkey = '{key}'\n[attest.x509pop]\nca_bundle = '{bundle}'"
+        );
+        parse(&text).unwrap().check_files().map_err(|error| error.to_string())
+    };
+    assert_eq!(check("ca.pem", "key.pem", "ca.pem"), Ok(()));
+    let message = check("none.pem", "key.pem", "ca.pem").unwrap_err();
+    assert!(
+        message.starts_with("authority.upstream.certificate: ")
+            && message.contains("none.pem: cannot be read: No such file")
+            && message.ends_with(": put the file there, or correct the path in the config"),
+        "{message}"
+    );
+    assert!(check("ca.pem", "ca.pem", "ca.pem").unwrap_err().contains("holds no PKCS#8 private key"));
+    std::fs::write(path("rsa.pem"), include_str!("../attest/test_rsa2048.pem")).unwrap();
+    assert_eq!(check("ca.pem", "rsa.pem", "ca.pem"), Ok(()));
+    let message = check("ca.pem", "key.pem", "empty.pem").unwrap_err();
+    assert!(message.contains("attest.x509pop.ca_bundle") && message.contains("holds no certificate"), "{message}");
+    let message = Config::load(Some(&path("none.toml"))).unwrap_err().to_string();
+    assert!(message.contains("none.toml: No such file"), "{message}");
+}
