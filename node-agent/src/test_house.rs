@@ -263,7 +263,9 @@ impl Node for House {
         let respond = |step| v1::AttestResponse { step: Some(step) };
         let evidence = String::from_utf8(start.evidence.to_vec()).unwrap();
         if start.attestor == "join_token" && !self.state().tokens.remove(&evidence) {
-            return Err(Status::permission_denied("join token is not known, or has been used"));
+            return Err(Status::permission_denied(
+                "join token is not known (used already, or revoked): create another with \"chancery token create\"",
+            ));
         }
         let id = self.trust_domain().agent_id(&start.attestor, "node").unwrap();
         let svid = self.wire_svid(&id, &start.csr)?;

@@ -58,6 +58,16 @@ impl EntryId {
         Self(bits.iter().map(|byte| format!("{byte:02x}")).collect::<String>().into())
     }
 
+    /// A new ID behind all that were made at an earlier `revision` of the store, or at an earlier `place` of the same
+    /// change: entries of one second are in the order of their IDs, and the oldest is the default identity.
+    pub fn in_order(revision: u64, place: u16, chance: [u8; 8]) -> Self {
+        let [_, _, revision @ ..] = revision.to_be_bytes();
+        let mut bits = [0; 16];
+        let all = revision.into_iter().chain(place.to_be_bytes()).chain(chance);
+        bits.iter_mut().zip(all).for_each(|(bit, byte)| *bit = byte);
+        Self::from_random(bits)
+    }
+
     /// The ID as text.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -236,6 +246,10 @@ mod tests {
     #[test]
     fn entry_ids() {
         assert_eq!(EntryId::from_random([0xab; 16]).as_str(), "abababababababababababababababab");
+        let made = [(1, 0, 9), (1, 1, 8), (2, 0, 7), (300, 0, 0)];
+        let made = made.map(|(revision, place, chance)| EntryId::in_order(revision, place, [chance; 8]));
+        assert!(made.is_sorted(), "{made:?}");
+        assert_eq!(made[1].as_str(), "00000000000100010808080808080808");
         for bad in ["", "a/b", "a b", "ä", &"a".repeat(65)] {
             assert!(EntryId::parse(bad).is_err(), "{bad}");
         }

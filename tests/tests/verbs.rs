@@ -355,7 +355,7 @@ fn fetch_and_healthcheck() {
     assert!(fetched.property("expires").starts_with("in "), "{fetched}");
     assert!(is_human_time(fetched.property("renews")), "{fetched}");
     assert!(!fetched.stdout.contains("BEGIN"), "{fetched}");
-    house.entry("second", &House::of_us(), &["--id", "zz-second"]);
+    house.entry("second", &House::of_us(), &[]);
     let json = house.run(&["fetch", "x509", "-o", "json"]).succeeded().json();
     assert_eq!(json["svids"][0]["spiffe_id"], "spiffe://example.org/web", "the oldest entry comes first");
     assert_eq!(json["svids"][1]["spiffe_id"], "spiffe://example.org/second");

@@ -3,6 +3,7 @@
 //! | file | owns |
 //! |---|---|
 //! | `listen` | the socket file, connections, who is at the other end |
+//! | `authority` | names of the socket that h2 would refuse |
 //! | `places` | how many may be served at once, in all and for one user |
 //! | `workload` | the SPIFFE Workload API |
 //! | `status` | the only file that makes gRPC statuses of errors |
@@ -27,7 +28,7 @@ use tracing::{info, warn};
 use crate::attestor::Attestors;
 use crate::cache::Cache;
 
-mod authority;
+pub mod authority;
 pub mod listen;
 mod places;
 mod status;

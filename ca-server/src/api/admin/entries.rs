@@ -62,9 +62,10 @@ pub(super) async fn create(call: &Call<'_>, request: v1::CreateEntriesRequest) -
             view.entry_count()
         )));
     }
-    let plan = |mut wire: v1::Entry| {
+    let plan = |(at, mut wire): (usize, v1::Entry)| {
         if wire.id.is_empty() {
-            wire.id = EntryId::from_random(crypto::random()?).to_string();
+            let place = u16::try_from(at).unwrap_or(u16::MAX);
+            wire.id = EntryId::in_order(view.revision(), place, crypto::random()?).to_string();
         }
         wire.created_at = now.unix();
         let entry = RegistrationEntry::try_from(wire)?;
@@ -73,7 +74,7 @@ pub(super) async fn create(call: &Call<'_>, request: v1::CreateEntriesRequest) -
         let txn = Txn::new().absent(key.clone()).absent(unique.clone()).put(key, entry_to_record(&entry));
         Ok((txn.put(unique, entry.id.to_string()), entry))
     };
-    run(call, request.entries.into_iter().map(plan)).await
+    run(call, request.entries.into_iter().enumerate().map(plan)).await
 }
 
 pub(super) async fn update(call: &Call<'_>, request: v1::UpdateEntriesRequest) -> Result<v1::EntryResults, Refusal> {
