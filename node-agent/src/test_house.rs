@@ -189,7 +189,7 @@ impl House {
 
     fn wire_svid(&self, id: &SpiffeId, csr: &[u8]) -> Result<v1::X509Svid, Status> {
         let key = ProvenKey::from_csr(csr).map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let chain = self.sign(id, key.spki()).into_iter().map(|der| der.to_vec().into()).collect();
+        let chain = self.sign(id, &key).into_iter().map(|der| der.to_vec().into()).collect();
         Ok(v1::X509Svid { spiffe_id: id.to_string(), chain })
     }
 

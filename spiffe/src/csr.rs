@@ -50,10 +50,12 @@ pub enum CsrError {
     Creation,
 }
 
-/// A public key whose private half the requester has been seen to hold.
+/// A public key whose private half the requester has been seen to hold. As rcgen's [`rcgen::PublicKeyData`] it is ready
+/// to be signed.
 #[derive(Debug)]
 pub struct ProvenKey {
-    spki: rcgen::SubjectPublicKeyInfo,
+    /// The one DER form that a key of this kind has.
+    spki_der: Box<[u8]>,
     key_type: KeyType,
 }
 
@@ -77,19 +79,57 @@ impl ProvenKey {
         algorithm
             .verify_signature(&key.subject_public_key.data, info.raw, &csr.signature_value.data)
             .map_err(|_| CsrError::Signature)?;
-        // Not by rcgen's own reading of CSRs: that takes the kind of key from the signature's algorithm.
-        let spki = rcgen::SubjectPublicKeyInfo::from_der(key.raw).map_err(|_| CsrError::Malformed)?;
-        Ok(Self { spki, key_type })
+        // Parsers forgive more than DER allows: what is signed has the one right form. Nor is it rcgen's reading of a
+        // CSR, which takes the kind of key from the signature's algorithm.
+        let (before, length) = spki_form(key_type);
+        if !key.raw.starts_with(before) || key.raw.len() != before.len() + length {
+            return Err(CsrError::Malformed);
+        }
+        Ok(Self { spki_der: key.raw.into(), key_type })
     }
 
-    /// The public key, ready to be signed.
-    pub fn spki(&self) -> &rcgen::SubjectPublicKeyInfo {
-        &self.spki
+    /// The SubjectPublicKeyInfo, DER.
+    pub fn spki_der(&self) -> &[u8] {
+        &self.spki_der
+    }
+
+    /// The bits of the key itself: an uncompressed point, or the 32 bytes of Ed25519.
+    pub fn bits(&self) -> &[u8] {
+        self.spki_der.get(spki_form(self.key_type).0.len()..).unwrap_or_default()
     }
 
     /// Which kind of key it is.
     pub fn key_type(&self) -> KeyType {
         self.key_type
+    }
+}
+
+impl rcgen::PublicKeyData for ProvenKey {
+    fn der_bytes(&self) -> &[u8] {
+        self.bits()
+    }
+
+    fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
+        crypto::signature_algorithm(self.key_type)
+    }
+}
+
+/// What stands before the key's bits in a SubjectPublicKeyInfo (RFC 5480 section 2, RFC 8410 section 4), and how many
+/// bits follow, in bytes.
+fn spki_form(key_type: KeyType) -> (&'static [u8], usize) {
+    const P256: &[u8] = &[
+        0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48,
+        0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
+    ];
+    const P384: &[u8] = &[
+        0x30, 0x76, 0x30, 0x10, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x05, 0x2b, 0x81, 0x04,
+        0x00, 0x22, 0x03, 0x62, 0x00,
+    ];
+    const ED25519: &[u8] = &[0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
+    match key_type {
+        KeyType::P256 => (P256, 65),
+        KeyType::P384 => (P384, 97),
+        KeyType::Ed25519 => (ED25519, 32),
     }
 }
 
@@ -162,7 +202,7 @@ mod tests {
             let csr = create(&key).unwrap();
             let proven = ProvenKey::from_csr(&csr).unwrap();
             assert_eq!(proven.key_type(), kind);
-            assert_eq!(proven.spki().subject_public_key_info(), key.subject_public_key_info());
+            assert_eq!(proven.spki_der(), key.subject_public_key_info());
             let (_, parsed) = X509CertificationRequest::from_der(&csr).unwrap();
             assert_eq!(parsed.certification_request_info.subject.iter().count(), 0);
             assert_eq!(parsed.requested_extensions().map_or(0, Iterator::count), 0);
@@ -173,8 +213,7 @@ mod tests {
     fn a_p384_key_with_a_sha256_signature_is_a_p384_key_and_its_wishes_are_dropped() {
         let proven = ProvenKey::from_csr(&decode(P384_SHA256_WITH_WISHES)).unwrap();
         assert_eq!(proven.key_type(), KeyType::P384);
-        assert_eq!(proven.spki().der_bytes().len(), 97);
-        assert_eq!(proven.spki().algorithm(), crypto::signature_algorithm(KeyType::P384));
+        assert_eq!(proven.bits().len(), 97);
     }
 
     #[test]
@@ -215,12 +254,12 @@ mod tests {
         fn nothing_makes_it_panic(random: Vec<u8>, at: prop::sample::Index, byte: u8, cut: prop::sample::Index) {
             let _ = ProvenKey::from_csr(&random);
             let mut csr = decode(P384_SHA256_WITH_WISHES);
-            let key = ProvenKey::from_csr(&csr).unwrap().spki().der_bytes().to_vec();
+            let key = ProvenKey::from_csr(&csr).unwrap().bits().to_vec();
             let at = at.index(csr.len());
             csr[at] = byte;
             // What is not signed is the frame: a flaw in it may pass, but never with another key.
             if let Ok(proven) = ProvenKey::from_csr(&csr) {
-                prop_assert_eq!(proven.spki().der_bytes(), key);
+                prop_assert_eq!(proven.bits(), key);
             }
             csr.truncate(cut.index(csr.len()));
             prop_assert!(ProvenKey::from_csr(&csr).is_err());

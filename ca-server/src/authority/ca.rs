@@ -84,7 +84,11 @@ impl CaPlan {
 /// section 2, method 1).
 pub(super) fn key_identifier(spki_der: &[u8]) -> Vec<u8> {
     let parsed = SubjectPublicKeyInfo::from_der(spki_der);
-    let bits = parsed.as_ref().map_or(spki_der, |(_, spki)| &spki.subject_public_key.data);
+    key_identifier_of(parsed.as_ref().map_or(spki_der, |(_, spki)| &spki.subject_public_key.data))
+}
+
+/// The same from the key's bits.
+pub(super) fn key_identifier_of(bits: &[u8]) -> Vec<u8> {
     crypto::sha256(bits).into_iter().take(20).collect()
 }
 

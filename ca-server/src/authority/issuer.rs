@@ -8,13 +8,9 @@
 use std::fmt;
 use std::sync::Arc;
 
-use rcgen::{
-    CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyUsagePurpose,
-    PublicKeyData, SanType,
-};
 use rustls_pki_types::CertificateDer;
 use spiffe::csr::ProvenKey;
-use spiffe::entry::DnsName;
+use spiffe::entry::{DnsName, KeyType};
 use spiffe::id::SpiffeId;
 use spiffe::time::{Lifetime, Timestamp};
 use x509_parser::certificate::X509Certificate;
@@ -22,6 +18,7 @@ use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::FromDer;
 
 use super::keys::{KeyError, KeyStore, SigningKey};
+use super::svid_der::{self, Frame};
 use super::{Authority, State};
 
 /// The organisation in every name that we write.
@@ -119,7 +116,7 @@ pub struct SvidPlan {
 }
 
 impl SvidPlan {
-    fn common_name(&self) -> Option<&str> {
+    pub(super) fn common_name(&self) -> Option<&str> {
         self.dns_names.first().map(DnsName::as_str).filter(|name| name.len() <= MAX_COMMON_NAME)
     }
 }
@@ -149,10 +146,8 @@ impl Signed {
 /// One authority and its key, ready to sign.
 pub struct Issuer {
     authority: Authority,
-    signer: rcgen::Issuer<'static, Signer>,
-    /// The authority's name as it stands in its certificate, DER.
-    name: Box<[u8]>,
-    key_identifier: Box<[u8]>,
+    key: Arc<SigningKey>,
+    frame: Frame,
     window: Lifetime,
     intermediates: Arc<[CertificateDer<'static>]>,
 }
@@ -172,12 +167,14 @@ impl Issuer {
         if certificate.public_key().raw != key.public_key() {
             return Err(IssueError::WrongKey(authority.id.clone()));
         }
-        let name = certificate.subject().as_raw().into();
-        let key_identifier = subject_key_identifier(&certificate).ok_or_else(unreadable)?.into();
-        let signer = rcgen::Issuer::from_ca_cert_der(own, Signer(key)).map_err(|_| unreadable())?;
+        let frame = Frame {
+            algorithm: algorithm_identifier(&key).ok_or_else(unreadable)?,
+            issuer: certificate.subject().as_raw().into(),
+            key_identifier: subject_key_identifier(&certificate).ok_or_else(unreadable)?.into(),
+        };
         let between = authority.chain.len() - 1;
         let intermediates = authority.chain.iter().take(between).cloned().collect();
-        Ok(Self { signer, name, key_identifier, window, intermediates, authority })
+        Ok(Self { key, frame, window, intermediates, authority })
     }
 
     /// The issuer of `owner`: its active authority with its key. `None` when it has none, or when its key is gone, as
@@ -212,12 +209,11 @@ impl Issuer {
         if plan.lifetime.not_after > self.window.not_after || plan.lifetime.not_before < self.window.not_before {
             return Err(IssueError::OutsideChain(self.window.not_after));
         }
-        let spki = plan.key.spki().subject_public_key_info();
-        let subject_key_identifier = super::ca::key_identifier(&spki);
-        let mut params = params(&plan)?;
-        params.key_identifier_method = KeyIdMethod::PreSpecified(subject_key_identifier.clone());
-        let leaf: CertificateDer<'static> = params.signed_by(plan.key.spki(), &self.signer)?.into();
-        self.compare(&leaf, &plan, &spki, &subject_key_identifier)?;
+        let subject_key_identifier = super::ca::key_identifier_of(plan.key.bits());
+        let to_be_signed = svid_der::to_be_signed(&plan, &subject_key_identifier, &self.frame);
+        let signature = rcgen::SigningKey::sign(&*self.key, &to_be_signed)?;
+        let leaf = CertificateDer::from(svid_der::certificate(&to_be_signed, self.frame.algorithm, &signature));
+        self.compare(&leaf, &plan, &subject_key_identifier)?;
         Ok(Signed {
             id: plan.id,
             serial: plan.serial,
@@ -229,22 +225,22 @@ impl Issuer {
 
     /// Every field of `leaf` against `plan`. Not the signature: the verification would cost thrice what signing does,
     /// and whoever gets the SVID does it.
-    fn compare(&self, leaf: &[u8], plan: &SvidPlan, spki: &[u8], key_identifier: &[u8]) -> Result<(), IssueError> {
+    fn compare(&self, leaf: &[u8], plan: &SvidPlan, key_identifier: &[u8]) -> Result<(), IssueError> {
         let same = |same: bool, field| if same { Ok(()) } else { Err(IssueError::Differs(field)) };
         let certificate = parse(leaf).ok_or(IssueError::Differs("encoding"))?;
         same(certificate.version.0 == 2, "version")?;
         same(certificate.raw_serial() == plan.serial.bytes(), "serial number")?;
         same(certificate.signature_algorithm == certificate.signature, "signature algorithm")?;
-        same(certificate.issuer().as_raw() == &*self.name, "issuer")?;
+        same(certificate.issuer().as_raw() == &*self.frame.issuer, "issuer")?;
         same(lifetime(&certificate) == plan.lifetime, "validity")?;
-        same(certificate.public_key().raw == spki, "public key")?;
+        same(certificate.public_key().raw == plan.key.spki_der(), "public key")?;
         same(subject_is(&certificate, plan.common_name()), "subject")?;
         // All six, and no other: the order is not ours to choose, so they are ticked off.
         let mut seen = 0_u8;
         for extension in certificate.extensions() {
             let (bit, critical, as_planned, field) = match extension.parsed_extension() {
                 ParsedExtension::AuthorityKeyIdentifier(found) => {
-                    let known = found.key_identifier.as_ref().is_some_and(|id| *id.0 == *self.key_identifier);
+                    let known = found.key_identifier.as_ref().is_some_and(|id| *id.0 == *self.frame.key_identifier);
                     let alone = found.authority_cert_issuer.is_none() && found.authority_cert_serial.is_none();
                     (1, false, known && alone, "authority key identifier")
                 }
@@ -284,52 +280,14 @@ impl fmt::Debug for Issuer {
     }
 }
 
-/// What rcgen signs with. A type of its own, because rcgen does not know that an `Arc` can sign.
-struct Signer(Arc<SigningKey>);
-
-impl PublicKeyData for Signer {
-    fn der_bytes(&self) -> &[u8] {
-        self.0.der_bytes()
-    }
-
-    fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
-        self.0.algorithm()
-    }
-}
-
-impl rcgen::SigningKey for Signer {
-    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
-        rcgen::SigningKey::sign(&*self.0, message)
-    }
-}
-
-/// The profile of an SVID (X509-SVID.md sections 2 to 4), each field by hand: rcgen's own defaults are a common name
-/// of its own and a life of two thousand years.
-fn params(plan: &SvidPlan) -> Result<CertificateParams, IssueError> {
-    let mut names = Vec::with_capacity(1 + plan.dns_names.len());
-    names.push(SanType::URI(plan.id.as_str().try_into().map_err(|_| IssueError::Unprintable)?));
-    for name in &plan.dns_names {
-        names.push(SanType::DnsName(name.as_str().try_into().map_err(|_| IssueError::Unprintable)?));
-    }
-    let mut subject = DistinguishedName::new();
-    subject.push(DnType::OrganizationName, ORGANIZATION);
-    if let Some(name) = plan.common_name() {
-        subject.push(DnType::CommonName, name);
-    }
-    let mut params = CertificateParams::default();
-    params.not_before = plan.lifetime.not_before.to_date_time();
-    params.not_after = plan.lifetime.not_after.to_date_time();
-    params.serial_number = Some(rcgen::SerialNumber::from_slice(plan.serial.bytes()));
-    params.subject_alt_names = names;
-    params.distinguished_name = subject;
-    params.is_ca = IsCa::ExplicitNoCa;
-    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-    params.name_constraints = None;
-    params.crl_distribution_points = Vec::new();
-    params.custom_extensions = Vec::new();
-    params.use_authority_key_identifier_extension = true;
-    Ok(params)
+/// What a key of this kind signs with, as an AlgorithmIdentifier (RFC 5758 section 3.2, RFC 8410 section 3).
+fn algorithm_identifier(key: &SigningKey) -> Option<&'static [u8]> {
+    const ECDSA_SHA256: &[u8] = &[0x30, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x02];
+    const ECDSA_SHA384: &[u8] = &[0x30, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x03];
+    const ED25519: &[u8] = &[0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70];
+    let known = [(KeyType::P256, ECDSA_SHA256), (KeyType::P384, ECDSA_SHA384), (KeyType::Ed25519, ED25519)];
+    let same = |kind: KeyType| rcgen::PublicKeyData::algorithm(key) == spiffe::crypto::signature_algorithm(kind);
+    known.into_iter().find(|(kind, _)| same(*kind)).map(|(_, identifier)| identifier)
 }
 
 /// The one certificate in `der`, with nothing behind it.
@@ -378,9 +336,13 @@ mod tests {
     use std::time::Duration;
 
     use spiffe::bundle::{Bundle, X509Authority};
-    use spiffe::entry::KeyType;
     use spiffe::id::TrustDomain;
     use spiffe::x509_svid::X509Svid;
+
+    use rcgen::{
+        CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyUsagePurpose,
+        PublicKeyData, SanType,
+    };
 
     use super::super::ca::{CaPlan, self_signed};
     use super::*;
@@ -395,6 +357,60 @@ mod tests {
         let chain = vec![self_signed(&key, &plan).unwrap()];
         let authority = Authority::prepared(key.id().clone(), "ca-1".into(), chain, plan.lifetime, NOW);
         Issuer::new(authority, key).unwrap()
+    }
+
+    /// What rcgen signs with. A type of its own, because rcgen does not know that an `Arc` can sign.
+    struct Signer(Arc<SigningKey>);
+
+    impl PublicKeyData for Signer {
+        fn der_bytes(&self) -> &[u8] {
+            self.0.der_bytes()
+        }
+
+        fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
+            self.0.algorithm()
+        }
+    }
+
+    impl rcgen::SigningKey for Signer {
+        fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
+            rcgen::SigningKey::sign(&*self.0, message)
+        }
+    }
+
+    /// The same profile for rcgen, each field by hand: its own defaults are a common name of its own and a life of two
+    /// thousand years.
+    fn params(plan: &SvidPlan) -> CertificateParams {
+        let mut names = Vec::with_capacity(1 + plan.dns_names.len());
+        names.push(SanType::URI(plan.id.as_str().try_into().unwrap()));
+        for name in &plan.dns_names {
+            names.push(SanType::DnsName(name.as_str().try_into().unwrap()));
+        }
+        let mut subject = DistinguishedName::new();
+        subject.push(DnType::OrganizationName, ORGANIZATION);
+        if let Some(name) = plan.common_name() {
+            subject.push(DnType::CommonName, name);
+        }
+        let mut params = CertificateParams::default();
+        params.not_before = plan.lifetime.not_before.to_date_time();
+        params.not_after = plan.lifetime.not_after.to_date_time();
+        params.serial_number = Some(rcgen::SerialNumber::from_slice(plan.serial.bytes()));
+        params.subject_alt_names = names;
+        params.distinguished_name = subject;
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.name_constraints = None;
+        params.crl_distribution_points = Vec::new();
+        params.custom_extensions = Vec::new();
+        params.use_authority_key_identifier_extension = true;
+        params.key_identifier_method = KeyIdMethod::PreSpecified(super::super::ca::key_identifier_of(plan.key.bits()));
+        params
+    }
+
+    /// rcgen, ready to sign as `issuer` does.
+    fn by_rcgen(issuer: &Issuer) -> rcgen::Issuer<'static, Signer> {
+        rcgen::Issuer::from_ca_cert_der(&issuer.authority.chain[0], Signer(issuer.key.clone())).unwrap()
     }
 
     fn plan(kind: KeyType, dns_names: &[&str]) -> SvidPlan {
@@ -423,6 +439,26 @@ mod tests {
                 assert_eq!(*svid.id(), id);
                 assert_eq!(svid.serial(), serial.bytes());
                 assert_eq!(svid.lifetime(), lifetime);
+            }
+        }
+    }
+
+    #[test]
+    fn every_byte_that_is_signed_is_as_rcgen_writes_it() {
+        for ca in [KeyType::P256, KeyType::P384, KeyType::Ed25519] {
+            let issuer = issuer(ca);
+            let signer = by_rcgen(&issuer);
+            let many: Vec<String> = (0..64).map(|n| format!("s{n}.{}.example.org", "a".repeat(n % 60 + 1))).collect();
+            let many: Vec<&str> = many.iter().map(String::as_str).collect();
+            for (leaf, names) in
+                [(KeyType::P256, &[][..]), (KeyType::P384, &["web.example.org"]), (KeyType::Ed25519, &many)]
+            {
+                let plan = plan(leaf, names);
+                let theirs = params(&plan).signed_by(&plan.key, &signer).unwrap();
+                let ours = issuer.sign(plan).unwrap().leaf;
+                let signed = |der: &[u8]| parse(der).unwrap().tbs_certificate.as_ref().to_vec();
+                assert_eq!(signed(&ours), signed(theirs.der()), "{leaf} below {ca}, {} names", names.len());
+                assert_eq!(parse(&ours).unwrap().signature_algorithm, parse(theirs.der()).unwrap().signature_algorithm);
             }
         }
     }
@@ -478,17 +514,14 @@ mod tests {
         let issuer = issuer(KeyType::P256);
         let planned = || plan(KeyType::P256, &["web.example.org"]);
         let mut wrong_name = planned();
-        let spki = wrong_name.key.spki().subject_public_key_info();
-        let identifier = super::super::ca::key_identifier(&spki);
+        let identifier = super::super::ca::key_identifier_of(wrong_name.key.bits());
+        let signer = by_rcgen(&issuer);
         let sign = |change: fn(&mut CertificateParams)| {
             let plan = planned();
-            let spki = plan.key.spki().subject_public_key_info();
-            let identifier = super::super::ca::key_identifier(&spki);
-            let mut params = params(&plan).unwrap();
-            params.key_identifier_method = KeyIdMethod::PreSpecified(identifier.clone());
+            let mut params = params(&plan);
             change(&mut params);
-            let leaf: CertificateDer<'static> = params.signed_by(plan.key.spki(), &issuer.signer).unwrap().into();
-            issuer.compare(&leaf, &plan, &spki, &identifier)
+            let leaf: CertificateDer<'static> = params.signed_by(&plan.key, &signer).unwrap().into();
+            issuer.compare(&leaf, &plan, &super::super::ca::key_identifier_of(plan.key.bits()))
         };
         let differs = |field| Err(IssueError::Differs(field));
         assert_eq!(sign(|_| {}), Ok(()));
@@ -511,7 +544,7 @@ mod tests {
         let foreign = self::issuer(KeyType::P256);
         let leaf = foreign.sign(planned()).unwrap().leaf;
         wrong_name.serial = Serial::from_random([0xff; 16]);
-        assert!(matches!(issuer.compare(&leaf, &wrong_name, &spki, &identifier), Err(IssueError::Differs(_))));
+        assert!(matches!(issuer.compare(&leaf, &wrong_name, &identifier), Err(IssueError::Differs(_))));
     }
 
     #[test]

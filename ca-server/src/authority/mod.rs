@@ -9,6 +9,7 @@ pub mod keys;
 pub mod plan;
 pub mod record;
 pub mod step;
+mod svid_der;
 pub mod upstream;
 
 use std::fmt;
