@@ -1,14 +1,17 @@
 //! The listeners: TLS on the network, and the admin unix socket. Each accepted connection carries its [`Caller`] to
 //! every request on it.
 //!
-//! - A handshake runs in a task of its own, with a time limit and a bound on how many run at once.
+//! - A handshake runs in a task of its own, with a time limit and a bound on how many run at once, in all and from one
+//!   address. Beyond it a connection is closed at once: those who mean it come again.
 //! - A peer whose certificate does not verify is turned away in the handshake; one without a certificate is a stranger.
 
+use std::collections::HashMap;
 use std::io;
+use std::net::IpAddr;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -23,8 +26,10 @@ use tracing::{debug, warn};
 
 use super::caller::Caller;
 
-/// How many handshakes may run at once.
-const HANDSHAKES: usize = 256;
+/// How many handshakes may run at once, in all and from one address: whoever opens connections and says nothing holds up
+/// nobody else.
+const HANDSHAKES: usize = 1024;
+const HANDSHAKES_OF_ONE: usize = 256;
 /// The longest path of a unix socket that the kernel takes, in bytes.
 pub const SOCKET_PATH_LIMIT: usize = 107;
 
@@ -170,12 +175,11 @@ pub async fn accept_tls(
     stop: CancellationToken,
 ) {
     let acceptor = TlsAcceptor::from(config);
-    let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
+    let handshakes = Handshakes::default();
     let open = Arc::new(Semaphore::new(limits.connections));
     loop {
         // No place for one more connection: let the kernel's queue hold them, which is bounded too.
         let Ok(place) = Arc::clone(&open).acquire_owned().await else { return };
-        let Ok(turn) = Arc::clone(&handshakes).acquire_owned().await else { return };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = stop.cancelled() => return,
@@ -188,6 +192,10 @@ pub async fn accept_tls(
                 tokio::task::yield_now().await;
                 continue;
             }
+        };
+        let Some(turn) = handshakes.begin(address.ip()) else {
+            debug!(%address, "too many handshakes: turned away");
+            continue;
         };
         let (acceptor, to) = (acceptor.clone(), to.clone());
         tokio::spawn(async move {
@@ -211,6 +219,41 @@ pub async fn accept_tls(
     }
 }
 
+/// The handshakes that run now, by the address that they come from. Clones share them.
+#[derive(Clone, Debug, Default)]
+struct Handshakes(Arc<Mutex<HashMap<IpAddr, usize>>>);
+
+impl Handshakes {
+    /// A turn for a handshake from `address`, given back when it is dropped; `None`: there are enough.
+    fn begin(&self, address: IpAddr) -> Option<Turn> {
+        let mut running = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let all: usize = running.values().sum();
+        let of_one = running.get(&address).copied().unwrap_or(0);
+        if all >= HANDSHAKES || of_one >= HANDSHAKES_OF_ONE {
+            return None;
+        }
+        running.insert(address, of_one + 1);
+        Some(Turn { handshakes: self.clone(), address })
+    }
+}
+
+struct Turn {
+    handshakes: Handshakes,
+    address: IpAddr,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut running = self.handshakes.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = running.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                running.remove(&self.address);
+            }
+        }
+    }
+}
+
 /// Accepts connections on the admin socket until `stop`, and hands them on.
 pub async fn accept_unix(listener: UnixListener, to: mpsc::Sender<io::Result<Connection>>, stop: CancellationToken) {
     loop {
@@ -231,5 +274,23 @@ pub async fn accept_unix(listener: UnixListener, to: mpsc::Sender<io::Result<Con
             }
             Err(error) => warn!(%error, "the kernel does not say who called on the admin socket"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_opens_connections_and_says_nothing_holds_up_nobody_else() {
+        let handshakes = Handshakes::default();
+        let address = |last| IpAddr::from([192, 0, 2, last]);
+        let mut held: Vec<Turn> = (0..HANDSHAKES_OF_ONE).map(|_| handshakes.begin(address(1)).unwrap()).collect();
+        assert!(handshakes.begin(address(1)).is_none());
+        assert!(handshakes.begin(address(2)).is_some());
+        held.pop();
+        assert!(handshakes.begin(address(1)).is_some());
+        drop(held);
+        assert!(handshakes.0.lock().unwrap().is_empty());
     }
 }
