@@ -51,7 +51,7 @@ pub(crate) struct Settings {
     /// Where agents are told to connect.
     #[arg(long, value_name = "HOST:PORT")]
     address: Option<String>,
-    /// Where the admin socket is made.
+    /// Where the admin socket is made. --socket and `CHANCERY_ADMIN_SOCKET` say where clients look for it, not this.
     #[arg(long, value_name = "PATH")]
     admin_socket: Option<PathBuf>,
 }
@@ -70,14 +70,13 @@ struct Valid {
 
 impl Settings {
     fn config(self) -> Outcome<Config> {
-        let socket = self.admin_socket;
         let over = Overrides::new(PREFIX)
             .default("data_dir", Folders::of_this_process().state("server"))
             .flag("trust_domain", self.trust_domain)
             .flag("data_dir", self.data_dir)
             .flag("listen", self.listen)
             .flag("address", self.address)
-            .flag("admin_socket", socket);
+            .flag("admin_socket", self.admin_socket);
         let laid = over.read(self.config.as_deref(), Path::new(USUAL_CONFIG))?;
         let parsed = Config::parse(&laid.text, laid.variables);
         parsed.map_err(|error| Failure::Refused(format!("{error}\n(from {})", laid.place)))
@@ -88,11 +87,7 @@ impl Verb {
     /// Does it.
     pub(crate) async fn run(self, globals: &Globals) -> Outcome {
         match self {
-            Self::Run(mut settings) => {
-                // The socket that operators name is the one that the server makes.
-                settings.admin_socket = settings.admin_socket.or_else(|| globals.socket.clone());
-                run(settings.config()?).await
-            }
+            Self::Run(settings) => run(settings.config()?).await,
             Self::Validate(settings) => {
                 let config = settings.config()?;
                 app::check(&config, System.now()).map_err(|error| Failure::Refused(error.to_string()))?;
