@@ -380,14 +380,14 @@ fn fetch_and_healthcheck() {
     assert_eq!(house.run(&["healthcheck", "--health", &health, "-o", "json"]).succeeded().json()["ready"], true);
     house.run(&["healthcheck", "--workload-socket", &socket]).succeeded().says(&["ready\n"]);
     house.stop_agent();
-    house.run(&["healthcheck", "--workload-socket", &socket]).failed(3, &["no agent answers at "]);
+    house.run(&["healthcheck", "--workload-socket", &socket, "--timeout", "1s"]).failed(3, &["no agent answers at "]);
     house.run(&["fetch", "x509"]).failed(3, &["no agent answers at ", "chancery agent run"]);
     watcher.wait_for_log("; trying again", 30);
     house.start_agent();
     let lines = watcher.stdout().lines().count();
     watcher.wait_for("the agent's return", 60, |watcher| (watcher.stdout().lines().count() > lines).then_some(()));
     house.stop_server();
-    house.run(&["healthcheck", "--health", &health]).failed(3, &["no server answers at "]);
+    house.run(&["healthcheck", "--health", &health, "--timeout", "1s"]).failed(3, &["no server answers at "]);
     house.run(&["entry", "list"]).failed(3, &["no server answers at ", "chancery server run"]);
 }
 
