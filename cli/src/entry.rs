@@ -98,7 +98,7 @@ pub(crate) struct Fields {
     #[arg(long = "selector", value_name = "TYPE:VALUE")]
     selectors: Vec<Selector>,
     /// How long its X.509-SVIDs live; 0s: as the server's config says.
-    #[arg(long, value_name = "DURATION", value_parser = spiffe::settings::parse_duration)]
+    #[arg(long, visible_alias = "ttl", value_name = "DURATION", value_parser = spiffe::settings::parse_duration)]
     x509_ttl: Option<Duration>,
     /// A DNS name in its SVIDs; may be repeated, the first is also the common name.
     #[arg(long = "dns", value_name = "NAME")]

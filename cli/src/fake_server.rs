@@ -267,7 +267,7 @@ mod tests {
         let door = FakeServer::start();
         door.run(&format!("{CREATE} spiffe://example.org/a --id a --hint first --x509-ttl 1h --wait")).await.unwrap();
         door.run(&format!("{CREATE} spiffe://example.org/b --id b")).await.unwrap();
-        door.run("entry update a --x509-ttl 10m --admin --wait=5s").await.unwrap();
+        door.run("entry update a --ttl 10m --admin --wait=5s").await.unwrap();
         let entry = &door.server.entries()[0];
         assert_eq!((entry.x509_ttl, entry.admin, entry.hint.as_str()), (600, true, "first"));
         door.run("entry list").await.unwrap();
