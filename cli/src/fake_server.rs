@@ -246,7 +246,11 @@ impl Admin for FakeServer {
         Ok(self.0.lock().unwrap().authority(&request.into_inner().id))
     }
 
-    async fn revoke_authority(&self, _: Request<v1::AuthorityRequest>) -> Answer<v1::AuthorityResponse> {
+    async fn revoke_authority(&self, request: Request<v1::AuthorityRequest>) -> Answer<v1::AuthorityResponse> {
+        let request = request.into_inner();
+        if request.force {
+            return Ok(self.0.lock().unwrap().authority(&request.id));
+        }
         Err(Status::failed_precondition("it is active: activate another first"))
     }
 
@@ -338,6 +342,7 @@ mod tests {
             "authority list",
             "authority activate a1",
             "authority taint a1 -o json",
+            "authority revoke a1 --force",
         ] {
             door.run(line).await.unwrap_or_else(|failure| panic!("{line}: {failure}"));
         }
