@@ -12,7 +12,7 @@ use spiffe::time::Timestamp;
 
 use crate::args::Globals;
 use crate::connect::{self, Admin};
-use crate::documents::{Count, Entries, Entry, EntryResult, EntryResults};
+use crate::documents::{Count, Entries, Entry, EntryOutcome, EntryResult, EntryResults};
 use crate::exit::{Failure, Outcome};
 use crate::output::{Output, Sheet, Table, plain};
 use crate::wait::Wait;
@@ -352,11 +352,15 @@ async fn change(admin: &mut Admin, output: Output, wait: &Wait, change: Change, 
         }
     }
     let text = lines(change, &entries, &answers);
+    let notes = notes(&answers);
     let results: Vec<EntryResult> = answers.into_iter().map(result).collect();
-    let refused = results.iter().filter(|result| matches!(result, EntryResult::Refused { .. })).count();
+    let refused = results.iter().filter(|result| matches!(result.outcome, EntryOutcome::Refused { .. })).count();
     let all = entries.len();
     let done = EntryResults { results };
     let shown = wait.and_show(admin, output, (done, revision), |_| text).await;
+    if output == Output::Text {
+        notes.iter().for_each(|note| crate::output::remark(note));
+    }
     match (cut_short, refused) {
         (Some(failure), _) => Err(failure),
         (None, 0) => shown,
@@ -388,13 +392,27 @@ async fn call(admin: &mut Admin, change: Change, entries: Vec<v1::Entry>) -> Out
 
 fn result(answer: v1::EntryResult) -> EntryResult {
     use v1::entry_result::Outcome as Became;
-    match answer.outcome {
-        Some(Became::Entry(entry)) => EntryResult::Entry(Box::new(entry.into())),
-        Some(Became::Refused(refused)) => {
-            EntryResult::Refused { code: refusal::code_name(tonic::Code::from(refused.code)), message: refused.message }
+    let outcome = match answer.outcome {
+        Some(Became::Entry(entry)) => EntryOutcome::Entry(Box::new(entry.into())),
+        Some(Became::Refused(refused)) => EntryOutcome::Refused {
+            code: refusal::code_name(tonic::Code::from(refused.code)),
+            message: refused.message,
+        },
+        None => EntryOutcome::Refused { code: "unknown", message: "the server gave no result".into() },
+    };
+    EntryResult { outcome, warning: answer.warning }
+}
+
+/// What the server has to say about entries that it took: one line for each.
+fn notes(answers: &[v1::EntryResult]) -> Vec<String> {
+    use v1::entry_result::Outcome as Became;
+    let note = |answer: &v1::EntryResult| match &answer.outcome {
+        Some(Became::Entry(entry)) if !answer.warning.is_empty() => {
+            Some(format!("note: entry {}: {}", plain(&entry.id), plain(&answer.warning)))
         }
-        None => EntryResult::Refused { code: "unknown", message: "the server gave no result".into() },
-    }
+        _ => None,
+    };
+    answers.iter().filter_map(note).collect()
 }
 
 /// One line for each item, in the order in which they were given.
@@ -506,14 +524,26 @@ mod tests {
         let refused =
             v1::Refusal { code: tonic::Code::AlreadyExists as i32, message: "entry web-0 is the same".into() };
         let answers = [
-            v1::EntryResult { outcome: Some(Became::Entry(entry())) },
-            v1::EntryResult { outcome: Some(Became::Refused(refused)) },
+            v1::EntryResult { outcome: Some(Became::Entry(entry())), ..Default::default() },
+            v1::EntryResult { outcome: Some(Became::Refused(refused)), ..Default::default() },
         ];
         assert_eq!(
             lines(Change::Create, &[entry(), entry()], &answers),
             "created web-1  spiffe://example.org/web\n\
              refused 2 (spiffe://example.org/web): already exists: entry web-0 is the same"
         );
+    }
+
+    #[test]
+    fn a_warning_is_a_note_and_a_field() {
+        let outcome = Some(v1::entry_result::Outcome::Entry(entry()));
+        let quiet = v1::EntryResult { outcome: outcome.clone(), ..Default::default() };
+        let loud = v1::EntryResult { outcome, warning: "no agent has this parent".into() };
+        assert_eq!(notes(&[quiet.clone(), loud.clone()]), ["note: entry web-1: no agent has this parent"]);
+        let json = |answer| serde_json::to_value(result(answer)).unwrap();
+        assert_eq!(json(loud)["warning"], "no agent has this parent");
+        let quiet = json(quiet);
+        assert_eq!((&quiet["entry"]["id"], quiet.get("warning")), (&"web-1".into(), None));
     }
 
     #[test]

@@ -62,11 +62,11 @@ impl Running {
 
 fn refused(status: &Status) -> v1::EntryResult {
     let refusal = v1::Refusal { code: status.code() as i32, message: status.message().to_owned() };
-    v1::EntryResult { outcome: Some(v1::entry_result::Outcome::Refused(refusal)) }
+    v1::EntryResult { outcome: Some(v1::entry_result::Outcome::Refused(refusal)), ..Default::default() }
 }
 
 fn done(entry: &v1::Entry) -> v1::EntryResult {
-    v1::EntryResult { outcome: Some(v1::entry_result::Outcome::Entry(entry.clone())) }
+    v1::EntryResult { outcome: Some(v1::entry_result::Outcome::Entry(entry.clone())), ..Default::default() }
 }
 
 impl State {
