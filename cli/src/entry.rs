@@ -152,6 +152,18 @@ impl Expiry {
 }
 
 impl Fields {
+    /// Whether no flag was given.
+    fn are_none(&self) -> bool {
+        let one = self.spiffe_id.is_some()
+            || self.parent.is_some()
+            || self.x509_ttl.is_some()
+            || self.hint.is_some()
+            || self.admin.is_some()
+            || self.expires.is_some()
+            || self.key_type.is_some();
+        !one && self.selectors.is_empty() && self.dns_names.is_empty() && self.federates_with.is_empty()
+    }
+
     /// Lays what was given over `entry`.
     fn over(&self, entry: &mut v1::Entry, now: Timestamp) {
         fn texts<T: ToString>(given: &[T], field: &mut Vec<String>) {
@@ -250,14 +262,24 @@ impl Verb {
                 change(&mut admin, output, &create.wait, Change::Create, entries).await
             }
             Self::Update(update) => {
-                let from_file = update.file.as_deref().map(entry_file::read).transpose()?;
-                let mut admin = connect::admin(globals).await?;
-                let entries = match (from_file, &update.id) {
-                    (Some(entries), _) => entries,
-                    (None, Some(id)) => vec![changed(&mut admin, id, &update.fields).await?],
+                let entries = match (&update.file, &update.id) {
+                    (Some(file), _) => entry_file::read(file)?,
+                    (None, Some(id)) if update.fields.are_none() => {
+                        return Err(Failure::Usage(format!("no flag says what to change of entry {id}")));
+                    }
+                    (None, Some(id)) => {
+                        let mut admin = connect::admin(globals).await?;
+                        let before = show(&mut admin, id).await?;
+                        let mut entry = before.clone();
+                        update.fields.over(&mut entry, moments::now());
+                        if entry == before {
+                            return unchanged(&mut admin, output, &update.wait, entry).await;
+                        }
+                        return change(&mut admin, output, &update.wait, Change::Update, vec![entry]).await;
+                    }
                     (None, None) => return Err(Failure::Usage("name the entry to change, or a --file".into())),
                 };
-                change(&mut admin, output, &update.wait, Change::Update, entries).await
+                change(&mut connect::admin(globals).await?, output, &update.wait, Change::Update, entries).await
             }
             Self::Delete { ids, wait } => {
                 let mut admin = connect::admin(globals).await?;
@@ -301,14 +323,11 @@ impl Create {
     }
 }
 
-async fn changed(admin: &mut Admin, id: &EntryId, fields: &Fields) -> Outcome<v1::Entry> {
-    let mut entry = show(admin, id).await?;
-    let before = entry.clone();
-    fields.over(&mut entry, moments::now());
-    if entry == before {
-        return Err(Failure::Usage(format!("entry {id} is like that already, or no flag says what to change")));
-    }
-    Ok(entry)
+/// Shows an entry that is already as it is to be. Nothing was changed, so nobody is waited for.
+async fn unchanged(admin: &mut Admin, output: Output, wait: &Wait, entry: v1::Entry) -> Outcome {
+    let text = format!("unchanged {}  {}", plain(&entry.id), plain(&entry.spiffe_id));
+    let result = EntryResult { outcome: EntryOutcome::Entry(Box::new(entry.into())), warning: String::new() };
+    wait.and_show(admin, output, (EntryResults { results: vec![result] }, 0), |_| text).await
 }
 
 /// One entry by its ID.

@@ -171,7 +171,8 @@ fn entries_by_flags() {
     let entry = house.run(&["entry", "show", "web-1", "-o", "json"]).succeeded().json();
     assert_eq!((entry["x509_ttl"].as_str(), entry["hint"].as_str()), (Some("20m"), Some("front")));
     assert!(entry["expires_at"].is_null(), "{entry}");
-    house.run(&["entry", "update", "web-1", "--x509-ttl", "20m"]).failed(2, &["entry web-1 is like that already"]);
+    house.run(&["entry", "update", "web-1", "--ttl", "20m", "--wait"]).succeeded().says(&["unchanged web-1  "]);
+    house.run(&["entry", "update", "web-1"]).failed(2, &["no flag says what to change of entry web-1"]);
 
     let deleted =
         house.run(&["entry", "delete", "web-1", "none", "boss"]).failed(1, &["1 of 3 entries were not deleted"]);
