@@ -137,6 +137,9 @@ impl std::str::FromStr for Expiry {
         }
         let either =
             spiffe::settings::parse_duration(text).map(Self::In).or_else(|_| moments::parse(text).map(Self::At));
+        if matches!(either, Ok(Self::In(length)) if length.is_zero()) {
+            return Err(format!("{text} is no time at all: give more than that, or never"));
+        }
         either.map_err(|_| format!("{text:?} is no time: write it like 2026-11-20T23:40:00Z, 30d, or never"))
     }
 }
@@ -572,6 +575,7 @@ mod tests {
         assert_eq!(seconds("never"), Ok(0));
         assert_eq!(seconds("1h"), Ok(4_600));
         assert_eq!(seconds("2026-11-20T23:40:00Z"), Ok(1_795_218_000));
+        assert!(seconds("0s").unwrap_err().contains("or never"));
         assert!(seconds("soon").unwrap_err().contains("write it like"));
     }
 }

@@ -93,6 +93,7 @@ fn the_command_that_token_create_prints_runs_as_it_is_printed() {
 #[test]
 fn tokens() {
     let house = House::with_server("");
+    house.run(&["token", "create", "--ttl", "0s"]).failed(2, &["0s is no time at all"]);
     let made = house.run(&["token", "create", "--ttl", "1h", "--alias", House::NODE, "-o", "json"]).succeeded().json();
     let (token, id) = (made["token"].as_str().unwrap(), made["id"].as_str().unwrap());
     assert!(token.starts_with("chy-"), "{made}");
