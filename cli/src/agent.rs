@@ -39,9 +39,10 @@ Every key of the config can also be set from the environment: CHANCERY_AGENT__PR
     },
     /// Count the agents that match every given flag.
     Count(Filter),
-    /// Make an agent's SVID good no more. It may attest again.
+    /// Make an agent's SVID good no more. It may attest again (by a join token: with a new one).
     Evict(One),
-    /// Make an agent's SVID good no more, and let it not attest again until it is evicted.
+    /// Make an agent's SVID good no more, and let it not attest again until it is evicted. What its workloads hold
+    /// stays good until it expires.
     Ban(One),
     /// Forget agents whose SVIDs have been expired for long. Banned ones stay.
     Purge {
@@ -118,17 +119,14 @@ impl Verb {
                 let mut admin = connect::admin(globals).await?;
                 let answer = admin.evict_agent(v1::EvictAgentRequest { id: id.clone() }).await;
                 let revision = answer.map_err(|status| refusal::failure(&status))?.into_inner().revision;
-                let said = |named: &Named| format!("evicted {}: it may attest again", plain(&named.id));
-                one.wait.and_show(&mut admin, output, (Named { id }, revision), said).await
+                one.wait.and_show_in_force(&mut admin, output, (Named { id }, revision), evicted).await
             }
             Self::Ban(one) => {
                 let id = one.id.to_string();
                 let mut admin = connect::admin(globals).await?;
                 let answer = admin.ban_agent(v1::BanAgentRequest { id: id.clone() }).await;
                 let revision = answer.map_err(|status| refusal::failure(&status))?.into_inner().revision;
-                let said =
-                    |named: &Named| format!("banned {}: `chancery agent evict` lets it in again", plain(&named.id));
-                one.wait.and_show(&mut admin, output, (Named { id }, revision), said).await
+                one.wait.and_show_in_force(&mut admin, output, (Named { id }, revision), banned).await
             }
             Self::Purge { expired_for, wait } => {
                 let mut admin = connect::admin(globals).await?;
@@ -157,6 +155,24 @@ async fn list(admin: &mut Admin, filter: v1::AgentFilter) -> Outcome<Vec<v1::Age
         }
         page = answer.next_page;
     }
+}
+
+fn evicted(agent: &Named) -> String {
+    // A token is good once: the one by which it came does not let it in again.
+    let how = if agent.id.contains("/chancery/agent/join_token/") {
+        ", with a new token: `chancery token create` makes one"
+    } else {
+        ""
+    };
+    format!("evicted {}: it may attest again{how}", plain(&agent.id))
+}
+
+fn banned(agent: &Named) -> String {
+    format!(
+        "banned {}: `chancery agent evict` lets it in again\nThe SVIDs that its workloads hold stay good until they \
+         expire: its node gets no new ones",
+        plain(&agent.id)
+    )
 }
 
 /// A word on how an agent is.
@@ -208,6 +224,13 @@ fn sheet(agent: &v1::Agent, now: Timestamp) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_an_eviction_leaves_to_do() {
+        let named = |id: &str| Named { id: id.into() };
+        assert!(evicted(&named("spiffe://example.org/chancery/agent/join_token/1")).contains("chancery token create"));
+        assert!(evicted(&named("spiffe://example.org/chancery/agent/x509pop/1")).ends_with("it may attest again"));
+    }
 
     #[test]
     fn agents_as_text() {
