@@ -173,6 +173,7 @@ fn entries_by_flags() {
     assert_eq!((entry["x509_ttl"].as_str(), entry["hint"].as_str()), (Some("20m"), Some("front")));
     assert!(entry["expires_at"].is_null(), "{entry}");
     house.run(&["entry", "update", "web-1", "--ttl", "20m", "--wait"]).succeeded().says(&["unchanged web-1  "]);
+    house.run(&["entry", "delete", "web-1", "--wait", "5s"]).failed(2, &["write --wait=5s"]);
     house.run(&["entry", "update", "web-1"]).failed(2, &["no flag says what to change of entry web-1"]);
 
     let deleted =
