@@ -217,14 +217,20 @@ fn take_bundles(answer: &wire::X509BundlesResponse, fetch: &Fetch, output: Outpu
         write_bundles(folder, &bundles)?;
     }
     let roots = |pem: &str| pem.matches("-----BEGIN").count();
-    let line = |(name, pem): (&String, &String)| format!("{name}: {} roots", roots(pem));
+    let line = |(name, pem): (&String, &String)| match roots(pem) {
+        1 => format!("{name}: 1 root"),
+        roots => format!("{name}: {roots} roots"),
+    };
     let document = TrustBundles { bundles };
     if fetch.watch {
         let names = || document.bundles.iter().map(line).collect::<Vec<_>>().join(", ");
         return output.show_line(&document, || format!("{}  {}", moments::now(), names()));
     }
     output.show(&document, || match &fetch.write {
-        Some(folder) => format!("{} bundles written to {}", document.bundles.len(), folder.display()),
+        Some(folder) => {
+            let bundles = if document.bundles.len() == 1 { "bundle" } else { "bundles" };
+            format!("{} {bundles} written to {}", document.bundles.len(), folder.display())
+        }
         None => document.bundles.values().cloned().collect(),
     })
 }

@@ -53,6 +53,8 @@ pub(crate) fn code_name(code: Code) -> &'static str {
 
 fn sentence(code: Code, message: &str) -> String {
     let message = if message.is_empty() { "it gave no reason".into() } else { plain(message) };
+    // Some say themselves when to try again.
+    let again = if message.contains("try again") { "" } else { "; try again" };
     match code {
         Code::InvalidArgument | Code::OutOfRange => format!("not accepted: {message}"),
         Code::NotFound => format!("not found: {message}"),
@@ -61,9 +63,9 @@ fn sentence(code: Code, message: &str) -> String {
         Code::Unauthenticated => format!("not known to the server: {message}"),
         Code::FailedPrecondition => format!("not possible as things are: {message}"),
         Code::ResourceExhausted => format!("too much at once: {message}"),
-        Code::Aborted => format!("something else changed at the same time: {message}; try again"),
-        Code::Unavailable => format!("cannot be answered now: {message}; try again"),
-        Code::DeadlineExceeded => format!("no answer in time: {message}; try again"),
+        Code::Aborted => format!("something else changed at the same time: {message}{again}"),
+        Code::Unavailable => format!("cannot be answered now: {message}{again}"),
+        Code::DeadlineExceeded => format!("no answer in time: {message}{again}"),
         Code::Unimplemented => format!("not known to this server, which may be of another version: {message}"),
         Code::Cancelled => format!("the call was cancelled: {message}"),
         Code::Ok | Code::Unknown | Code::Internal | Code::DataLoss => {
@@ -83,6 +85,8 @@ mod tests {
         assert_eq!(refused.exit(), 1);
         let busy = failure(&Status::unavailable("no store"));
         assert_eq!((busy.to_string().as_str(), busy.exit()), ("cannot be answered now: no store; try again", 3));
+        let waits = failure(&Status::unavailable("it waits for the server; try again"));
+        assert_eq!(waits.to_string(), "cannot be answered now: it waits for the server; try again");
         assert!(failure(&Status::internal("\u{1b}[2J")).to_string().contains("\\u{1b}"));
     }
 }

@@ -369,7 +369,7 @@ fn fetch_and_healthcheck() {
         assert!(house.path("me").join(name).exists(), "{name}");
     }
     house.run(&["fetch", "bundle"]).succeeded().says(&["-----BEGIN CERTIFICATE-----"]);
-    house.run(&["fetch", "bundle", "--write", "me"]).succeeded().says(&["1 bundles written to me"]);
+    house.run(&["fetch", "bundle", "--write", "me"]).succeeded().says(&["1 bundle written to me"]);
     assert!(house.path("me/bundle.example.org.pem").exists());
 
     // A watcher sees an entry come, and outlives the agent.
