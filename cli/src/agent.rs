@@ -97,8 +97,11 @@ impl Verb {
             Self::Run(settings) => settings.run(globals).await,
             Self::Validate(settings) => settings.validate(globals),
             Self::List(filter) => {
-                let agents = list(&mut connect::admin(globals).await?, filter.into()).await?;
-                let text = table(&agents, moments::now());
+                let mut admin = connect::admin(globals).await?;
+                // Asked first: an agent that applies something in between is not behind.
+                let latest = revision(&mut admin).await?;
+                let agents = list(&mut admin, filter.into()).await?;
+                let text = table(&agents, latest, moments::now());
                 output.show(&Agents { agents: agents.into_iter().map(Agent::from).collect() }, || text)
             }
             Self::Show { id } => {
@@ -141,6 +144,12 @@ impl Verb {
             }
         }
     }
+}
+
+/// The server's present revision.
+async fn revision(admin: &mut Admin) -> Outcome<u64> {
+    let info = admin.server_info(v1::ServerInfoRequest {}).await;
+    Ok(info.map_err(|status| refusal::failure(&status))?.into_inner().revision)
 }
 
 async fn list(admin: &mut Admin, filter: v1::AgentFilter) -> Outcome<Vec<v1::Agent>> {
@@ -188,16 +197,24 @@ fn state(agent: &v1::Agent, now: Timestamp) -> &'static str {
     }
 }
 
-fn table(agents: &[v1::Agent], now: Timestamp) -> String {
+/// The revision that an agent has applied, and how far that is behind `latest`; nothing for one that is away.
+fn applied(agent: &v1::Agent, latest: u64) -> String {
+    match latest.saturating_sub(agent.acknowledged) {
+        _ if !agent.connected => String::new(),
+        0 => agent.acknowledged.to_string(),
+        behind => format!("{} ({behind} behind)", agent.acknowledged),
+    }
+}
+
+fn table(agents: &[v1::Agent], latest: u64, now: Timestamp) -> String {
     let mut table = Table::new(["ID", "STATE", "ATTESTED", "EXPIRES", "REVISION"]);
     for agent in agents {
-        let revision = if agent.connected { agent.acknowledged.to_string() } else { String::new() };
         table.row([
             agent.id.clone(),
             state(agent, now).into(),
             moments::relative(Timestamp::from_unix(agent.attested_at), now),
             moments::expires(agent.expires_at, now),
-            revision,
+            applied(agent, latest),
         ]);
     }
     table.text_or("no agents: let one in with `chancery token create`")
@@ -245,11 +262,12 @@ mod tests {
             ..v1::Agent::default()
         };
         let gone = v1::Agent { connected: false, expires_at: 999_000, ..agent.clone() };
-        let text = table(&[agent.clone(), gone], now);
+        let text = table(&[agent.clone(), gone], 7, now);
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines[1].ends_with("connected  3d ago    in 30m   7"), "{text}");
         assert!(lines[2].ends_with("expired    3d ago    16m ago  -"), "{text}");
         assert!(sheet(&agent, now).contains("has applied   revision 7"));
-        assert!(table(&[], now).contains("chancery token create"));
+        assert!(table(std::slice::from_ref(&agent), 12, now).contains("7 (5 behind)\n"));
+        assert!(table(&[], 12, now).contains("chancery token create"));
     }
 }
