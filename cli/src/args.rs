@@ -7,9 +7,11 @@ use clap::builder::Resettable;
 use clap::error::ErrorKind;
 use clap::{Args, Command, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
-use crate::exit::{EXIT_CODES, Outcome};
+use crate::exit::{EXIT_CODES, Failure, Outcome};
 use crate::log::LogFormat;
 use crate::output::Output;
+use crate::refusal;
+use crate::svid_files::hint_at_others;
 use crate::{agent, authority, bundle, completions, dev, entry, fetch, healthcheck, server, token, x509};
 
 const EXAMPLES: &str = "\
@@ -103,6 +105,17 @@ impl Noun {
 impl Chancery {
     /// Does what the command line says.
     pub(crate) async fn run(self) -> Outcome {
+        let svid = self.globals.svid.clone();
+        let failure = match self.dispatch().await {
+            Err(Failure::Refused(text)) if text.starts_with(refusal::NOT_ALLOWED) => text,
+            outcome => return outcome,
+        };
+        // The folder may hold the SVID of an operator behind the default one.
+        let hint = hint_at_others(&svid).map(|hint| format!("\n{hint}")).unwrap_or_default();
+        Err(Failure::Refused(failure + &hint))
+    }
+
+    async fn dispatch(self) -> Outcome {
         let globals = &self.globals;
         match self.noun {
             Noun::Entry(verb) => verb.run(globals).await,

@@ -9,6 +9,9 @@ use tonic::{Code, Status};
 use crate::exit::Failure;
 use crate::output::plain;
 
+/// How the sentence of a caller without the right begins.
+pub(crate) const NOT_ALLOWED: &str = "not allowed: ";
+
 /// The outcome of a call that failed.
 pub(crate) fn failure(status: &Status) -> Failure {
     let text = sentence(status.code(), status.message());
@@ -59,7 +62,7 @@ fn sentence(code: Code, message: &str) -> String {
         Code::InvalidArgument | Code::OutOfRange => format!("not accepted: {message}"),
         Code::NotFound => format!("not found: {message}"),
         Code::AlreadyExists => format!("already exists: {message}"),
-        Code::PermissionDenied => format!("not allowed: {message}"),
+        Code::PermissionDenied => format!("{NOT_ALLOWED}{message}"),
         Code::Unauthenticated => format!("not known to the server: {message}"),
         Code::FailedPrecondition => format!("not possible as things are: {message}"),
         Code::ResourceExhausted => format!("too much at once: {message}"),

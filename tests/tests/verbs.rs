@@ -364,7 +364,10 @@ fn fetch_and_healthcheck() {
     assert_eq!(json["svids"][1]["spiffe_id"], "spiffe://example.org/second");
     assert!(json["svids"][0].get("key").is_none(), "no key where none was asked for");
     house.run(&["fetch", "x509", "--pem"]).succeeded().says(&["-----BEGIN PRIVATE KEY-----"]);
-    house.run(&["fetch", "x509", "--write", "me"]).succeeded().says(&["written to me"]);
+    house.run(&["fetch", "x509", "--write", "me"]).succeeded().says(&[
+        "written to me\n  svid.pem key.pem bundle.pem        spiffe://example.org/web\n",
+        "  svid.2.pem key.2.pem bundle.2.pem  spiffe://example.org/second\n",
+    ]);
     for name in ["svid.pem", "key.pem", "bundle.pem", "svid.2.pem", "key.2.pem", "bundle.2.pem"] {
         assert!(house.path("me").join(name).exists(), "{name}");
     }
@@ -410,6 +413,18 @@ fn an_admin_works_from_afar() {
     remote("ops", &["token", "create"]).succeeded().says(&["chancery agent run --server "]);
     assert_eq!(remote("ops/svid.pem,ops/key.pem,ops/bundle.pem", &["agent", "count"]).succeeded().stdout, "1\n");
     remote("nobody", &["agent", "count"]).failed(1, &["not allowed: ", "marked admin"]);
+    // The operator's files are not the first ones in the folder.
+    house.run(&["fetch", "x509", "--write", "both"]).succeeded();
+    let names = ["svid", "key", "bundle"];
+    for name in names {
+        let (from, to) = (house.path(&format!("both/{name}.pem")), house.path(&format!("both/{name}.2.pem")));
+        std::fs::rename(from, to).unwrap();
+        std::fs::copy(house.path(&format!("nobody/{name}.pem")), house.path(&format!("both/{name}.pem"))).unwrap();
+    }
+    let others = names.map(|name| format!("both/{name}.2.pem")).join(",");
+    let hint = format!("--svid {others}  (spiffe://example.org/ops)");
+    remote("both", &["agent", "count"]).failed(1, &["not allowed: ", "both has other identities too", &hint]);
+    assert_eq!(remote(&others, &["agent", "count"]).succeeded().stdout, "1\n");
     remote("none", &["agent", "count"]).failed(1, &["none/svid.pem cannot be read"]);
     house.run(&["agent", "count", "--svid", "ops"]).failed(2, &["--server"]);
     let port = tests::binary::free_port();
