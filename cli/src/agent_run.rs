@@ -15,7 +15,7 @@ use crate::exit::{Failure, Outcome};
 use crate::files;
 use crate::folders::Folders;
 use crate::output::Sheet;
-use crate::overrides::Overrides;
+use crate::overrides::{Overrides, wrong};
 use crate::running::told_to_stop;
 
 const USUAL_CONFIG: &str = "/etc/chancery/agent.toml";
@@ -81,7 +81,7 @@ impl Settings {
             .flag("workload_socket", self.workload_socket);
         let laid = over.read(self.config.as_deref(), Path::new(USUAL_CONFIG))?;
         let parsed = Config::parse(&laid.text, laid.variables);
-        parsed.map_err(|error| laid.failure(&error, FLAGS))
+        parsed.map_err(|error| wrong(&error, &laid.place, FLAGS))
     }
 
     /// `agent run`.

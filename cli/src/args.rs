@@ -150,9 +150,7 @@ impl Chancery {
 fn loose_time(words: &[OsString]) -> Option<&str> {
     let words = words.split(|word| word == "--").next()?;
     words.windows(2).find_map(|pair| match pair {
-        [flag, time] if flag == "--wait" => {
-            time.to_str().filter(|time| spiffe::settings::parse_duration(time).is_ok())
-        }
+        [flag, time] if flag == "--wait" => time.to_str().filter(|time| spiffe::settings::parse_duration(time).is_ok()),
         _ => None,
     })
 }

@@ -25,7 +25,7 @@ use crate::folders::Folders;
 use crate::overrides::Overrides;
 use crate::running::told_to_stop;
 use crate::token::shell_word;
-use crate::{moments, agent_run, entry, entry_file, files, output, refusal, server};
+use crate::{agent_run, entry, entry_file, files, moments, output, refusal, server};
 
 const TRUST_DOMAIN: &str = "dev.local";
 /// The node alias that stands for this machine's agent, however often it has attested.

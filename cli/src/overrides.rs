@@ -74,11 +74,9 @@ impl Overrides {
     }
 }
 
-impl Laid {
-    /// What to say of a config that is wrong; `flags` are its keys that are flags too.
-    pub(crate) fn failure(&self, error: &dyn std::fmt::Display, flags: &[(&str, &str)]) -> Failure {
-        Failure::Refused(format!("{}\n(from {})", with_flags(error.to_string(), flags), self.place))
-    }
+/// What to say of a config from `place` that is wrong; `flags` are its keys that are flags too.
+pub(crate) fn wrong(error: &dyn std::fmt::Display, place: &str, flags: &[(&str, &str)]) -> Failure {
+    Failure::Refused(format!("{}\n(from {place})", with_flags(error.to_string(), flags)))
 }
 
 /// `text` with the flags of the keys that it names at its end, where it does not name them itself.

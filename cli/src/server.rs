@@ -16,7 +16,7 @@ use crate::args::Globals;
 use crate::exit::{Failure, Outcome};
 use crate::folders::Folders;
 use crate::output::Sheet;
-use crate::overrides::{Overrides, with_flags};
+use crate::overrides::{Overrides, with_flags, wrong};
 use crate::running::told_to_stop;
 
 const USUAL_CONFIG: &str = "/etc/chancery/server.toml";
@@ -93,7 +93,7 @@ impl Settings {
             .flag("admin_socket", self.admin_socket);
         let laid = over.read(self.config.as_deref(), Path::new(USUAL_CONFIG))?;
         let parsed = Config::parse(&laid.text, laid.variables);
-        parsed.map_err(|error| laid.failure(&error, FLAGS))
+        parsed.map_err(|error| wrong(&error, &laid.place, FLAGS))
     }
 }
 

@@ -41,13 +41,15 @@ pub(crate) fn hint_at_others(paths: &[PathBuf]) -> Option<String> {
     let one = |at: usize| {
         let files = [SVID, KEY, BUNDLE].map(|name| folder.join(with_suffix(name, &suffix(at))).display().to_string());
         let [svid, ..] = &files;
-        let chain: Vec<_> = CertificateDer::pem_slice_iter(&files::read(Path::new(svid)).ok()?).collect::<Result<_, _>>().ok()?;
+        let chain: Vec<_> =
+            CertificateDer::pem_slice_iter(&files::read(Path::new(svid)).ok()?).collect::<Result<_, _>>().ok()?;
         let id = X509Svid::parse(chain).ok()?.id().to_string();
         Some(format!("  --svid {}  ({id})", files.join(",")))
     };
     let others: Vec<String> = (1..=MAX_HINTS).map_while(one).collect();
     let folder = folder.display();
-    (!others.is_empty()).then(|| format!("{folder}/{SVID} was used; {folder} has other identities too:\n{}", others.join("\n")))
+    (!others.is_empty())
+        .then(|| format!("{folder}/{SVID} was used; {folder} has other identities too:\n{}", others.join("\n")))
 }
 
 /// Which three files.
