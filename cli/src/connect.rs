@@ -168,7 +168,7 @@ mod tests {
         let place = folder.path().join("none.sock");
         let text = ownership(&place);
         assert!(text.starts_with(&format!(", whose folder {} is owned by ", folder.path().display())), "{text}");
-        assert!(text.ends_with(" (mode 0700)"), "{text}");
+        assert!(text.contains(" (mode 0") && text.ends_with(')'), "{text}");
         assert!(ownership(folder.path()).starts_with(", which is owned by "));
     }
 
