@@ -139,7 +139,7 @@ impl Chancery {
         let mut command = without_empty(Self::command(), |name| std::env::var_os(name));
         let words: Vec<OsString> = std::env::args_os().collect();
         if let Some(time) = loose_time(&words) {
-            let text = format!("--wait takes its time behind an equals sign: write --wait={time}\n");
+            let text = format!("--wait takes its time behind an equals sign: write --wait={time}");
             command.error(ErrorKind::TooManyValues, text).exit();
         }
         Self::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit())
