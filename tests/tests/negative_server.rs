@@ -122,7 +122,7 @@ async fn entries_that_cannot_be() {
         (
             |e| e.x509_ttl = 5 * 3600,
             Code::InvalidArgument,
-            "a life of 18000s was asked for, at most 14400s is allowed: ask for less, or raise svid.max_ttl and authority.ca_ttl in the server's config",
+            "a life of 5h was asked for, at most 4h is allowed: ask for less, or raise svid.max_ttl and authority.ca_ttl in the server's config",
         ),
         (
             |e| e.spiffe_id = "spiffe://other.test/web".into(),
