@@ -37,7 +37,8 @@ pub(crate) enum Verb {
     Revoke {
         #[command(flatten)]
         one: One,
-        /// Revoke it even where the server says that services would lose their identities by that.
+        /// Revoke it even where a connected agent has not yet replaced every SVID below it: what its workloads hold is
+        /// then good no more.
         #[arg(long)]
         force: bool,
     },
