@@ -308,7 +308,7 @@ async fn bundles_are_set_federated_with_and_deleted() {
     };
     assert_eq!(
         words(delete(false).await),
-        "FailedPrecondition: 1 entries federate with other.org, the first is a: update them, or delete the bundle with --dissociate"
+        "FailedPrecondition: 1 entry federates with other.org, the first is a: update them, or delete the bundle with --dissociate"
     );
     delete(true).await.unwrap();
     let shown = house.door.show_entry(house.ask(v1::ShowEntryRequest { id: "a".into() })).await.unwrap().into_inner();
@@ -328,7 +328,7 @@ async fn authorities_are_prepared_activated_tainted_and_revoked() {
     assert!(first.next_change_at > house.clock.now().unix());
     let info = house.door.server_info(house.ask(v1::ServerInfoRequest {})).await.unwrap().into_inner();
     assert_eq!(info.ca_fingerprint, first.fingerprint);
-    let by = |id: &str| house.ask(v1::AuthorityRequest { id: id.into() });
+    let by = |id: &str| house.ask(v1::AuthorityRequest { id: id.into(), ..Default::default() });
     let made = house.door.prepare_authority(house.ask(v1::PrepareAuthorityRequest {})).await.unwrap().into_inner();
     let second = made.authority.unwrap();
     assert_eq!(second.state, "prepared");

@@ -17,8 +17,8 @@ use crate::{moments, refusal};
 #[command(after_help = "\
 To replace a CA whose key may be stolen:
   chancery authority prepare --wait          a new root reaches every agent
-  chancery authority activate NEW            it signs from now on
-  chancery authority taint OLD --wait        every SVID below the old one is replaced
+  chancery authority activate NEW --wait     it signs from now on
+  chancery authority taint OLD --wait        every SVID below the old one is replaced, within seconds
   chancery authority revoke OLD --wait       the old root leaves every bundle")]
 pub(crate) enum Verb {
     /// List the authorities and what each will do next.
@@ -30,10 +30,18 @@ pub(crate) enum Verb {
     },
     /// Let a prepared authority sign from now on; the active one retires.
     Activate(One),
-    /// Mark an authority: every SVID below it is replaced at once.
+    /// Mark a retired authority: every SVID below it is replaced at once.
     Taint(One),
-    /// Take a retired authority's root out of the bundle at once: what it signed is good no more.
-    Revoke(One),
+    /// Take a retired authority's root out of the bundle at once: what it signed is good no more. Taint it first, so
+    /// that nobody holds an SVID below it any more.
+    Revoke {
+        #[command(flatten)]
+        one: One,
+        /// Revoke it even where a connected agent has not yet replaced every SVID below it: what its workloads hold is
+        /// then good no more.
+        #[arg(long)]
+        force: bool,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -48,7 +56,7 @@ impl Verb {
     /// Does it.
     pub(crate) async fn run(self, globals: &Globals) -> Outcome {
         let mut admin = connect::admin(globals).await?;
-        let request = |one: &One| v1::AuthorityRequest { id: one.id.clone() };
+        let request = |one: &One, force: bool| v1::AuthorityRequest { id: one.id.clone(), force };
         let (answer, wait, past) = match &self {
             Self::List => {
                 let authorities = list(&mut admin).await?;
@@ -57,9 +65,9 @@ impl Verb {
                 return globals.output.show(&Authorities { authorities }, || text);
             }
             Self::Prepare { wait } => (admin.prepare_authority(v1::PrepareAuthorityRequest {}).await, wait, "prepared"),
-            Self::Activate(one) => (admin.activate_authority(request(one)).await, &one.wait, "activated"),
-            Self::Taint(one) => (admin.taint_authority(request(one)).await, &one.wait, "tainted"),
-            Self::Revoke(one) => (admin.revoke_authority(request(one)).await, &one.wait, "revoked"),
+            Self::Activate(one) => (admin.activate_authority(request(one, false)).await, &one.wait, "activated"),
+            Self::Taint(one) => (admin.taint_authority(request(one, false)).await, &one.wait, "tainted"),
+            Self::Revoke { one, force } => (admin.revoke_authority(request(one, *force)).await, &one.wait, "revoked"),
         };
         let answer = answer.map_err(|status| refusal::failure(&status))?.into_inner();
         let authority = Authority::from(answer.authority.unwrap_or_default());

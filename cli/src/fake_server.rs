@@ -62,11 +62,11 @@ impl Running {
 
 fn refused(status: &Status) -> v1::EntryResult {
     let refusal = v1::Refusal { code: status.code() as i32, message: status.message().to_owned() };
-    v1::EntryResult { outcome: Some(v1::entry_result::Outcome::Refused(refusal)) }
+    v1::EntryResult { outcome: Some(v1::entry_result::Outcome::Refused(refusal)), ..Default::default() }
 }
 
 fn done(entry: &v1::Entry) -> v1::EntryResult {
-    v1::EntryResult { outcome: Some(v1::entry_result::Outcome::Entry(entry.clone())) }
+    v1::EntryResult { outcome: Some(v1::entry_result::Outcome::Entry(entry.clone())), ..Default::default() }
 }
 
 impl State {
@@ -246,7 +246,11 @@ impl Admin for FakeServer {
         Ok(self.0.lock().unwrap().authority(&request.into_inner().id))
     }
 
-    async fn revoke_authority(&self, _: Request<v1::AuthorityRequest>) -> Answer<v1::AuthorityResponse> {
+    async fn revoke_authority(&self, request: Request<v1::AuthorityRequest>) -> Answer<v1::AuthorityResponse> {
+        let request = request.into_inner();
+        if request.force {
+            return Ok(self.0.lock().unwrap().authority(&request.id));
+        }
         Err(Status::failed_precondition("it is active: activate another first"))
     }
 
@@ -267,9 +271,11 @@ mod tests {
         let door = FakeServer::start();
         door.run(&format!("{CREATE} spiffe://example.org/a --id a --hint first --x509-ttl 1h --wait")).await.unwrap();
         door.run(&format!("{CREATE} spiffe://example.org/b --id b")).await.unwrap();
-        door.run("entry update a --x509-ttl 10m --admin --wait=5s").await.unwrap();
+        door.run("entry update a --ttl 10m --admin --wait=5s").await.unwrap();
         let entry = &door.server.entries()[0];
         assert_eq!((entry.x509_ttl, entry.admin, entry.hint.as_str()), (600, true, "first"));
+        door.run("entry update a --ttl 10m --wait=5s").await.expect("it is like that already");
+        assert_eq!(door.server.0.lock().unwrap().revision, 3, "nothing was changed");
         door.run("entry list").await.unwrap();
         door.run("entry list -o json --admin=false").await.unwrap();
         door.run("entry show a").await.unwrap();
@@ -338,6 +344,7 @@ mod tests {
             "authority list",
             "authority activate a1",
             "authority taint a1 -o json",
+            "authority revoke a1 --force",
         ] {
             door.run(line).await.unwrap_or_else(|failure| panic!("{line}: {failure}"));
         }

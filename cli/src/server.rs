@@ -16,10 +16,20 @@ use crate::args::Globals;
 use crate::exit::{Failure, Outcome};
 use crate::folders::Folders;
 use crate::output::Sheet;
-use crate::overrides::Overrides;
+use crate::overrides::{Overrides, with_flags, wrong};
 use crate::running::told_to_stop;
 
 const USUAL_CONFIG: &str = "/etc/chancery/server.toml";
+
+/// The keys that are flags too, for messages.
+const FLAGS: &[(&str, &str)] = &[
+    ("trust_domain", "--trust-domain"),
+    ("data_dir", "--data-dir"),
+    ("listen", "--listen"),
+    ("address", "--address"),
+    ("health_listen", "--health-listen"),
+    ("admin_socket", "--admin-socket"),
+];
 
 /// What can be done with a server.
 #[derive(Debug, Subcommand)]
@@ -51,7 +61,10 @@ pub(crate) struct Settings {
     /// Where agents are told to connect.
     #[arg(long, value_name = "HOST:PORT")]
     address: Option<String>,
-    /// Where the admin socket is made.
+    /// Where health and metrics are answered; a loopback address.
+    #[arg(long, value_name = "IP:PORT")]
+    health_listen: Option<SocketAddr>,
+    /// Where the admin socket is made. --socket and `CHANCERY_ADMIN_SOCKET` say where clients look for it, not this.
     #[arg(long, value_name = "PATH")]
     admin_socket: Option<PathBuf>,
 }
@@ -70,17 +83,17 @@ struct Valid {
 
 impl Settings {
     fn config(self) -> Outcome<Config> {
-        let socket = self.admin_socket;
         let over = Overrides::new(PREFIX)
             .default("data_dir", Folders::of_this_process().state("server"))
             .flag("trust_domain", self.trust_domain)
             .flag("data_dir", self.data_dir)
             .flag("listen", self.listen)
             .flag("address", self.address)
-            .flag("admin_socket", socket);
+            .flag("health_listen", self.health_listen)
+            .flag("admin_socket", self.admin_socket);
         let laid = over.read(self.config.as_deref(), Path::new(USUAL_CONFIG))?;
         let parsed = Config::parse(&laid.text, laid.variables);
-        parsed.map_err(|error| Failure::Refused(format!("{error}\n(from {})", laid.place)))
+        parsed.map_err(|error| wrong(&error, &laid.place, FLAGS))
     }
 }
 
@@ -88,11 +101,7 @@ impl Verb {
     /// Does it.
     pub(crate) async fn run(self, globals: &Globals) -> Outcome {
         match self {
-            Self::Run(mut settings) => {
-                // The socket that operators name is the one that the server makes.
-                settings.admin_socket = settings.admin_socket.or_else(|| globals.socket.clone());
-                run(settings.config()?).await
-            }
+            Self::Run(settings) => run(settings.config()?).await,
             Self::Validate(settings) => {
                 let config = settings.config()?;
                 app::check(&config, System.now()).map_err(|error| Failure::Refused(error.to_string()))?;
@@ -137,5 +146,5 @@ async fn run(config: Config) -> Outcome {
 /// Starts a server in this process.
 pub(crate) async fn start(config: Config) -> Outcome<Server> {
     let started = Server::start(config, Arc::new(System)).await;
-    started.map_err(|error| Failure::Refused(format!("the server cannot start: {error}")))
+    started.map_err(|error| Failure::Refused(with_flags(format!("the server cannot start: {error}"), FLAGS)))
 }

@@ -232,7 +232,7 @@ fn a_server_that_cannot_be_reached() {
         (tries >= 2 && log.contains("no server can be reached: ") && log.contains(&address)).then_some(())
     });
     house.run(&["agent", "list"]).failed(3, &["no server answers at ", "chancery server run"]);
-    house.run(&["healthcheck", "--health", house.health()]).failed(3, &["no server answers at "]);
+    house.run(&["healthcheck", "--health", house.health(), "--timeout", "1s"]).failed(3, &["no server answers at "]);
     // It is there as soon as the server is.
     house.start_server();
     agent.wait_for_log("agent is up", 60);

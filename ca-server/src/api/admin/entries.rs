@@ -204,7 +204,7 @@ async fn run(
             Err(refusal) => v1::entry_result::Outcome::Refused(refusal.to_wire()),
         };
         call.doors.decided(&mut record, event);
-        answer.results.push(v1::EntryResult { outcome: Some(outcome) });
+        answer.results.push(v1::EntryResult { outcome: Some(outcome), ..Default::default() });
     }
     call.doors.views.reached(answer.revision).await;
     Ok(answer)
