@@ -344,7 +344,7 @@ async fn bundles_are_set_federated_with_and_deleted() {
     };
     assert_eq!(
         words(delete(false).await),
-        "FailedPrecondition: 1 entries federate with other.org, the first is a: update them, or delete the bundle with --dissociate"
+        "FailedPrecondition: 1 entry federates with other.org, the first is a: update them, or delete the bundle with --dissociate"
     );
     delete(true).await.unwrap();
     let shown = house.door.show_entry(house.ask(v1::ShowEntryRequest { id: "a".into() })).await.unwrap().into_inner();

@@ -39,9 +39,10 @@ Every key of the config can also be set from the environment: CHANCERY_AGENT__PR
     },
     /// Count the agents that match every given flag.
     Count(Filter),
-    /// Make an agent's SVID good no more. It may attest again.
+    /// Make an agent's SVID good no more. It may attest again (by a join token: with a new one).
     Evict(One),
-    /// Make an agent's SVID good no more, and let it not attest again until it is evicted.
+    /// Make an agent's SVID good no more, and let it not attest again until it is evicted. What its workloads hold
+    /// stays good until it expires.
     Ban(One),
     /// Forget agents whose SVIDs have been expired for long. Banned ones stay.
     Purge {
@@ -96,8 +97,11 @@ impl Verb {
             Self::Run(settings) => settings.run(globals).await,
             Self::Validate(settings) => settings.validate(globals),
             Self::List(filter) => {
-                let agents = list(&mut connect::admin(globals).await?, filter.into()).await?;
-                let text = table(&agents, moments::now());
+                let mut admin = connect::admin(globals).await?;
+                // Asked first: an agent that applies something in between is not behind.
+                let latest = revision(&mut admin).await?;
+                let agents = list(&mut admin, filter.into()).await?;
+                let text = table(&agents, latest, moments::now());
                 output.show(&Agents { agents: agents.into_iter().map(Agent::from).collect() }, || text)
             }
             Self::Show { id } => {
@@ -118,17 +122,14 @@ impl Verb {
                 let mut admin = connect::admin(globals).await?;
                 let answer = admin.evict_agent(v1::EvictAgentRequest { id: id.clone() }).await;
                 let revision = answer.map_err(|status| refusal::failure(&status))?.into_inner().revision;
-                let said = |named: &Named| format!("evicted {}: it may attest again", plain(&named.id));
-                one.wait.and_show(&mut admin, output, (Named { id }, revision), said).await
+                one.wait.and_show_in_force(&mut admin, output, (Named { id }, revision), evicted).await
             }
             Self::Ban(one) => {
                 let id = one.id.to_string();
                 let mut admin = connect::admin(globals).await?;
                 let answer = admin.ban_agent(v1::BanAgentRequest { id: id.clone() }).await;
                 let revision = answer.map_err(|status| refusal::failure(&status))?.into_inner().revision;
-                let said =
-                    |named: &Named| format!("banned {}: `chancery agent evict` lets it in again", plain(&named.id));
-                one.wait.and_show(&mut admin, output, (Named { id }, revision), said).await
+                one.wait.and_show_in_force(&mut admin, output, (Named { id }, revision), banned).await
             }
             Self::Purge { expired_for, wait } => {
                 let mut admin = connect::admin(globals).await?;
@@ -145,6 +146,12 @@ impl Verb {
     }
 }
 
+/// The server's present revision.
+async fn revision(admin: &mut Admin) -> Outcome<u64> {
+    let info = admin.server_info(v1::ServerInfoRequest {}).await;
+    Ok(info.map_err(|status| refusal::failure(&status))?.into_inner().revision)
+}
+
 async fn list(admin: &mut Admin, filter: v1::AgentFilter) -> Outcome<Vec<v1::Agent>> {
     let mut agents = Vec::new();
     let mut page = String::new();
@@ -157,6 +164,24 @@ async fn list(admin: &mut Admin, filter: v1::AgentFilter) -> Outcome<Vec<v1::Age
         }
         page = answer.next_page;
     }
+}
+
+fn evicted(agent: &Named) -> String {
+    // A token is good once: the one by which it came does not let it in again.
+    let how = if agent.id.contains("/chancery/agent/join_token/") {
+        ", with a new token: `chancery token create` makes one"
+    } else {
+        ""
+    };
+    format!("evicted {}: it may attest again{how}", plain(&agent.id))
+}
+
+fn banned(agent: &Named) -> String {
+    format!(
+        "banned {}: `chancery agent evict` lets it in again\nThe SVIDs that its workloads hold stay good until they \
+         expire: its node gets no new ones",
+        plain(&agent.id)
+    )
 }
 
 /// A word on how an agent is.
@@ -172,16 +197,24 @@ fn state(agent: &v1::Agent, now: Timestamp) -> &'static str {
     }
 }
 
-fn table(agents: &[v1::Agent], now: Timestamp) -> String {
+/// The revision that an agent has applied, and how far that is behind `latest`; nothing for one that is away.
+fn applied(agent: &v1::Agent, latest: u64) -> String {
+    match latest.saturating_sub(agent.acknowledged) {
+        _ if !agent.connected => String::new(),
+        0 => agent.acknowledged.to_string(),
+        behind => format!("{} ({behind} behind)", agent.acknowledged),
+    }
+}
+
+fn table(agents: &[v1::Agent], latest: u64, now: Timestamp) -> String {
     let mut table = Table::new(["ID", "STATE", "ATTESTED", "EXPIRES", "REVISION"]);
     for agent in agents {
-        let revision = if agent.connected { agent.acknowledged.to_string() } else { String::new() };
         table.row([
             agent.id.clone(),
             state(agent, now).into(),
             moments::relative(Timestamp::from_unix(agent.attested_at), now),
             moments::expires(agent.expires_at, now),
-            revision,
+            applied(agent, latest),
         ]);
     }
     table.text_or("no agents: let one in with `chancery token create`")
@@ -210,6 +243,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_an_eviction_leaves_to_do() {
+        let named = |id: &str| Named { id: id.into() };
+        assert!(evicted(&named("spiffe://example.org/chancery/agent/join_token/1")).contains("chancery token create"));
+        assert!(evicted(&named("spiffe://example.org/chancery/agent/x509pop/1")).ends_with("it may attest again"));
+    }
+
+    #[test]
     fn agents_as_text() {
         let now = Timestamp::from_unix(1_000_000);
         let agent = v1::Agent {
@@ -222,11 +262,12 @@ mod tests {
             ..v1::Agent::default()
         };
         let gone = v1::Agent { connected: false, expires_at: 999_000, ..agent.clone() };
-        let text = table(&[agent.clone(), gone], now);
+        let text = table(&[agent.clone(), gone], 7, now);
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines[1].ends_with("connected  3d ago    in 30m   7"), "{text}");
         assert!(lines[2].ends_with("expired    3d ago    16m ago  -"), "{text}");
         assert!(sheet(&agent, now).contains("has applied   revision 7"));
-        assert!(table(&[], now).contains("chancery token create"));
+        assert!(table(std::slice::from_ref(&agent), 12, now).contains("7 (5 behind)\n"));
+        assert!(table(&[], 12, now).contains("chancery token create"));
     }
 }

@@ -15,10 +15,20 @@ use crate::exit::{Failure, Outcome};
 use crate::files;
 use crate::folders::Folders;
 use crate::output::Sheet;
-use crate::overrides::Overrides;
+use crate::overrides::{Overrides, wrong};
 use crate::running::told_to_stop;
 
 const USUAL_CONFIG: &str = "/etc/chancery/agent.toml";
+
+/// The keys that are flags too, for messages.
+const FLAGS: &[(&str, &str)] = &[
+    ("trust_domain", "--trust-domain"),
+    ("servers", "--server"),
+    ("ca_fingerprint", "--ca-fingerprint"),
+    ("bootstrap_bundle", "--bootstrap-bundle"),
+    ("data_dir", "--data-dir"),
+    ("workload_socket", "--workload-socket"),
+];
 
 /// The flags; --server is a global one.
 #[derive(Debug, Args)]
@@ -71,7 +81,7 @@ impl Settings {
             .flag("workload_socket", self.workload_socket);
         let laid = over.read(self.config.as_deref(), Path::new(USUAL_CONFIG))?;
         let parsed = Config::parse(&laid.text, laid.variables);
-        parsed.map_err(|error| Failure::Refused(format!("{error}\n(from {})", laid.place)))
+        parsed.map_err(|error| wrong(&error, &laid.place, FLAGS))
     }
 
     /// `agent run`.

@@ -4,11 +4,14 @@ use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
 use clap::builder::Resettable;
+use clap::error::ErrorKind;
 use clap::{Args, Command, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
-use crate::exit::{EXIT_CODES, Outcome};
+use crate::exit::{EXIT_CODES, Failure, Outcome};
 use crate::log::LogFormat;
 use crate::output::Output;
+use crate::refusal;
+use crate::svid_files::hint_at_others;
 use crate::{agent, authority, bundle, completions, dev, entry, fetch, healthcheck, server, token, x509};
 
 const EXAMPLES: &str = "\
@@ -102,6 +105,17 @@ impl Noun {
 impl Chancery {
     /// Does what the command line says.
     pub(crate) async fn run(self) -> Outcome {
+        let svid = self.globals.svid.clone();
+        let failure = match self.dispatch().await {
+            Err(Failure::Refused(text)) if text.starts_with(refusal::NOT_ALLOWED) => text,
+            outcome => return outcome,
+        };
+        // The folder may hold the SVID of an operator behind the default one.
+        let hint = hint_at_others(&svid).map(|hint| format!("\n{hint}")).unwrap_or_default();
+        Err(Failure::Refused(failure + &hint))
+    }
+
+    async fn dispatch(self) -> Outcome {
         let globals = &self.globals;
         match self.noun {
             Noun::Entry(verb) => verb.run(globals).await,
@@ -122,9 +136,23 @@ impl Chancery {
 impl Chancery {
     /// The command line of this process. It ends the process where there is only help to give.
     pub(crate) fn of_this_process() -> Self {
-        let command = without_empty(Self::command(), |name| std::env::var_os(name));
+        let mut command = without_empty(Self::command(), |name| std::env::var_os(name));
+        let words: Vec<OsString> = std::env::args_os().collect();
+        if let Some(time) = loose_time(&words) {
+            let text = format!("--wait takes its time behind an equals sign: write --wait={time}\n");
+            command.error(ErrorKind::TooManyValues, text).exit();
+        }
         Self::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit())
     }
+}
+
+/// The time in `--wait 5s`: without the equals sign it would be read as the name of something.
+fn loose_time(words: &[OsString]) -> Option<&str> {
+    let words = words.split(|word| word == "--").next()?;
+    words.windows(2).find_map(|pair| match pair {
+        [flag, time] if flag == "--wait" => time.to_str().filter(|time| spiffe::settings::parse_duration(time).is_ok()),
+        _ => None,
+    })
 }
 
 /// An environment variable that is set to nothing counts as not set: `CHANCERY_ADMIN_SOCKET= chancery agent list`.
@@ -148,6 +176,18 @@ mod tests {
             socket.get_env().is_some()
         };
         assert_eq!((heeded(""), heeded("/run/a.sock")), (false, true));
+    }
+
+    #[test]
+    fn a_time_that_stands_loose_behind_wait_is_seen() {
+        let seen = |line: &str| {
+            let words: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+            loose_time(&words).map(ToOwned::to_owned)
+        };
+        assert_eq!(seen("entry delete web --wait 5s").as_deref(), Some("5s"));
+        assert_eq!(seen("entry delete --wait web"), None);
+        assert_eq!(seen("entry delete web --wait=5s --hint 5s"), None);
+        assert_eq!(seen("entry delete web -- --wait 5s"), None);
     }
 
     #[test]

@@ -58,11 +58,24 @@ async fn over_socket(path: &Path) -> Outcome<Channel> {
                  socket with --socket"
             )),
             std::io::ErrorKind::PermissionDenied => Failure::Refused(format!(
-                "you may not use the admin socket {place}: run this as the server's own user or as root"
+                "permission denied: you may not use the admin socket {place}{}: run this as the server's own user or \
+                 as root",
+                ownership(path)
             )),
             _ => Failure::Unreachable(format!("{place} cannot be reached: {error}")),
         }
     })
+}
+
+/// Whose what stands in the way to `path` is: the socket, or the first folder on its way that may not be entered.
+pub(crate) fn ownership(path: &Path) -> String {
+    use std::os::unix::fs::MetadataExt as _;
+    let seen = path.ancestors().find_map(|place| Some((place, place.metadata().ok()?)));
+    let Some((place, metadata)) = seen else { return String::new() };
+    let name = nix::unistd::User::from_uid(metadata.uid().into()).ok().flatten().map(|user| user.name);
+    let owner = name.unwrap_or_else(|| format!("uid {}", metadata.uid()));
+    let what = if place == path { "which".to_owned() } else { format!("whose folder {}", place.display()) };
+    format!(", {what} is owned by {owner} (mode {:04o})", metadata.mode() & 0o7777)
 }
 
 /// A channel over a unix socket that has been seen to accept.
@@ -147,6 +160,16 @@ mod tests {
         assert_eq!(failure.exit(), 3);
         let text = failure.to_string();
         assert!(text.starts_with("no server answers at ") && text.contains("chancery server run"), "{text}");
+    }
+
+    #[test]
+    fn a_closed_door_is_told_with_its_owner() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = folder.path().join("none.sock");
+        let text = ownership(&place);
+        assert!(text.starts_with(&format!(", whose folder {} is owned by ", folder.path().display())), "{text}");
+        assert!(text.ends_with(" (mode 0700)"), "{text}");
+        assert!(ownership(folder.path()).starts_with(", which is owned by "));
     }
 
     #[tokio::test]

@@ -25,7 +25,7 @@ use crate::folders::Folders;
 use crate::overrides::Overrides;
 use crate::running::told_to_stop;
 use crate::token::shell_word;
-use crate::{agent_run, entry, entry_file, files, output, refusal, server};
+use crate::{agent_run, entry, entry_file, files, moments, output, refusal, server};
 
 const TRUST_DOMAIN: &str = "dev.local";
 /// The node alias that stands for this machine's agent, however often it has attested.
@@ -45,10 +45,10 @@ pub(crate) struct Dev {
     #[arg(long, value_name = "FILE")]
     entries: Option<PathBuf>,
     /// How long SVIDs live: short to see rotations.
-    #[arg(long, value_name = "DURATION", value_parser = spiffe::settings::parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = moments::parse_some_time)]
     ttl: Option<Duration>,
     /// How long a CA certificate lives; at least six times --ttl.
-    #[arg(long, value_name = "DURATION", value_parser = spiffe::settings::parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = moments::parse_some_time)]
     ca_ttl: Option<Duration>,
     /// Where the server listens; a free port where it is not given.
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:0")]

@@ -111,8 +111,19 @@ pub(crate) struct EntryResults {
 
 /// What became of one item.
 #[derive(Debug, Serialize)]
+pub(crate) struct EntryResult {
+    /// What it became.
+    #[serde(flatten)]
+    pub(crate) outcome: EntryOutcome,
+    /// What the server has to say about it though it was done; left out where that is nothing.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(crate) warning: String,
+}
+
+/// Done or not.
+#[derive(Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum EntryResult {
+pub(crate) enum EntryOutcome {
     /// As it is stored; for a deleted one, as it was.
     Entry(Box<Entry>),
     /// Not done.

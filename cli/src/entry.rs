@@ -12,7 +12,7 @@ use spiffe::time::Timestamp;
 
 use crate::args::Globals;
 use crate::connect::{self, Admin};
-use crate::documents::{Count, Entries, Entry, EntryResult, EntryResults};
+use crate::documents::{Count, Entries, Entry, EntryOutcome, EntryResult, EntryResults};
 use crate::exit::{Failure, Outcome};
 use crate::output::{Output, Sheet, Table, plain};
 use crate::wait::Wait;
@@ -137,6 +137,9 @@ impl std::str::FromStr for Expiry {
         }
         let either =
             spiffe::settings::parse_duration(text).map(Self::In).or_else(|_| moments::parse(text).map(Self::At));
+        if matches!(either, Ok(Self::In(length)) if length.is_zero()) {
+            return Err(format!("{text} is no time at all: give more than that, or never"));
+        }
         either.map_err(|_| format!("{text:?} is no time: write it like 2026-11-20T23:40:00Z, 30d, or never"))
     }
 }
@@ -152,6 +155,18 @@ impl Expiry {
 }
 
 impl Fields {
+    /// Whether no flag was given.
+    fn are_none(&self) -> bool {
+        let one = self.spiffe_id.is_some()
+            || self.parent.is_some()
+            || self.x509_ttl.is_some()
+            || self.hint.is_some()
+            || self.admin.is_some()
+            || self.expires.is_some()
+            || self.key_type.is_some();
+        !one && self.selectors.is_empty() && self.dns_names.is_empty() && self.federates_with.is_empty()
+    }
+
     /// Lays what was given over `entry`.
     fn over(&self, entry: &mut v1::Entry, now: Timestamp) {
         fn texts<T: ToString>(given: &[T], field: &mut Vec<String>) {
@@ -250,14 +265,24 @@ impl Verb {
                 change(&mut admin, output, &create.wait, Change::Create, entries).await
             }
             Self::Update(update) => {
-                let from_file = update.file.as_deref().map(entry_file::read).transpose()?;
-                let mut admin = connect::admin(globals).await?;
-                let entries = match (from_file, &update.id) {
-                    (Some(entries), _) => entries,
-                    (None, Some(id)) => vec![changed(&mut admin, id, &update.fields).await?],
+                let entries = match (&update.file, &update.id) {
+                    (Some(file), _) => entry_file::read(file)?,
+                    (None, Some(id)) if update.fields.are_none() => {
+                        return Err(Failure::Usage(format!("no flag says what to change of entry {id}")));
+                    }
+                    (None, Some(id)) => {
+                        let mut admin = connect::admin(globals).await?;
+                        let before = show(&mut admin, id).await?;
+                        let mut entry = before.clone();
+                        update.fields.over(&mut entry, moments::now());
+                        if entry == before {
+                            return unchanged(&mut admin, output, &update.wait, entry).await;
+                        }
+                        return change(&mut admin, output, &update.wait, Change::Update, vec![entry]).await;
+                    }
                     (None, None) => return Err(Failure::Usage("name the entry to change, or a --file".into())),
                 };
-                change(&mut admin, output, &update.wait, Change::Update, entries).await
+                change(&mut connect::admin(globals).await?, output, &update.wait, Change::Update, entries).await
             }
             Self::Delete { ids, wait } => {
                 let mut admin = connect::admin(globals).await?;
@@ -301,14 +326,11 @@ impl Create {
     }
 }
 
-async fn changed(admin: &mut Admin, id: &EntryId, fields: &Fields) -> Outcome<v1::Entry> {
-    let mut entry = show(admin, id).await?;
-    let before = entry.clone();
-    fields.over(&mut entry, moments::now());
-    if entry == before {
-        return Err(Failure::Usage(format!("entry {id} is like that already, or no flag says what to change")));
-    }
-    Ok(entry)
+/// Shows an entry that is already as it is to be. Nothing was changed, so nobody is waited for.
+async fn unchanged(admin: &mut Admin, output: Output, wait: &Wait, entry: v1::Entry) -> Outcome {
+    let text = format!("unchanged {}  {}", plain(&entry.id), plain(&entry.spiffe_id));
+    let result = EntryResult { outcome: EntryOutcome::Entry(Box::new(entry.into())), warning: String::new() };
+    wait.and_show(admin, output, (EntryResults { results: vec![result] }, 0), |_| text).await
 }
 
 /// One entry by its ID.
@@ -352,11 +374,15 @@ async fn change(admin: &mut Admin, output: Output, wait: &Wait, change: Change, 
         }
     }
     let text = lines(change, &entries, &answers);
+    let notes = notes(&answers);
     let results: Vec<EntryResult> = answers.into_iter().map(result).collect();
-    let refused = results.iter().filter(|result| matches!(result, EntryResult::Refused { .. })).count();
+    let refused = results.iter().filter(|result| matches!(result.outcome, EntryOutcome::Refused { .. })).count();
     let all = entries.len();
     let done = EntryResults { results };
     let shown = wait.and_show(admin, output, (done, revision), |_| text).await;
+    if output == Output::Text {
+        notes.iter().for_each(|note| crate::output::remark(note));
+    }
     match (cut_short, refused) {
         (Some(failure), _) => Err(failure),
         (None, 0) => shown,
@@ -388,13 +414,27 @@ async fn call(admin: &mut Admin, change: Change, entries: Vec<v1::Entry>) -> Out
 
 fn result(answer: v1::EntryResult) -> EntryResult {
     use v1::entry_result::Outcome as Became;
-    match answer.outcome {
-        Some(Became::Entry(entry)) => EntryResult::Entry(Box::new(entry.into())),
-        Some(Became::Refused(refused)) => {
-            EntryResult::Refused { code: refusal::code_name(tonic::Code::from(refused.code)), message: refused.message }
+    let outcome = match answer.outcome {
+        Some(Became::Entry(entry)) => EntryOutcome::Entry(Box::new(entry.into())),
+        Some(Became::Refused(refused)) => EntryOutcome::Refused {
+            code: refusal::code_name(tonic::Code::from(refused.code)),
+            message: refused.message,
+        },
+        None => EntryOutcome::Refused { code: "unknown", message: "the server gave no result".into() },
+    };
+    EntryResult { outcome, warning: answer.warning }
+}
+
+/// What the server has to say about entries that it took: one line for each.
+fn notes(answers: &[v1::EntryResult]) -> Vec<String> {
+    use v1::entry_result::Outcome as Became;
+    let note = |answer: &v1::EntryResult| match &answer.outcome {
+        Some(Became::Entry(entry)) if !answer.warning.is_empty() => {
+            Some(format!("note: entry {}: {}", plain(&entry.id), plain(&answer.warning)))
         }
-        None => EntryResult::Refused { code: "unknown", message: "the server gave no result".into() },
-    }
+        _ => None,
+    };
+    answers.iter().filter_map(note).collect()
 }
 
 /// One line for each item, in the order in which they were given.
@@ -506,8 +546,8 @@ mod tests {
         let refused =
             v1::Refusal { code: tonic::Code::AlreadyExists as i32, message: "entry web-0 is the same".into() };
         let answers = [
-            v1::EntryResult { outcome: Some(Became::Entry(entry())) },
-            v1::EntryResult { outcome: Some(Became::Refused(refused)) },
+            v1::EntryResult { outcome: Some(Became::Entry(entry())), ..Default::default() },
+            v1::EntryResult { outcome: Some(Became::Refused(refused)), ..Default::default() },
         ];
         assert_eq!(
             lines(Change::Create, &[entry(), entry()], &answers),
@@ -517,12 +557,25 @@ mod tests {
     }
 
     #[test]
+    fn a_warning_is_a_note_and_a_field() {
+        let outcome = Some(v1::entry_result::Outcome::Entry(entry()));
+        let quiet = v1::EntryResult { outcome: outcome.clone(), ..Default::default() };
+        let loud = v1::EntryResult { outcome, warning: "no agent has this parent".into() };
+        assert_eq!(notes(&[quiet.clone(), loud.clone()]), ["note: entry web-1: no agent has this parent"]);
+        let json = |answer| serde_json::to_value(result(answer)).unwrap();
+        assert_eq!(json(loud)["warning"], "no agent has this parent");
+        let quiet = json(quiet);
+        assert_eq!((&quiet["entry"]["id"], quiet.get("warning")), (&"web-1".into(), None));
+    }
+
+    #[test]
     fn an_expiry_in_each_form() {
         let now = Timestamp::from_unix(1_000);
         let seconds = |text: &str| text.parse::<Expiry>().map(|expiry| expiry.seconds(now));
         assert_eq!(seconds("never"), Ok(0));
         assert_eq!(seconds("1h"), Ok(4_600));
         assert_eq!(seconds("2026-11-20T23:40:00Z"), Ok(1_795_218_000));
+        assert!(seconds("0s").unwrap_err().contains("or never"));
         assert!(seconds("soon").unwrap_err().contains("write it like"));
     }
 }

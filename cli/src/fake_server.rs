@@ -62,11 +62,11 @@ impl Running {
 
 fn refused(status: &Status) -> v1::EntryResult {
     let refusal = v1::Refusal { code: status.code() as i32, message: status.message().to_owned() };
-    v1::EntryResult { outcome: Some(v1::entry_result::Outcome::Refused(refusal)) }
+    v1::EntryResult { outcome: Some(v1::entry_result::Outcome::Refused(refusal)), ..Default::default() }
 }
 
 fn done(entry: &v1::Entry) -> v1::EntryResult {
-    v1::EntryResult { outcome: Some(v1::entry_result::Outcome::Entry(entry.clone())) }
+    v1::EntryResult { outcome: Some(v1::entry_result::Outcome::Entry(entry.clone())), ..Default::default() }
 }
 
 impl State {
@@ -274,6 +274,8 @@ mod tests {
         door.run("entry update a --ttl 10m --admin --wait=5s").await.unwrap();
         let entry = &door.server.entries()[0];
         assert_eq!((entry.x509_ttl, entry.admin, entry.hint.as_str()), (600, true, "first"));
+        door.run("entry update a --ttl 10m --wait=5s").await.expect("it is like that already");
+        assert_eq!(door.server.0.lock().unwrap().revision, 3, "nothing was changed");
         door.run("entry list").await.unwrap();
         door.run("entry list -o json --admin=false").await.unwrap();
         door.run("entry show a").await.unwrap();

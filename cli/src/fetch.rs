@@ -17,7 +17,7 @@ use crate::exit::{Failure, Outcome};
 use crate::files::{self, PUBLIC};
 use crate::moments::{self, Moment};
 use crate::output::{self, Output, Sheet, plain};
-use crate::svid_files::{BUNDLE, PemSvid, pem};
+use crate::svid_files::{BUNDLE, KEY, PemSvid, SVID, pem, suffix, with_suffix};
 use crate::workload::{self, SOCKET_VARIABLE, Workload};
 
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -187,8 +187,7 @@ fn take_x509(answer: &wire::X509svidResponse, x509: &X509, output: Output) -> Ou
     let Fetch { write, watch, .. } = &x509.fetch;
     if let Some(folder) = write {
         for (at, fetched) in fetched.iter().enumerate() {
-            let suffix = if at == 0 { String::new() } else { format!(".{}", at + 1) };
-            fetched.pem.write(folder, &suffix)?;
+            fetched.pem.write(folder, &suffix(at))?;
         }
         write_bundles(folder, &foreign)?;
     }
@@ -206,9 +205,21 @@ fn take_x509(answer: &wire::X509svidResponse, x509: &X509, output: Output) -> Ou
         let mut text = fetched.iter().map(|fetched| fetched.sheet(now)).collect::<Vec<_>>().join("\n");
         if let Some(folder) = write {
             text.push_str(&format!("\nwritten to {}\n", plain(&folder.display().to_string())));
+            if fetched.len() > 1 {
+                text.push_str(&files_of(&fetched));
+            }
         }
         text
     })
+}
+
+/// Which files are whose.
+fn files_of(fetched: &[Fetched]) -> String {
+    let line = |sheet: Sheet, (at, fetched): (usize, &Fetched)| {
+        let names = [SVID, KEY, BUNDLE].map(|name| with_suffix(name, &suffix(at)));
+        sheet.line(&format!("  {}", names.join(" ")), fetched.svid.id().as_str())
+    };
+    fetched.iter().enumerate().fold(Sheet::default(), line).text()
 }
 
 fn take_bundles(answer: &wire::X509BundlesResponse, fetch: &Fetch, output: Output) -> Outcome {
@@ -217,14 +228,20 @@ fn take_bundles(answer: &wire::X509BundlesResponse, fetch: &Fetch, output: Outpu
         write_bundles(folder, &bundles)?;
     }
     let roots = |pem: &str| pem.matches("-----BEGIN").count();
-    let line = |(name, pem): (&String, &String)| format!("{name}: {} roots", roots(pem));
+    let line = |(name, pem): (&String, &String)| match roots(pem) {
+        1 => format!("{name}: 1 root"),
+        roots => format!("{name}: {roots} roots"),
+    };
     let document = TrustBundles { bundles };
     if fetch.watch {
         let names = || document.bundles.iter().map(line).collect::<Vec<_>>().join(", ");
         return output.show_line(&document, || format!("{}  {}", moments::now(), names()));
     }
     output.show(&document, || match &fetch.write {
-        Some(folder) => format!("{} bundles written to {}", document.bundles.len(), folder.display()),
+        Some(folder) => {
+            let bundles = if document.bundles.len() == 1 { "bundle" } else { "bundles" };
+            format!("{} {bundles} written to {}", document.bundles.len(), folder.display())
+        }
         None => document.bundles.values().cloned().collect(),
     })
 }

@@ -15,9 +15,9 @@ use tonic::Code;
 use crate::args::Globals;
 use crate::documents::Health;
 use crate::exit::{Failure, Outcome};
+use crate::moments;
 use crate::output::plain;
 use crate::workload::{self, Workload};
-use crate::moments;
 
 /// How long after a failure the next question is asked.
 const PAUSE: Duration = Duration::from_millis(250);

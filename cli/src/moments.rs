@@ -36,7 +36,7 @@ pub(crate) fn length(duration: Duration) -> String {
 
 /// A duration from the command line that has to be longer than nothing.
 pub(crate) fn parse_some_time(text: &str) -> Result<Duration, String> {
-    let duration = spiffe::settings::parse_duration(text).map_err(|error| error.to_string())?;
+    let duration = spiffe::settings::parse_duration(text)?;
     if duration.is_zero() {
         return Err(format!("{text} is no time at all: give more than that, for example 10m"));
     }

@@ -74,6 +74,27 @@ impl Overrides {
     }
 }
 
+/// What to say of a config from `place` that is wrong; `flags` are its keys that are flags too.
+pub(crate) fn wrong(error: &dyn std::fmt::Display, place: &str, flags: &[(&str, &str)]) -> Failure {
+    Failure::Refused(format!("{}\n(from {place})", with_flags(error.to_string(), flags)))
+}
+
+/// `text` with the flags of the keys that it names at its end, where it does not name them itself.
+pub(crate) fn with_flags(text: String, flags: &[(&str, &str)]) -> String {
+    let in_key = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '.';
+    let names = |key: &str| {
+        // A key of one word may be a word of the sentence as well: it is meant where it is quoted or has a value.
+        text.match_indices(key).any(|(at, _)| {
+            let (before, after) = (&text[..at], &text[at + key.len()..]);
+            let whole = !before.ends_with(in_key) && !after.starts_with(in_key);
+            whole && (key.contains('_') || after.starts_with(" =") || (before.ends_with('`') && after.starts_with('`')))
+        })
+    };
+    let missing = |(key, flag): &&(&str, &str)| names(key) && !text.contains(flag);
+    let hints: Vec<String> = flags.iter().filter(missing).map(|(key, flag)| format!("{key} is {flag}")).collect();
+    if hints.is_empty() { text } else { format!("{text}\n(as a flag, {})", hints.join(", ")) }
+}
+
 /// A string, or a list of strings, in TOML: JSON writes those the same way.
 fn toml<T: serde::Serialize>(value: &T) -> Option<String> {
     serde_json::to_string(value).ok()
@@ -82,6 +103,17 @@ fn toml<T: serde::Serialize>(value: &T) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn keys_in_messages_are_told_as_flags() {
+        let flags = [("listen", "--listen"), ("health_listen", "--health-listen")];
+        let told = |text: &str| with_flags(text.into(), &flags);
+        assert_eq!(told("Set health_listen"), "Set health_listen\n(as a flag, health_listen is --health-listen)");
+        assert_eq!(told("missing field `listen`"), "missing field `listen`\n(as a flag, listen is --listen)");
+        for quiet in ["cannot listen on 1", "health_listen_anywhere = 1", "health_listen: give --health-listen"] {
+            assert_eq!(told(quiet), quiet);
+        }
+    }
 
     #[test]
     fn flags_win_over_the_file_and_defaults_count_without_one() {

@@ -9,6 +9,9 @@ use tonic::{Code, Status};
 use crate::exit::Failure;
 use crate::output::plain;
 
+/// How the sentence of a caller without the right begins.
+pub(crate) const NOT_ALLOWED: &str = "not allowed: ";
+
 /// The outcome of a call that failed.
 pub(crate) fn failure(status: &Status) -> Failure {
     let text = sentence(status.code(), status.message());
@@ -53,17 +56,19 @@ pub(crate) fn code_name(code: Code) -> &'static str {
 
 fn sentence(code: Code, message: &str) -> String {
     let message = if message.is_empty() { "it gave no reason".into() } else { plain(message) };
+    // Some say themselves when to try again.
+    let again = if message.contains("try again") { "" } else { "; try again" };
     match code {
         Code::InvalidArgument | Code::OutOfRange => format!("not accepted: {message}"),
         Code::NotFound => format!("not found: {message}"),
         Code::AlreadyExists => format!("already exists: {message}"),
-        Code::PermissionDenied => format!("not allowed: {message}"),
+        Code::PermissionDenied => format!("{NOT_ALLOWED}{message}"),
         Code::Unauthenticated => format!("not known to the server: {message}"),
         Code::FailedPrecondition => format!("not possible as things are: {message}"),
         Code::ResourceExhausted => format!("too much at once: {message}"),
-        Code::Aborted => format!("something else changed at the same time: {message}; try again"),
-        Code::Unavailable => format!("cannot be answered now: {message}; try again"),
-        Code::DeadlineExceeded => format!("no answer in time: {message}; try again"),
+        Code::Aborted => format!("something else changed at the same time: {message}{again}"),
+        Code::Unavailable => format!("cannot be answered now: {message}{again}"),
+        Code::DeadlineExceeded => format!("no answer in time: {message}{again}"),
         Code::Unimplemented => format!("not known to this server, which may be of another version: {message}"),
         Code::Cancelled => format!("the call was cancelled: {message}"),
         Code::Ok | Code::Unknown | Code::Internal | Code::DataLoss => {
@@ -83,6 +88,8 @@ mod tests {
         assert_eq!(refused.exit(), 1);
         let busy = failure(&Status::unavailable("no store"));
         assert_eq!((busy.to_string().as_str(), busy.exit()), ("cannot be answered now: no store; try again", 3));
+        let waits = failure(&Status::unavailable("it waits for the server; try again"));
+        assert_eq!(waits.to_string(), "cannot be answered now: it waits for the server; try again");
         assert!(failure(&Status::internal("\u{1b}[2J")).to_string().contains("\\u{1b}"));
     }
 }

@@ -16,10 +16,20 @@ use crate::args::Globals;
 use crate::exit::{Failure, Outcome};
 use crate::folders::Folders;
 use crate::output::Sheet;
-use crate::overrides::Overrides;
+use crate::overrides::{Overrides, with_flags, wrong};
 use crate::running::told_to_stop;
 
 const USUAL_CONFIG: &str = "/etc/chancery/server.toml";
+
+/// The keys that are flags too, for messages.
+const FLAGS: &[(&str, &str)] = &[
+    ("trust_domain", "--trust-domain"),
+    ("data_dir", "--data-dir"),
+    ("listen", "--listen"),
+    ("address", "--address"),
+    ("health_listen", "--health-listen"),
+    ("admin_socket", "--admin-socket"),
+];
 
 /// What can be done with a server.
 #[derive(Debug, Subcommand)]
@@ -51,6 +61,9 @@ pub(crate) struct Settings {
     /// Where agents are told to connect.
     #[arg(long, value_name = "HOST:PORT")]
     address: Option<String>,
+    /// Where health and metrics are answered; a loopback address.
+    #[arg(long, value_name = "IP:PORT")]
+    health_listen: Option<SocketAddr>,
     /// Where the admin socket is made. --socket and `CHANCERY_ADMIN_SOCKET` say where clients look for it, not this.
     #[arg(long, value_name = "PATH")]
     admin_socket: Option<PathBuf>,
@@ -76,10 +89,11 @@ impl Settings {
             .flag("data_dir", self.data_dir)
             .flag("listen", self.listen)
             .flag("address", self.address)
+            .flag("health_listen", self.health_listen)
             .flag("admin_socket", self.admin_socket);
         let laid = over.read(self.config.as_deref(), Path::new(USUAL_CONFIG))?;
         let parsed = Config::parse(&laid.text, laid.variables);
-        parsed.map_err(|error| Failure::Refused(format!("{error}\n(from {})", laid.place)))
+        parsed.map_err(|error| wrong(&error, &laid.place, FLAGS))
     }
 }
 
@@ -132,5 +146,5 @@ async fn run(config: Config) -> Outcome {
 /// Starts a server in this process.
 pub(crate) async fn start(config: Config) -> Outcome<Server> {
     let started = Server::start(config, Arc::new(System)).await;
-    started.map_err(|error| Failure::Refused(format!("the server cannot start: {error}")))
+    started.map_err(|error| Failure::Refused(with_flags(format!("the server cannot start: {error}"), FLAGS)))
 }

@@ -20,6 +20,38 @@ pub(crate) const KEY: &str = "key.pem";
 /// The roots of its trust domain.
 pub(crate) const BUNDLE: &str = "bundle.pem";
 
+/// What stands before `.pem` in the files of the identity at this place: nothing for the default one, `.2` for the
+/// next.
+pub(crate) fn suffix(at: usize) -> String {
+    if at == 0 { String::new() } else { format!(".{}", at + 1) }
+}
+
+/// One of the three names with a suffix in it: `svid.2.pem`.
+pub(crate) fn with_suffix(name: &str, suffix: &str) -> String {
+    name.replace(".pem", &format!("{suffix}.pem"))
+}
+
+/// How many further identities a hint names at most.
+const MAX_HINTS: usize = 10;
+
+/// The further identities in a folder that was given as `--svid`, as a hint for an operator whose default identity
+/// was not let in; nothing where there are none.
+pub(crate) fn hint_at_others(paths: &[PathBuf]) -> Option<String> {
+    let [folder] = paths else { return None };
+    let one = |at: usize| {
+        let files = [SVID, KEY, BUNDLE].map(|name| folder.join(with_suffix(name, &suffix(at))).display().to_string());
+        let [svid, ..] = &files;
+        let chain: Vec<_> =
+            CertificateDer::pem_slice_iter(&files::read(Path::new(svid)).ok()?).collect::<Result<_, _>>().ok()?;
+        let id = X509Svid::parse(chain).ok()?.id().to_string();
+        Some(format!("  --svid {}  ({id})", files.join(",")))
+    };
+    let others: Vec<String> = (1..=MAX_HINTS).map_while(one).collect();
+    let folder = folder.display();
+    (!others.is_empty())
+        .then(|| format!("{folder}/{SVID} was used; {folder} has other identities too:\n{}", others.join("\n")))
+}
+
 /// Which three files.
 #[derive(Clone, Debug)]
 pub(crate) struct SvidFiles {
@@ -98,7 +130,7 @@ impl PemSvid {
     /// Writes the three files to `folder`, with `suffix` before `.pem`: the key first and the SVID last, so that
     /// whoever waits for a new SVID finds its key there.
     pub(crate) fn write(&self, folder: &Path, suffix: &str) -> Outcome {
-        let name = |name: &str| name.replace(".pem", &format!("{suffix}.pem"));
+        let name = |name: &str| with_suffix(name, suffix);
         files::write(folder, &name(KEY), PRIVATE, self.key.as_bytes())?;
         files::write(folder, &name(BUNDLE), PUBLIC, self.bundle.as_bytes())?;
         files::write(folder, &name(SVID), PUBLIC, self.svid.as_bytes())

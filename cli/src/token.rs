@@ -22,7 +22,7 @@ pub(crate) enum Verb {
     /// Create a token, and print the command to run on the node.
     Create {
         /// For how long it can be used.
-        #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = spiffe::settings::parse_duration)]
+        #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = moments::parse_some_time)]
         ttl: Duration,
         /// A node alias that the agent gets: entries may name it as their parent.
         #[arg(long, value_name = "ID")]

@@ -48,11 +48,42 @@ pub(crate) struct Changed<T> {
     pub(crate) applied: Option<Applied>,
 }
 
+/// Whom a change is for, where no agent is connected to apply it.
+#[derive(Clone, Copy, Debug)]
+enum Force {
+    /// The agents: each applies it when it connects.
+    AtAgents,
+    /// The server alone, from now on.
+    AtServer,
+}
+
 impl Wait {
     /// Waits where that was asked for, then prints the change, then says who is behind: the change itself is made
     /// and shown in any case.
     pub(crate) async fn and_show<T: Serialize>(
         &self,
+        admin: &mut Admin,
+        output: Output,
+        done: (T, u64),
+        text: impl FnOnce(&T) -> String,
+    ) -> Outcome {
+        self.and_show_of(Force::AtAgents, admin, output, done, text).await
+    }
+
+    /// The same for a change that is in force at the server as soon as it is made.
+    pub(crate) async fn and_show_in_force<T: Serialize>(
+        &self,
+        admin: &mut Admin,
+        output: Output,
+        done: (T, u64),
+        text: impl FnOnce(&T) -> String,
+    ) -> Outcome {
+        self.and_show_of(Force::AtServer, admin, output, done, text).await
+    }
+
+    async fn and_show_of<T: Serialize>(
+        &self,
+        force: Force,
         admin: &mut Admin,
         output: Output,
         (done, revision): (T, u64),
@@ -67,7 +98,7 @@ impl Wait {
             Some(Ok(applied)) => (Some(applied), None),
             Some(Err(failure)) => (None, Some(failure)),
         };
-        let verdict = applied.as_ref().map(|applied| (said(applied), applied.behind.is_empty()));
+        let verdict = applied.as_ref().map(|applied| (said(applied, force), applied.behind.is_empty()));
         let changed = Changed { done, revision, applied };
         output.show(&changed, || {
             let mut text = text(&changed.done);
@@ -91,12 +122,13 @@ async fn wait(admin: &mut Admin, revision: u64, most: Duration) -> Outcome<Appli
     Ok(Applied { connected: answer.connected, behind: answer.behind })
 }
 
-fn said(applied: &Applied) -> String {
+fn said(applied: &Applied, force: Force) -> String {
     let agents = |count: u64| if count == 1 { "1 agent".to_owned() } else { format!("{count} agents") };
     if applied.behind.is_empty() {
-        return match applied.connected {
-            0 => "no agent is connected: it is applied by each when it connects".into(),
-            connected => format!("applied by {}, all that are connected", agents(connected)),
+        return match (applied.connected, force) {
+            (_, Force::AtServer) => "it is in force now".into(),
+            (0, Force::AtAgents) => "no agent is connected: it is applied by each when it connects".into(),
+            (connected, Force::AtAgents) => format!("applied by {}, all that are connected", agents(connected)),
         };
     }
     let names: Vec<String> = applied.behind.iter().map(|id| format!("  {}", plain(id))).collect();
@@ -118,10 +150,12 @@ mod tests {
             connected,
             behind: behind.iter().map(|id| (*id).to_owned()).collect(),
         };
-        assert_eq!(said(&applied(3, &[])), "applied by 3 agents, all that are connected");
-        assert!(said(&applied(0, &[])).starts_with("no agent is connected"));
+        let said = |applied: Applied| said(&applied, Force::AtAgents);
+        assert_eq!(super::said(&applied(0, &[]), Force::AtServer), "it is in force now");
+        assert_eq!(said(applied(3, &[])), "applied by 3 agents, all that are connected");
+        assert!(said(applied(0, &[])).starts_with("no agent is connected"));
         assert_eq!(
-            said(&applied(1, &["spiffe://example.org/chancery/agent/x/1"])),
+            said(applied(1, &["spiffe://example.org/chancery/agent/x/1"])),
             "the change is made, but 1 of 1 agent had not applied it when the time was up:\n  \
              spiffe://example.org/chancery/agent/x/1"
         );

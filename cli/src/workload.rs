@@ -12,7 +12,7 @@ use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status, Streaming};
 
-use crate::connect::unix_channel;
+use crate::connect::{ownership, unix_channel};
 use crate::exit::{Failure, Outcome};
 use crate::folders::Folders;
 use crate::output::plain;
@@ -52,11 +52,18 @@ impl Workload {
             None => Folders::of_this_process().workload_socket(Path::exists),
         };
         let channel = unix_channel(&path).await.map_err(|error| {
-            Failure::Unreachable(format!(
-                "no agent answers at {} ({error}): start one with `chancery agent run` or `chancery dev`, or name its \
-                 socket with --workload-socket or {SOCKET_VARIABLE}",
-                path.display()
-            ))
+            let place = path.display();
+            match error.kind() {
+                std::io::ErrorKind::PermissionDenied => Failure::Refused(format!(
+                    "permission denied: you may not use the socket of the Workload API {place}{}: have it opened to \
+                     this user, or name another socket with --workload-socket or {SOCKET_VARIABLE}",
+                    ownership(&path)
+                )),
+                _ => Failure::Unreachable(format!(
+                    "no agent answers at {place} ({error}): start one with `chancery agent run` or `chancery dev`, or \
+                     name its socket with --workload-socket or {SOCKET_VARIABLE}"
+                )),
+            }
         })?;
         Ok(Self { client: SpiffeWorkloadApiClient::new(channel).max_decoding_message_size(64 << 20) })
     }

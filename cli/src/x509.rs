@@ -36,7 +36,7 @@ pub(crate) struct Mint {
     #[arg(long, value_name = "ID")]
     spiffe_id: SpiffeId,
     /// How long it lives; as the server's config says where it is not given.
-    #[arg(long, value_name = "DURATION", value_parser = spiffe::settings::parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = moments::parse_some_time)]
     ttl: Option<Duration>,
     /// A DNS name in it; may be repeated, the first is also the common name.
     #[arg(long = "dns", value_name = "NAME")]

@@ -106,17 +106,32 @@ impl Operator {
 
     /// Lets a prepared authority sign.
     pub async fn activate(&self, id: &str) -> Result<v1::AuthorityResponse, Status> {
-        Ok(self.door.clone().activate_authority(v1::AuthorityRequest { id: id.into(), ..Default::default() }).await?.into_inner())
+        Ok(self
+            .door
+            .clone()
+            .activate_authority(v1::AuthorityRequest { id: id.into(), ..Default::default() })
+            .await?
+            .into_inner())
     }
 
     /// Has everything below an authority replaced.
     pub async fn taint(&self, id: &str) -> Result<v1::AuthorityResponse, Status> {
-        Ok(self.door.clone().taint_authority(v1::AuthorityRequest { id: id.into(), ..Default::default() }).await?.into_inner())
+        Ok(self
+            .door
+            .clone()
+            .taint_authority(v1::AuthorityRequest { id: id.into(), ..Default::default() })
+            .await?
+            .into_inner())
     }
 
     /// Takes an authority out of the bundle.
     pub async fn revoke(&self, id: &str) -> Result<v1::AuthorityResponse, Status> {
-        Ok(self.door.clone().revoke_authority(v1::AuthorityRequest { id: id.into(), ..Default::default() }).await?.into_inner())
+        Ok(self
+            .door
+            .clone()
+            .revoke_authority(v1::AuthorityRequest { id: id.into(), ..Default::default() })
+            .await?
+            .into_inner())
     }
 
     /// The own trust domain's bundle.

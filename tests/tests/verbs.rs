@@ -93,6 +93,7 @@ fn the_command_that_token_create_prints_runs_as_it_is_printed() {
 #[test]
 fn tokens() {
     let house = House::with_server("");
+    house.run(&["token", "create", "--ttl", "0s"]).failed(2, &["0s is no time at all"]);
     let made = house.run(&["token", "create", "--ttl", "1h", "--alias", House::NODE, "-o", "json"]).succeeded().json();
     let (token, id) = (made["token"].as_str().unwrap(), made["id"].as_str().unwrap());
     assert!(token.starts_with("chy-"), "{made}");
@@ -171,7 +172,9 @@ fn entries_by_flags() {
     let entry = house.run(&["entry", "show", "web-1", "-o", "json"]).succeeded().json();
     assert_eq!((entry["x509_ttl"].as_str(), entry["hint"].as_str()), (Some("20m"), Some("front")));
     assert!(entry["expires_at"].is_null(), "{entry}");
-    house.run(&["entry", "update", "web-1", "--x509-ttl", "20m"]).failed(2, &["entry web-1 is like that already"]);
+    house.run(&["entry", "update", "web-1", "--ttl", "20m", "--wait"]).succeeded().says(&["unchanged web-1  "]);
+    house.run(&["entry", "delete", "web-1", "--wait", "5s"]).failed(2, &["write --wait=5s"]);
+    house.run(&["entry", "update", "web-1"]).failed(2, &["no flag says what to change of entry web-1"]);
 
     let deleted =
         house.run(&["entry", "delete", "web-1", "none", "boss"]).failed(1, &["1 of 3 entries were not deleted"]);
@@ -361,12 +364,15 @@ fn fetch_and_healthcheck() {
     assert_eq!(json["svids"][1]["spiffe_id"], "spiffe://example.org/second");
     assert!(json["svids"][0].get("key").is_none(), "no key where none was asked for");
     house.run(&["fetch", "x509", "--pem"]).succeeded().says(&["-----BEGIN PRIVATE KEY-----"]);
-    house.run(&["fetch", "x509", "--write", "me"]).succeeded().says(&["written to me"]);
+    house.run(&["fetch", "x509", "--write", "me"]).succeeded().says(&[
+        "written to me\n  svid.pem key.pem bundle.pem        spiffe://example.org/web\n",
+        "  svid.2.pem key.2.pem bundle.2.pem  spiffe://example.org/second\n",
+    ]);
     for name in ["svid.pem", "key.pem", "bundle.pem", "svid.2.pem", "key.2.pem", "bundle.2.pem"] {
         assert!(house.path("me").join(name).exists(), "{name}");
     }
     house.run(&["fetch", "bundle"]).succeeded().says(&["-----BEGIN CERTIFICATE-----"]);
-    house.run(&["fetch", "bundle", "--write", "me"]).succeeded().says(&["1 bundles written to me"]);
+    house.run(&["fetch", "bundle", "--write", "me"]).succeeded().says(&["1 bundle written to me"]);
     assert!(house.path("me/bundle.example.org.pem").exists());
 
     // A watcher sees an entry come, and outlives the agent.
@@ -407,6 +413,18 @@ fn an_admin_works_from_afar() {
     remote("ops", &["token", "create"]).succeeded().says(&["chancery agent run --server "]);
     assert_eq!(remote("ops/svid.pem,ops/key.pem,ops/bundle.pem", &["agent", "count"]).succeeded().stdout, "1\n");
     remote("nobody", &["agent", "count"]).failed(1, &["not allowed: ", "marked admin"]);
+    // The operator's files are not the first ones in the folder.
+    house.run(&["fetch", "x509", "--write", "both"]).succeeded();
+    let names = ["svid", "key", "bundle"];
+    for name in names {
+        let (from, to) = (house.path(&format!("both/{name}.pem")), house.path(&format!("both/{name}.2.pem")));
+        std::fs::rename(from, to).unwrap();
+        std::fs::copy(house.path(&format!("nobody/{name}.pem")), house.path(&format!("both/{name}.pem"))).unwrap();
+    }
+    let others = names.map(|name| format!("both/{name}.2.pem")).join(",");
+    let hint = format!("--svid {others}  (spiffe://example.org/ops)");
+    remote("both", &["agent", "count"]).failed(1, &["not allowed: ", "both has other identities too", &hint]);
+    assert_eq!(remote(&others, &["agent", "count"]).succeeded().stdout, "1\n");
     remote("none", &["agent", "count"]).failed(1, &["none/svid.pem cannot be read"]);
     house.run(&["agent", "count", "--svid", "ops"]).failed(2, &["--server"]);
     let port = tests::binary::free_port();

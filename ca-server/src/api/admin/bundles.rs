@@ -74,8 +74,11 @@ pub(super) async fn delete(call: &Call<'_>, request: v1::DeleteBundleRequest) ->
             view.entries_after(None).filter(|entry| entry.federates_with.contains(&name)).collect();
         if let Some(first) = federated.first().filter(|_| !request.dissociate) {
             return Err(Refusal::precondition(format_args!(
-                "{} entries federate with {name}, the first is {}: update them, or delete the bundle with --dissociate",
-                federated.len(),
+                "{} with {name}, the first is {}: update them, or delete the bundle with --dissociate",
+                match federated.len() {
+                    1 => "1 entry federates".to_owned(),
+                    entries => format!("{entries} entries federate"),
+                },
                 first.id
             )));
         }
