@@ -111,7 +111,7 @@ impl Keeper {
                 warn!(error = %why, %end, "this agent's SVID could not be renewed: trying again");
                 backoff.after_failure(chance)
             } else if unwanted {
-                let why = what_to_tell(refusal.as_ref(), why);
+                let why = what_to_tell(refusal.as_ref(), &why);
                 error!(error = %why, %end, "this agent is not accepted any more: trying again, slowly");
                 refused.after_failure(chance)
             } else {
@@ -181,7 +181,7 @@ impl Keeper {
 
 /// What an operator can act upon, where neither the Renew (`refusal`) nor the attestation behind it (`attested`) came
 /// to anything: of a banned agent no token and no certificate is of any use.
-fn what_to_tell(refusal: Option<&NodeError>, attested: NodeError) -> String {
+fn what_to_tell(refusal: Option<&NodeError>, attested: &NodeError) -> String {
     match refusal {
         Some(refusal) if refusal.is_ban() => refusal.to_string(),
         Some(refusal) => format!("{attested} (its renewal was refused: {refusal})"),
@@ -225,10 +225,10 @@ mod tests {
     fn a_banned_agent_is_not_told_to_get_a_token() {
         let refused = |status: Status| NodeError::from(ClientError::from(status));
         let ban = refused(Status::permission_denied("agent a is banned: run \"chancery agent evict a\""));
-        let said = what_to_tell(Some(&ban), NodeError::NoToken);
+        let said = what_to_tell(Some(&ban), &NodeError::NoToken);
         assert!(said.contains("agent a is banned") && !said.contains("token"), "{said}");
         let evicted = refused(Status::unauthenticated("agent a is not attested"));
-        let said = what_to_tell(Some(&evicted), NodeError::NoToken);
+        let said = what_to_tell(Some(&evicted), &NodeError::NoToken);
         assert!(said.contains("create a token") && said.contains("agent a is not attested"), "{said}");
     }
 }
