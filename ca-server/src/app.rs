@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use spiffe::id::TrustDomain;
 use spiffe::mtls::{self, CurrentBundles, CurrentSvid, Peers};
 use spiffe::proto::v1::admin_server::AdminServer;
 use spiffe::proto::v1::node_server::NodeServer;
@@ -99,6 +100,19 @@ pub enum AppError {
     /// TLS could not be set up.
     #[error("TLS cannot be set up: {0}")]
     Tls(#[from] rustls::Error),
+    /// The state is another trust domain's.
+    #[error(
+        "data_dir {path} holds the CA of trust domain {held}, and the config says {asked}: set trust_domain = \
+         \"{held}\", or choose an empty data_dir for {asked}"
+    )]
+    TrustDomain {
+        /// The folder.
+        path: PathBuf,
+        /// Of the authorities that are there.
+        held: TrustDomain,
+        /// Of the config.
+        asked: TrustDomain,
+    },
     /// The active authority's key cannot be used, although a new authority was tried.
     #[error("this server has no authority that can sign: see the log above for the reason")]
     NoAuthority,
@@ -156,7 +170,13 @@ impl Server {
         let (audit, writer) = Audit::open(&config.audit)?;
 
         let signers = Signers { keys: Arc::clone(&keys), owner: config.name.as_str().into() };
-        let views = Views::new(follow::load(config.trust_domain.clone(), &*store, &signers).await?);
+        let view = follow::load(config.trust_domain.clone(), &*store, &signers).await?;
+        if let Some(held) = view.authorities().iter().find_map(|held| held.trust_domain_if_other(&config.trust_domain))
+        {
+            let (path, asked) = (config.data_dir.as_path().to_owned(), config.trust_domain);
+            return Err(AppError::TrustDomain { path, held, asked });
+        }
+        let views = Views::new(view);
         let connected = Connected::default();
         let metrics = Arc::new(Metrics::new(
             env!("CARGO_PKG_VERSION"),
@@ -205,8 +225,11 @@ impl Server {
         };
         spawn.run(own.begin(issuer)?.keep());
 
-        let address = listeners.tls.local_addr().map_err(|error| listen_error(config.listen, error))?;
-        let health_address = listeners.health.local_addr().map_err(|error| listen_error(config.listen, error))?;
+        let address = listeners.tls.local_addr().map_err(|error| listen_error("listen", config.listen, error))?;
+        let health_address = listeners
+            .health
+            .local_addr()
+            .map_err(|error| listen_error("health_listen", config.health_listen, error))?;
         let advertised = config.address.as_str();
         let advertised = match advertised.strip_suffix(":0") {
             Some(host) => format!("{host}:{}", address.port()),
@@ -338,15 +361,15 @@ struct Listeners {
 impl Listeners {
     async fn bind(config: &Config) -> Result<Self, ListenError> {
         Ok(Self {
-            tls: listen::bind_tcp(&config.listen.to_string()).await?,
-            health: listen::bind_tcp(&config.health_listen.to_string()).await?,
+            tls: listen::bind_tcp("listen", config.listen).await?,
+            health: listen::bind_tcp("health_listen", config.health_listen).await?,
             admin: listen::bind_unix(config.admin_socket.as_path(), config.admin_socket_mode.bits()).await?,
         })
     }
 }
 
-fn listen_error(address: SocketAddr, error: io::Error) -> ListenError {
-    ListenError::Port { address: address.to_string(), error, hint: "" }
+fn listen_error(key: &'static str, address: SocketAddr, error: io::Error) -> ListenError {
+    ListenError::Port { key, address, error, hint: "" }
 }
 
 /// Starts loops that end when the server stops.

@@ -177,6 +177,42 @@ async fn entries_are_created_with_a_result_each() {
 }
 
 #[tokio::test]
+async fn a_selector_that_no_process_can_have_is_refused() {
+    let house = House::new().await;
+    let with = |selector: &str| v1::Entry { selectors: vec![selector.into()], ..entry("a") };
+    let refused = house.create(vec![with("unix:uid:web")]).await.remove(0).unwrap_err();
+    assert!(refused.starts_with("InvalidArgument: selector \"unix:uid:web\" matches no process: "), "{refused}");
+    let refused = house.create(vec![with("unix:uuid:1")]).await.remove(0).unwrap_err();
+    assert!(refused.contains("unix has uid, user, gid"), "{refused}");
+    assert!(house.create(vec![with("elsewhere:anything")]).await[0].is_ok());
+    let request = house.ask(v1::UpdateEntriesRequest { entries: vec![with("unix:path:web")] });
+    let refused = outcomes(house.door.update_entries(request).await.unwrap().into_inner()).remove(0).unwrap_err();
+    assert!(refused.contains("must be absolute"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_parent_that_nobody_is_yet_is_warned_of() {
+    let house = House::new().await;
+    let warnings = async |entries| {
+        let request = house.ask(v1::CreateEntriesRequest { entries });
+        let results = house.door.create_entries(request).await.unwrap().into_inner().results;
+        results.into_iter().map(|result| result.warning).collect::<Vec<_>>()
+    };
+    let parent = |name: &str, parent: &str| v1::Entry { parent: parent.into(), ..entry(name) };
+    let alias = "spiffe://example.org/racks";
+    let expected = |id: &str| format!("no agent or node alias has the ID {id} yet");
+    assert_eq!(warnings(vec![entry("a"), parent("b", alias)]).await, [expected(AGENT), expected(alias)]);
+    house.node("1", house.clock.now().plus(DAY), false).await;
+    let server = "spiffe://example.org/chancery/server";
+    assert_eq!(warnings(vec![parent("racks", server)]).await, [""]);
+    assert_eq!(warnings(vec![entry("c"), parent("d", alias)]).await, ["", ""]);
+    let entries = vec![v1::Entry { hint: "x".into(), ..parent("c", "spiffe://example.org/none") }];
+    let request = house.ask(v1::UpdateEntriesRequest { entries });
+    let updated = house.door.update_entries(request).await.unwrap().into_inner();
+    assert_eq!(updated.results[0].warning, expected("spiffe://example.org/none"));
+}
+
+#[tokio::test]
 async fn the_same_entry_twice_names_the_other() {
     let house = House::new().await;
     assert!(house.create(vec![entry("a")]).await[0].is_ok());
@@ -339,7 +375,28 @@ async fn authorities_are_prepared_activated_tainted_and_revoked() {
     house.door.activate_authority(by(&second.id)).await.unwrap();
     house.door.taint_authority(by(&first.id)).await.unwrap();
     assert!(list().await.iter().any(|authority| authority.id == first.id && authority.tainted));
-    house.door.revoke_authority(by(&first.id)).await.unwrap();
+    // An agent that has not replaced what it holds below the authority would lose it.
+    let stream = house.door.doors.connected.open(spiffe::id::SpiffeId::parse(AGENT).unwrap());
+    assert_eq!(
+        words(house.door.revoke_authority(by(&first.id)).await),
+        format!(
+            "FailedPrecondition: 1 agents have not yet replaced the SVIDs below authority {}: wait (authority taint \
+             --wait), or revoke with --force",
+            first.id
+        )
+    );
+    let force = house.ask(v1::AuthorityRequest { id: first.id.clone(), force: true });
+    house.door.revoke_authority(force).await.unwrap();
+    assert_eq!(list().await.len(), 1);
+
+    // One that has is in nobody's way.
+    let made = house.door.prepare_authority(house.ask(v1::PrepareAuthorityRequest {})).await.unwrap().into_inner();
+    house.door.activate_authority(by(&made.authority.unwrap().id)).await.unwrap();
+    let revision = house.door.taint_authority(by(&second.id)).await.unwrap().into_inner().revision;
+    stream.considered(revision, true);
+    assert!(words(house.door.revoke_authority(by(&second.id)).await).contains("revoke with --force"));
+    stream.acknowledged(revision);
+    house.door.revoke_authority(by(&second.id)).await.unwrap();
     assert_eq!(list().await.len(), 1);
     assert!(words(house.door.taint_authority(by("none")).await).starts_with("NotFound: there is no authority none"));
 }

@@ -86,3 +86,38 @@ async fn the_folder_is_private_but_for_operators_on_their_way_to_the_socket() {
         server.shutdown().await;
     }
 }
+
+#[tokio::test]
+async fn the_state_of_another_trust_domain_is_not_taken_over() {
+    let folder = tempfile::tempdir().unwrap();
+    start(config(folder.path(), "a.sock", "")).await.unwrap().shutdown().await;
+    let mut other = config(folder.path(), "a.sock", "");
+    other.trust_domain = spiffe::id::TrustDomain::parse("other.org").unwrap();
+    let data = folder.path().join("data");
+    assert_eq!(
+        start(other).await.unwrap_err(),
+        format!(
+            "data_dir {} holds the CA of trust domain example.org, and the config says other.org: set trust_domain = \
+             \"example.org\", or choose an empty data_dir for other.org",
+            data.display()
+        )
+    );
+    start(config(folder.path(), "a.sock", "")).await.unwrap().shutdown().await;
+}
+
+#[tokio::test]
+async fn a_port_in_use_is_named_with_its_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let holder = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = holder.local_addr().unwrap();
+    for key in ["listen", "health_listen"] {
+        let mut config = config(folder.path(), "a.sock", "");
+        match key {
+            "listen" => config.listen = address,
+            _ => config.health_listen = address,
+        }
+        let message = start(config).await.unwrap_err();
+        assert!(message.starts_with(&format!("cannot listen on {key} {address}: ")), "{message}");
+        assert!(message.contains("another process has this port"), "{message}");
+    }
+}

@@ -108,7 +108,7 @@ impl Settings {
     /// `agent validate`.
     pub(crate) fn validate(self, globals: &Globals) -> Outcome {
         let config = self.config(&globals.server)?;
-        if let Bootstrap::Bundle(path) = &config.bootstrap {
+        if let Some(Bootstrap::Bundle(path)) = &config.bootstrap {
             files::read(path)?;
         }
         let valid = Valid {

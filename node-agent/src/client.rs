@@ -47,8 +47,8 @@ const MAX_CHALLENGES: usize = 8;
 /// Why a call of the Node door came to nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// No address answered.
-    #[error("no server can be reached: {0}")]
+    /// No address answered as a server of ours: what each did.
+    #[error("{0}")]
     Unreachable(String),
     /// The server, or the way to it, failed.
     #[error("server: {} ({:?})", .0.message(), .0.code())]
@@ -96,6 +96,11 @@ impl ClientError {
             Self::Status(status) => status.message().to_owned(),
             _ => self.to_string(),
         }
+    }
+
+    /// Whether the server will not have this agent, even if it is attested anew.
+    pub fn is_ban(&self) -> bool {
+        matches!(self, Self::Status(status) if status.code() == Code::PermissionDenied)
     }
 
     /// Whether the server will not have this agent (any more).
@@ -307,7 +312,7 @@ async fn connect_any(
     first: usize,
     tls: &Arc<ClientConfig>,
 ) -> Result<(Channel, usize), ClientError> {
-    let mut failures = Vec::new();
+    let (mut untrusted, mut unreached) = (Vec::new(), Vec::new());
     for at in (0..servers.len()).map(|step| (first + step) % servers.len()) {
         let Some(address) = servers.get(at) else { continue };
         match connect(address, tls).await {
@@ -315,23 +320,44 @@ async fn connect_any(
                 info!(server = %address, "connected");
                 return Ok((channel, at));
             }
-            Err(why) => {
+            Err(Fault::Untrusted(why)) => {
+                debug!(server = %address, why, "is not trusted");
+                untrusted.push(format!(
+                    "this agent reached {address} but does not trust it: {why}; compare the fingerprint or bundle with \
+                     \"chancery authority list\" on the server"
+                ));
+            }
+            Err(Fault::Unreached(why)) => {
                 debug!(server = %address, why, "cannot be reached");
-                failures.push(format!("{address}: {why}"));
+                unreached.push(format!("{address}: {why}"));
             }
         }
     }
-    Err(ClientError::Unreachable(failures.join("; ")))
+    let others = if untrusted.is_empty() { "no server can be reached" } else { "no other server can be reached" };
+    if !unreached.is_empty() {
+        untrusted.push(format!("{others}: {}", unreached.join("; ")));
+    }
+    Err(ClientError::Unreachable(untrusted.join("; ")))
 }
 
-async fn connect(address: &Address, tls: &Arc<ClientConfig>) -> Result<Channel, String> {
+/// Why there is no connection to an address.
+#[derive(Clone, Debug, thiserror::Error)]
+enum Fault {
+    #[error("its certificate is refused: {0}")]
+    Untrusted(String),
+    #[error("{0}")]
+    Unreached(String),
+}
+
+async fn connect(address: &Address, tls: &Arc<ClientConfig>) -> Result<Channel, Fault> {
     let (tls, to) = (tls.clone(), address.clone());
     let connector = tower::service_fn(move |_: http::Uri| {
         let (tls, to) = (tls.clone(), to.clone());
         async move { open(&to, tls).await.map(TokioIo::new) }
     });
     // TLS is the connector's: the scheme only tells tonic to add none of its own.
-    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|error| error.to_string())?;
+    let endpoint =
+        Endpoint::from_shared(format!("http://{address}")).map_err(|error| Fault::Unreached(error.to_string()))?;
     let endpoint = endpoint
         .http2_keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_LIMIT)
@@ -341,13 +367,19 @@ async fn connect(address: &Address, tls: &Arc<ClientConfig>) -> Result<Channel, 
     endpoint.connect_with_connector(connector).await.map_err(|error| innermost(&error))
 }
 
-/// The words of the error that all others are about.
-fn innermost(error: &dyn std::error::Error) -> String {
+/// The error that all others are about.
+fn innermost(error: &(dyn std::error::Error + 'static)) -> Fault {
     let mut error = error;
-    while let Some(source) = error.source() {
-        error = source;
+    loop {
+        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        if let Some(fault) = inner.and_then(|inner| inner.downcast_ref::<Fault>()) {
+            return fault.clone();
+        }
+        match error.source() {
+            Some(source) => error = source,
+            None => return Fault::Unreached(error.to_string()),
+        }
     }
-    error.to_string()
 }
 
 #[expect(clippy::disallowed_methods, reason = "a limit on input and output of the network")]
@@ -368,12 +400,18 @@ async fn open(address: &Address, tls: Arc<ClientConfig>) -> io::Result<tokio_rus
 /// A failed handshake in our verifier's own words, where it was that which said no.
 fn plainly(error: io::Error) -> io::Error {
     use rustls::{CertificateError, Error, OtherError};
-    match error.get_ref().and_then(|inner| inner.downcast_ref()) {
-        Some(Error::InvalidCertificate(CertificateError::Other(OtherError(why)))) => {
-            io::Error::other(format!("its certificate is refused: {why}"))
+    let fault = match error.get_ref().and_then(|inner| inner.downcast_ref()) {
+        Some(Error::InvalidCertificate(CertificateError::Other(OtherError(why)))) => Fault::Untrusted(why.to_string()),
+        Some(Error::InvalidCertificate(why)) => Fault::Untrusted(why.to_string()),
+        Some(Error::InvalidMessage(_) | Error::PeerIncompatible(_)) => {
+            Fault::Unreached("no Chancery server at this port: what answers there does not speak its TLS".into())
         }
-        _ => error,
-    }
+        _ if error.kind() == io::ErrorKind::UnexpectedEof => Fault::Unreached(
+            "the connection was closed in the TLS handshake: is a Chancery server at this port?".into(),
+        ),
+        _ => return error,
+    };
+    io::Error::other(fault)
 }
 
 /// Parses an SVID from the wire. Its path is not verified.

@@ -33,12 +33,12 @@ pub enum ConfigError {
     /// The document is wrong.
     #[error(transparent)]
     Settings(#[from] SettingsError),
-    /// There has to be one way to know the server, and only one.
+    /// There are two ways to know the server.
     #[error(
-        "the agent must know its server: give either bootstrap_bundle (a file with the trust domain's roots) or \
-         ca_fingerprint (\"sha256:...\", printed by \"chancery token create\")"
+        "give either bootstrap_bundle (a file with the trust domain's roots) or ca_fingerprint (\"sha256:...\", printed \
+         by \"chancery token create\"), not both"
     )]
-    Bootstrap,
+    TwoBootstraps,
     /// A token is given twice.
     #[error("[attest] has both token and token_file: give one")]
     TwoTokens,
@@ -57,8 +57,8 @@ pub struct Config {
     pub workload_socket: PathBuf,
     /// Of the socket file: who may knock.
     pub workload_socket_mode: u32,
-    /// How the server is known before anything else is.
-    pub bootstrap: Bootstrap,
+    /// How the server is known before anything else is. `None`: only by a bundle that is stored in `data_dir`.
+    pub bootstrap: Option<Bootstrap>,
     /// How the node proves which it is.
     pub attest: Attest,
     /// The kind of key of SVIDs whose entry names none, and of the agent's own.
@@ -417,9 +417,10 @@ impl Config {
     pub fn parse(text: &str, variables: impl IntoIterator<Item = (String, String)>) -> Result<Self, ConfigError> {
         let document: Document = settings::parse(text, ENVIRONMENT_PREFIX, variables)?;
         let bootstrap = match (document.bootstrap_bundle, document.ca_fingerprint) {
-            (Some(path), None) => Bootstrap::Bundle(path),
-            (None, Some(Fingerprint(bytes))) => Bootstrap::Fingerprint(bytes),
-            _ => return Err(ConfigError::Bootstrap),
+            (Some(path), None) => Some(Bootstrap::Bundle(path)),
+            (None, Some(Fingerprint(bytes))) => Some(Bootstrap::Fingerprint(bytes)),
+            (None, None) => None,
+            (Some(_), Some(_)) => return Err(ConfigError::TwoBootstraps),
         };
         let attest = match document.attest {
             AttestTable::JoinToken { token: Some(_), token_file: Some(_) } => return Err(ConfigError::TwoTokens),
@@ -469,6 +470,10 @@ mod tests {
         let config = parse(&format!("{LEAST}{TOKEN}")).unwrap();
         assert_eq!(config.workload_socket_mode, 0o777);
         assert_eq!(config.attestors, Attestors::default());
+        assert_eq!(config.bootstrap, Some(Bootstrap::Bundle("/b.pem".into())));
+        // What an earlier start has stored will do.
+        let bare = parse(&format!("{}{TOKEN}", LEAST.replace("bootstrap_bundle = '/b.pem'", ""))).unwrap();
+        assert_eq!(bare.bootstrap, None);
         assert!(!format!("{config:?}").contains("abc"));
         let over = [("CHANCERY_AGENT__ATTEST__TOKEN".to_owned(), "xyz".to_owned())];
         let config = Config::parse(&format!("{LEAST}[attest]\nkind = 'join_token'"), over).unwrap();
@@ -484,7 +489,6 @@ mod tests {
             (LEAST.replace("['ca:8443']", "[]"), "give 1 to 64"),
             (LEAST.replace("/run/a.sock", &long), "at most 107 are possible, choose a shorter one"),
             (LEAST.replace("/run/a.sock", "a.sock"), "must be absolute"),
-            (LEAST.replace("bootstrap_bundle = '/b.pem'", ""), "either bootstrap_bundle"),
             (format!("{LEAST}ca_fingerprint = 'sha256:{}'\n", "a".repeat(64)), "either bootstrap_bundle"),
             (format!("{LEAST}ca_fingerprint = 'sha256:abc'\n"), "64 hexadecimal digits"),
             (format!("{LEAST}health_listen = '0.0.0.0:9000'\n"), "use 127.0.0.1"),

@@ -29,6 +29,14 @@ pub enum SelectorError {
     /// A control character, which no attestor produces and a terminal would obey.
     #[error("selector has a control character: remove it")]
     ControlCharacter,
+    /// Of a kind that is known, and such as its attestor never finds.
+    #[error("selector {selector:?} matches no process: {why}")]
+    Unmatchable {
+        /// The whole selector.
+        selector: String,
+        /// What it should be.
+        why: &'static str,
+    },
     /// Longer than [`MAX_SELECTOR_BYTES`].
     #[error("selector has {0} bytes: at most 4096 are allowed")]
     TooLong(usize),
@@ -59,6 +67,35 @@ impl Selector {
             return Err(SelectorError::NoValue(text.into()));
         }
         Ok(Self(text.into()))
+    }
+
+    /// Why no process can ever have this selector, where that is certain: the attestor of its kind is known, and finds
+    /// nothing of this form. `None` for kinds that are not known here.
+    pub fn fault(&self) -> Option<SelectorError> {
+        if self.kind() != "unix" {
+            return None;
+        }
+        let (key, value) = self.value().split_once(':').unwrap_or((self.value(), ""));
+        let is_number = || value.parse::<u32>().is_ok_and(|number| number.to_string() == value);
+        let is_lower_hex = |b: u8| matches!(b, b'0'..=b'9' | b'a'..=b'f');
+        let why = match key {
+            "uid" | "gid" | "supplementary_gid" if !is_number() => {
+                "uid, gid and supplementary_gid are numbers, for example unix:uid:1000; a name is unix:user:NAME or \
+                 unix:group:NAME"
+            }
+            "user" | "group" | "supplementary_group" if value.is_empty() => "a name is missing behind the last colon",
+            "path" if !value.starts_with('/') => "the path must be absolute, for example unix:path:/usr/bin/web",
+            "sha256" if value.len() != 64 || !value.bytes().all(is_lower_hex) => {
+                "the hash has 64 hexadecimal digits in lower case, as sha256sum prints it"
+            }
+            "uid" | "gid" | "supplementary_gid" | "user" | "group" | "supplementary_group" | "path" | "sha256" => {
+                return None;
+            }
+            _ => {
+                "unix has uid, user, gid, group, supplementary_gid, supplementary_group, path and sha256 (unix:uid:1000)"
+            }
+        };
+        Some(SelectorError::Unmatchable { selector: self.to_string(), why })
     }
 
     /// The whole selector as text.
@@ -214,6 +251,31 @@ mod tests {
         assert_eq!(Selector::parse(&format!("unix:{}", "a".repeat(4096))), Err(SelectorError::TooLong(4101)));
         let many = (0..257).map(|n| Selector::parse(&format!("unix:uid:{n}")).unwrap());
         assert_eq!(Selectors::new(many), Err(SelectorError::TooMany(257)));
+    }
+
+    #[test]
+    fn what_no_process_can_have_is_said_where_it_is_certain() {
+        let hash = "0a".repeat(32);
+        let fine =
+            ["unix:uid:0", "unix:supplementary_gid:27", "unix:user:web", "unix:path:/a:b", "k8s:pod", "docker:x:y"];
+        for good in fine.into_iter().map(str::to_owned).chain([format!("unix:sha256:{hash}")]) {
+            assert_eq!(Selector::parse(&good).unwrap().fault(), None, "{good}");
+        }
+        for (bad, words) in [
+            ("unix:uid:web".to_owned(), "are numbers"),
+            ("unix:gid:-1".into(), "are numbers"),
+            ("unix:gid:007".into(), "are numbers"),
+            ("unix:supplementary_gid:4294967296".into(), "are numbers"),
+            ("unix:user:".into(), "a name is missing"),
+            ("unix:supplementary_group".into(), "a name is missing"),
+            ("unix:path:web".into(), "must be absolute"),
+            (format!("unix:sha256:{}", hash.to_uppercase()), "64 hexadecimal digits"),
+            ("unix:sha256:0a".into(), "64 hexadecimal digits"),
+            ("unix:usr:web".into(), "unix has uid, user, gid, group"),
+        ] {
+            let fault = Selector::parse(&bad).unwrap().fault().unwrap().to_string();
+            assert!(fault.contains(&format!("{bad:?}")) && fault.contains(words), "{fault}");
+        }
     }
 
     proptest! {

@@ -35,24 +35,24 @@ pub fn parse<T: DeserializeOwned>(
         .collect();
     if overrides.is_empty() {
         // Straight from the text: the message then shows the line.
-        return toml::from_str(text).map_err(|error| from_text(&error));
+        let content = |error| SettingsError::Content(words(&error));
+        return toml::from_str(text).map_err(|error| syntax_error(text).unwrap_or_else(|| content(error)));
     }
-    let mut table: toml::Table = text.parse().map_err(|error| from_text(&error))?;
+    let mut table: toml::Table = text.parse().map_err(|error| SettingsError::Syntax(words(&error)))?;
     for (name, value) in overrides {
         let path: Vec<String> =
             name[prefix.len()..].split("__").filter(|part| !part.is_empty()).map(str::to_lowercase).collect();
         lay_over(&mut table, &path, value).ok_or(SettingsError::Override(name))?;
     }
-    table.try_into().map_err(|error: toml::de::Error| SettingsError::Content(error.to_string().trim_end().to_owned()))
+    table.try_into().map_err(|error| SettingsError::Content(words(&error)))
 }
 
-fn from_text(error: &toml::de::Error) -> SettingsError {
-    let text = error.to_string().trim_end().to_owned();
-    if error.message().contains("unknown field") || error.message().contains("missing field") {
-        SettingsError::Content(text)
-    } else {
-        SettingsError::Syntax(text)
-    }
+fn syntax_error(text: &str) -> Option<SettingsError> {
+    text.parse::<toml::Table>().err().map(|error| SettingsError::Syntax(words(&error)))
+}
+
+fn words(error: &toml::de::Error) -> String {
+    error.to_string().trim_end().to_owned()
 }
 
 fn lay_over(table: &mut toml::Table, path: &[String], value: String) -> Option<()> {
@@ -178,9 +178,24 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_toml_is_told_from_a_wrong_value() {
+        for text in ["name = 'a", "name = 'a'\nname = 'b'", "name: a"] {
+            for over in [variables(&[]), variables(&[("T__TTL", "90s")])] {
+                let error = parse::<Config>(text, "T", over).unwrap_err();
+                assert!(matches!(error, SettingsError::Syntax(_)), "{error}");
+            }
+        }
+        for text in ["name = 5", "nam = 'a'", "name = 'a'\nstore = 3", "name = 'a'\n[store]\nkind = 'a'\nsize = -1"] {
+            let error = parse::<Config>(text, "T", []).unwrap_err();
+            assert!(matches!(error, SettingsError::Content(_)), "{error}");
+        }
+    }
+
+    #[test]
     fn durations_have_units() {
         let error = parse::<Config>("name = 'a'\nttl = '90'", "T", []).unwrap_err();
         assert!(error.to_string().contains("write it like 90s"), "{error}");
+        assert!(matches!(error, SettingsError::Content(_)), "it is TOML: {error}");
         assert_eq!(write_duration(Duration::from_secs(5400)), "1h 30m");
         // No months: they would be of 30.44 days.
         assert_eq!(write_duration(Duration::from_secs(40 * 86_400)), "40d");

@@ -61,12 +61,12 @@ fn a_port_in_use() {
         let command = house.command(&[&words[..], &["--listen", listen][..]].concat());
         command.env("CHANCERY_SERVER__HEALTH_LISTEN", health).run()
     };
-    for said in [run(&address, "127.0.0.1:0"), run("127.0.0.1:0", &address)] {
+    for (key, said) in [("listen", run(&address, "127.0.0.1:0")), ("health_listen", run("127.0.0.1:0", &address))] {
         said.failed(
             1,
             &[
                 "the server cannot start: ",
-                &format!("cannot listen on {address}: "),
+                &format!("cannot listen on {key} {address}: "),
                 "another process has this port; stop it, or choose another one",
             ],
         );

@@ -104,7 +104,7 @@ async fn a_banned_agent_is_cut_off_and_stays_out_until_it_is_evicted() {
     node.stop_agent().await;
     std::fs::remove_dir_all(house.path("p256")).unwrap();
     let refused = node.start_agent(&house).await.unwrap_err();
-    assert!(refused.contains("is banned: an operator can lift it with \"chancery agent evict\""), "{refused}");
+    assert!(refused.contains("is banned: an operator can lift it with \"chancery agent evict "), "{refused}");
 
     let banned = operator.agents().await.remove(0).id;
     operator.door.evict_agent(v1::EvictAgentRequest { id: banned.clone() }).await.unwrap();
@@ -127,7 +127,7 @@ async fn a_ban_ends_open_streams_and_refuses_renewals_at_once() {
     let csr = spiffe::csr::create(&generate_key(KeyType::P256).unwrap()).unwrap();
     operator.door.ban_agent(v1::BanAgentRequest { id: agent.id().to_string() }).await.unwrap();
 
-    let words = format!("agent {} is banned: an operator can lift it with \"chancery agent evict\"", agent.id());
+    let words = format!("agent {0} is banned: an operator can lift it with \"chancery agent evict {0}\"", agent.id());
     let ended = tests::patience::soon("the stream ends", async {
         loop {
             if let Err(status) = syncing.incoming.message().await {

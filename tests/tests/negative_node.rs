@@ -161,7 +161,8 @@ async fn a_banned_and_an_evicted_agent_certificate_are_refused_until_it_attests_
     };
     ask().await.unwrap();
     operator.door.ban_agent(v1::BanAgentRequest { id: agent.id().to_string() }).await.unwrap();
-    let expected = format!("agent {} is banned: an operator can lift it with \"chancery agent evict\"", agent.id());
+    let expected =
+        format!("agent {0} is banned: an operator can lift it with \"chancery agent evict {0}\"", agent.id());
     assert_eq!(words(&ask().await.unwrap_err()), (Code::PermissionDenied, expected.as_str()));
     assert_eq!(words(&agent.sync(&house).await.unwrap_err()), (Code::PermissionDenied, expected.as_str()));
     operator.door.evict_agent(v1::EvictAgentRequest { id: agent.id().to_string() }).await.unwrap();

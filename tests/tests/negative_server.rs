@@ -56,7 +56,7 @@ async fn a_port_in_use_is_named() {
         assert_eq!(
             refused(&mut house).await,
             format!(
-                "cannot listen on {address}: Address already in use (os error 98): another process has this port; stop it, or choose another one"
+                "cannot listen on {key} {address}: Address already in use (os error 98): another process has this port; stop it, or choose another one"
             )
         );
     }

@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -37,10 +37,12 @@ pub const SOCKET_PATH_LIMIT: usize = 107;
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
     /// The port is in use, not ours to take, or the address is not of this machine.
-    #[error("cannot listen on {address}: {error}{hint}")]
+    #[error("cannot listen on {key} {address}: {error}{hint}")]
     Port {
+        /// The key of the config.
+        key: &'static str,
         /// The address.
-        address: String,
+        address: SocketAddr,
         /// What the system said.
         error: io::Error,
         /// What to do.
@@ -119,8 +121,8 @@ impl AsyncWrite for Connection {
     }
 }
 
-/// Binds a TCP port.
-pub async fn bind_tcp(address: &str) -> Result<TcpListener, ListenError> {
+/// Binds a TCP port; `key` is where it stands in the config.
+pub async fn bind_tcp(key: &'static str, address: SocketAddr) -> Result<TcpListener, ListenError> {
     TcpListener::bind(address).await.map_err(|error| {
         let hint = match error.kind() {
             io::ErrorKind::AddrInUse => ": another process has this port; stop it, or choose another one",
@@ -128,7 +130,7 @@ pub async fn bind_tcp(address: &str) -> Result<TcpListener, ListenError> {
             io::ErrorKind::AddrNotAvailable => ": this machine does not have that address",
             _ => "",
         };
-        ListenError::Port { address: address.to_owned(), error, hint }
+        ListenError::Port { key, address, error, hint }
     })
 }
 

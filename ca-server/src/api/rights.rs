@@ -75,7 +75,7 @@ pub enum Denied {
     #[error("agent {0} is not attested here (it may have been evicted): attest again")]
     NotAttested(String),
     /// The agent was banned.
-    #[error("agent {0} is banned: an operator can lift it with \"chancery agent evict\"")]
+    #[error("agent {0} is banned: an operator can lift it with \"chancery agent evict {0}\"")]
     Banned(String),
     /// The agent has a newer SVID than the one shown.
     #[error("agent {0} has a newer SVID than this one: use that, or attest again")]

@@ -17,7 +17,10 @@ use std::sync::Arc;
 
 use rustls_pki_types::CertificateDer;
 
+use spiffe::id::{SpiffeId, TrustDomain};
 use spiffe::time::{Lifetime, Timestamp};
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 /// What an authority signs. JWT and WIT keys will be further kinds of the same machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -118,6 +121,18 @@ impl Authority {
     /// The root of its chain: what stands in the bundle. `None` for an empty chain, which [`record`] never reads.
     pub fn root(&self) -> Option<&CertificateDer<'static>> {
         self.chain.last()
+    }
+
+    /// The trust domain that its own certificate is of, where that is another one than `ours`. `None` also where the
+    /// certificate names none.
+    pub fn trust_domain_if_other(&self, ours: &TrustDomain) -> Option<TrustDomain> {
+        let (_, certificate) = X509Certificate::from_der(self.chain.first()?).ok()?;
+        let names = certificate.subject_alternative_name().ok()??;
+        let domain = names.value.general_names.iter().find_map(|name| match name {
+            GeneralName::URI(id) => SpiffeId::parse(id).ok(),
+            _ => None,
+        })?;
+        Some(domain.trust_domain()).filter(|domain| domain != ours)
     }
 
     /// Whether an upstream CA signed it.

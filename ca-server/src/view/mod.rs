@@ -149,6 +149,11 @@ impl View {
             })
     }
 
+    /// Whether `parent` is the server, or the ID of a node or of a node alias.
+    pub fn knows_parent(&self, parent: &SpiffeId) -> bool {
+        *parent == self.server_id || self.nodes.contains_key(parent) || self.aliases.contains_key(parent)
+    }
+
     /// The node's own ID and every node alias that it has at `now`.
     pub fn parents(&self, node: &Node, now: Timestamp) -> Vec<SpiffeId> {
         let aliases = self.entries_of(&self.server_id);

@@ -240,3 +240,21 @@ async fn an_agent_that_cannot_serve_uses_up_no_token() {
     assert!(matches!(error, AppError::Api(ApiError::NotASocket(_))), "{error}");
     assert!(house.state().tokens.contains("abc"));
 }
+
+#[tokio::test]
+async fn a_second_agent_on_the_same_folder_is_turned_away_until_the_first_has_stopped() {
+    let (house, place) = (House::new(NOW), TempDir::new().unwrap());
+    house.state().tokens.insert("abc".into());
+    let serving = house.serve(None).await;
+    let mut config = config(&house, &place, &serving.address, "abc");
+    let agent = start(&house, config.clone()).await.unwrap();
+    config.workload_socket = place.path().join("other.sock");
+    let error = start(&house, config.clone()).await.unwrap_err().to_string();
+    assert!(error.starts_with("another agent uses data_dir "), "{error}");
+    soon(agent.shutdown()).await.unwrap();
+    // It needs nothing to know the server by but what the first has stored.
+    config.bootstrap = None;
+    house.clock().advance(600 * MINUTE);
+    house.state().tokens.insert("abc".into());
+    soon(start(&house, config).await.unwrap().shutdown()).await.unwrap();
+}

@@ -26,7 +26,10 @@
 //! - *hints*: unique within a state; the oldest identity keeps it, later ones have none.
 //! - *no repeats*: nothing is published twice unchanged.
 //! - *server gone*: everything valid goes on being served, to new subscribers too.
-//! - *acknowledge*: a revision is acknowledged behind everything that follows from it (trust, states).
+//! - *acknowledge*: a revision is acknowledged behind everything that follows from it (trust, states), and not while a
+//!   live entry's SVID is below a root that the bundle marks tainted, or has no more, and its replacement is still to
+//!   come: whoever then takes the root away breaks nothing. The newest revision is acknowledged as soon as that has
+//!   ended. One attempt at the replacement that was refused or failed ends it too: a refusal blocks nothing for ever.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -67,6 +70,8 @@ pub struct Machine {
     changed: BTreeSet<SubscriberId>,
     synced: bool,
     connected: bool,
+    /// The newest revision, until it is acknowledged.
+    unacknowledged: Option<u64>,
     next_wake: Option<Timestamp>,
 }
 
@@ -96,6 +101,17 @@ struct Held {
     renew_at: Timestamp,
     /// To be replaced at once.
     stale: bool,
+    root: Root,
+}
+
+/// What became of an SVID's root.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Root {
+    Good,
+    /// Tainted, or gone: the SVID is to be replaced.
+    Fallen,
+    /// The same, and an attempt to replace the SVID has come to nothing.
+    FallenAndTried,
 }
 
 #[derive(Debug)]
@@ -159,6 +175,9 @@ impl Slot {
     }
 
     fn back_off(&mut self, failure: Failure, now: Timestamp) {
+        if let Some(held) = self.held.as_mut().filter(|held| held.root == Root::Fallen) {
+            held.root = Root::FallenAndTried;
+        }
         if self.failure != failure {
             self.backoff = match failure {
                 Failure::Permanent => Backoff::new(PERMANENT_FIRST, PERMANENT_MOST),
@@ -193,6 +212,7 @@ impl Machine {
             changed: BTreeSet::new(),
             synced: false,
             connected: false,
+            unacknowledged: None,
             next_wake: None,
         }
     }
@@ -200,14 +220,15 @@ impl Machine {
     /// Takes in what happened, and says what is to be done, in this order.
     pub fn handle(&mut self, event: Event, now: Timestamp) -> Vec<Action> {
         let mut actions = Vec::new();
-        let mut acknowledge = None;
         match event {
             Event::Synced(update) => {
-                acknowledge = Some(Action::Acknowledge(update.revision));
+                self.unacknowledged = Some(update.revision);
                 actions.extend(self.apply(update, now));
             }
             Event::ServerGone => {
                 self.connected = false;
+                // The next stream begins with a revision of its own.
+                self.unacknowledged = None;
                 self.changed.extend(self.subscribers.keys());
             }
             Event::Answered(answers) => answers.into_iter().for_each(|answer| self.answered(answer, now)),
@@ -218,7 +239,9 @@ impl Machine {
         self.look_at_the_clock(now);
         actions.extend(self.issue(now));
         actions.extend(self.publish(now));
-        actions.extend(acknowledge);
+        if self.unacknowledged.is_some() && !self.is_held_up(now) {
+            actions.extend(self.unacknowledged.take().map(Action::Acknowledge));
+        }
         self.next_wake = self.find_next_wake(now);
         actions
     }
@@ -285,8 +308,8 @@ impl Machine {
         self.own = bundle;
         for slot in self.slots.values_mut() {
             let Some(held) = &mut slot.held else { continue };
-            if distrusted(&held.svid, &self.own, gone, now) && !held.stale {
-                held.stale = true;
+            if held.root == Root::Good && distrusted(&held.svid, &self.own, gone, now) {
+                (held.stale, held.root) = (true, Root::Fallen);
                 slot.wait = None;
             }
         }
@@ -361,8 +384,12 @@ impl Machine {
                 let distrusted = distrusted(&svid, &self.own, asked.distrust, now);
                 // A life of no length must not become a loop without a pause.
                 let renew_at = renew_at(now, svid.lifetime().not_after, svid.serial()).max(now.plus(SECOND));
-                slot.held = Some(Held { svid, key, renew_at, stale: outdated || distrusted });
-                if distrusted {
+                let stale = outdated || distrusted;
+                let root = if distrusted { Root::Fallen } else { Root::Good };
+                slot.held = Some(Held { svid, key, renew_at, stale, root });
+                // What was asked for before the root fell is asked for anew at once; a server that goes on signing
+                // below it is not.
+                if distrusted && !asked.distrust {
                     slot.back_off(Failure::Transient, now);
                 } else {
                     slot.try_again_at_once();
@@ -437,6 +464,17 @@ impl Machine {
             self.asked.insert(entry.id.clone(), Asked { entry: entry.clone(), distrust: false });
         }
         chosen.chunks(MAX_BATCH).map(|batch| Action::Issue(batch.to_vec())).collect()
+    }
+
+    /// Whether an SVID that is given out, or under way, is below a root that is tainted or gone, and its replacement
+    /// still to come.
+    fn is_held_up(&self, now: Timestamp) -> bool {
+        let waits_for_another = |(slot, _): (&Slot, bool)| {
+            let held_up = slot.held.as_ref().is_some_and(|held| held.root == Root::Fallen) && slot.is_good(now);
+            let under_way = self.asked.get(&slot.entry.id).is_some_and(|asked| asked.distrust);
+            slot.entry.is_live(now) && (held_up || under_way)
+        };
+        self.wanted().any(waits_for_another)
     }
 
     fn publish(&mut self, now: Timestamp) -> Vec<Action> {

@@ -1,7 +1,7 @@
 //! How the node proves which it is, and how it knows the server while it knows nothing else.
 //!
 //! - The server is known by the stored bundle, by the bootstrap bundle, or by its root's fingerprint; there is no way
-//!   to do without.
+//!   to do without. The last two are needed only as long as none is stored.
 //! - A token file and a node's certificate are read at each attempt: whoever replaces them need not restart the agent.
 
 use std::path::Path;
@@ -27,8 +27,8 @@ pub struct Attestor {
     pub trust_domain: TrustDomain,
     /// Tried in turn.
     pub servers: Vec<Address>,
-    /// How the server is known.
-    pub bootstrap: Bootstrap,
+    /// How the server is known before a bundle is stored.
+    pub bootstrap: Option<Bootstrap>,
     /// How the node proves which it is.
     pub method: Attest,
     /// Of the agent's own key.
@@ -101,14 +101,15 @@ impl Attestor {
         if let Some(bundle) = stored {
             trusts.push(by_bundle(bundle).map_err(ClientError::from)?);
         }
-        trusts.push(match &self.bootstrap {
-            Bootstrap::Bundle(path) => by_bundle(&read_bundle(path, &self.trust_domain)?).map_err(ClientError::from)?,
-            Bootstrap::Fingerprint(fingerprint) => {
-                mtls::client_config_by_fingerprint(*fingerprint, peers(), self.clock.clone())
-                    .map_err(ClientError::from)?
+        let bootstrap = match &self.bootstrap {
+            Some(Bootstrap::Bundle(path)) => Some(by_bundle(&read_bundle(path, &self.trust_domain)?)),
+            Some(Bootstrap::Fingerprint(fingerprint)) => {
+                Some(mtls::client_config_by_fingerprint(*fingerprint, peers(), self.clock.clone()))
             }
-        });
-        Ok(trusts)
+            None => None,
+        };
+        trusts.extend(bootstrap.transpose().map_err(ClientError::from)?);
+        if trusts.is_empty() { Err(NodeError::NoBootstrap) } else { Ok(trusts) }
     }
 }
 

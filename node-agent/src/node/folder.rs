@@ -1,6 +1,7 @@
 //! The agent's SVID, key and bundle on disk: `agent-svid.pem`, `agent-key.pem`, `bundle.json`.
 //!
 //! - The folder is 0700, each file 0600, written beside its place, synced and renamed.
+//! - One agent at a time: a lock on `agent.lock` is held as long as the folder is open, and ends with the process.
 //! - Key and SVID are two files: the key file has the new key and the old one until the new SVID is there, so that an
 //!   end at any moment leaves a pair that fits.
 
@@ -12,6 +13,8 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use spiffe::bundle::Bundle;
@@ -25,20 +28,28 @@ use crate::cache::event::Key;
 const SVID: &str = "agent-svid.pem";
 const KEY: &str = "agent-key.pem";
 const BUNDLE: &str = "bundle.json";
+const LOCK: &str = "agent.lock";
 /// The largest file that is read.
 const MAX_FILE_BYTES: u64 = 8 << 20;
 
-/// The folder in which the agent keeps what is its own.
+/// The folder in which the agent keeps what is its own. Clones share the lock on it.
 #[derive(Clone, Debug)]
-pub struct Folder(PathBuf);
+pub struct Folder(PathBuf, #[expect(dead_code, reason = "held for its lock")] Arc<Flock<File>>);
 
 impl Folder {
-    /// Opens `path`, creates it where there is none, and closes it to everybody else.
+    /// Opens `path`, creates it where there is none, and closes it to everybody else. An error while another has it
+    /// open, in this process or another.
     pub fn open(path: &Path) -> Result<Self, NodeError> {
         let failed = |doing| move |source| NodeError::File { doing, path: path.to_owned(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed("create the folder"))?;
         fs::set_permissions(path, Permissions::from_mode(0o700)).map_err(failed("set the mode of"))?;
-        Ok(Self(path.to_owned()))
+        let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path.join(LOCK));
+        let lock = Flock::lock(lock.map_err(failed("create the lock in"))?, FlockArg::LockExclusiveNonblock);
+        let lock = lock.map_err(|(_, errno)| match errno {
+            Errno::EWOULDBLOCK => NodeError::InUse(path.to_owned()),
+            errno => failed("lock")(errno.into()),
+        })?;
+        Ok(Self(path.to_owned(), Arc::new(lock)))
     }
 
     /// The stored SVID and its key, valid or not.
@@ -177,6 +188,23 @@ mod tests {
             assert_eq!(file.unwrap().metadata().unwrap().permissions().mode() & 0o777, 0o600);
         }
         assert_eq!(fs::metadata(place.path().join("a/b")).unwrap().permissions().mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn two_agents_do_not_share_a_folder() {
+        let place = tempfile::tempdir().unwrap();
+        let folder = Folder::open(place.path()).unwrap();
+        let clone = folder.clone();
+        drop(folder);
+        let error = Folder::open(place.path()).unwrap_err();
+        let expected = format!(
+            "another agent uses data_dir {}: stop it, or give this one its own data_dir",
+            place.path().display()
+        );
+        assert_eq!(error.to_string(), expected);
+        assert!(!error.is_transient());
+        drop(clone);
+        Folder::open(place.path()).unwrap();
     }
 
     #[test]

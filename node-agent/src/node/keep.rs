@@ -62,6 +62,8 @@ impl Keeper {
         let mut refused = Backoff::new(REFUSED_FIRST, REFUSED_MOST);
         let (mut at_once, mut unwanted) = (false, false);
         let mut asked_again: Option<Timestamp> = None;
+        // What was said to the last Renew that was refused.
+        let mut refusal: Option<NodeError> = None;
         loop {
             self.metrics
                 .own_expiry
@@ -109,11 +111,13 @@ impl Keeper {
                 warn!(error = %why, %end, "this agent's SVID could not be renewed: trying again");
                 backoff.after_failure(chance)
             } else if unwanted {
+                let why = what_to_tell(refusal.as_ref(), &why);
                 error!(error = %why, %end, "this agent is not accepted any more: trying again, slowly");
                 refused.after_failure(chance)
             } else {
                 // The Renew was refused: begin anew, at once.
                 warn!(error = %why, "the server does not renew this agent's SVID: having the node attested anew");
+                refusal = Some(why);
                 unwanted = true;
                 continue;
             };
@@ -175,6 +179,16 @@ impl Keeper {
     }
 }
 
+/// What an operator can act upon, where neither the Renew (`refusal`) nor the attestation behind it (`attested`) came
+/// to anything: of a banned agent no token and no certificate is of any use.
+fn what_to_tell(refusal: Option<&NodeError>, attested: &NodeError) -> String {
+    match refusal {
+        Some(refusal) if refusal.is_ban() => refusal.to_string(),
+        Some(refusal) => format!("{attested} (its renewal was refused: {refusal})"),
+        None => attested.to_string(),
+    }
+}
+
 enum Wake {
     Time,
     Trust,
@@ -197,5 +211,24 @@ pub async fn attest_until_done(
             }
             Err(error) => return Err(error),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::Status;
+
+    use super::*;
+    use crate::client::ClientError;
+
+    #[test]
+    fn a_banned_agent_is_not_told_to_get_a_token() {
+        let refused = |status: Status| NodeError::from(ClientError::from(status));
+        let ban = refused(Status::permission_denied("agent a is banned: run \"chancery agent evict a\""));
+        let said = what_to_tell(Some(&ban), &NodeError::NoToken);
+        assert!(said.contains("agent a is banned") && !said.contains("token"), "{said}");
+        let evicted = refused(Status::unauthenticated("agent a is not attested"));
+        let said = what_to_tell(Some(&evicted), &NodeError::NoToken);
+        assert!(said.contains("create a token") && said.contains("agent a is not attested"), "{said}");
     }
 }

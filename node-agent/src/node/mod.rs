@@ -37,6 +37,16 @@ pub enum NodeError {
         /// Why it failed.
         source: std::io::Error,
     },
+    /// Another agent has the folder open.
+    #[error("another agent uses data_dir {}: stop it, or give this one its own data_dir", .0.display())]
+    InUse(PathBuf),
+    /// Nothing says how to know the server.
+    #[error(
+        "the agent must know its server, and no bundle of an earlier start is stored in data_dir: give \
+         bootstrap_bundle (--bootstrap-bundle FILE: the trust domain's roots) or ca_fingerprint (--ca-fingerprint \
+         sha256:..., printed by \"chancery token create\")"
+    )]
+    NoBootstrap,
     /// A file has something else in it than it should.
     #[error("{path}: {why}")]
     Content {
@@ -83,6 +93,11 @@ pub enum NodeError {
 }
 
 impl NodeError {
+    /// Whether the server will not have this agent, however it proves what it is.
+    fn is_ban(&self) -> bool {
+        matches!(self, Self::Client(error) if error.is_ban())
+    }
+
     /// Whether asking again may help without anyone doing anything.
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Client(error) if !error.is_refusal())

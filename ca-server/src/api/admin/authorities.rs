@@ -11,7 +11,6 @@ use spiffe::time::Timestamp;
 use super::{About, Call};
 use crate::api::status::Refusal;
 use crate::authority::{Authority, State};
-use crate::rotate::RotateError;
 use crate::store::Revision;
 
 pub(super) async fn list(
@@ -37,15 +36,34 @@ pub(super) async fn taint(call: &Call<'_>, request: v1::AuthorityRequest) -> Res
 }
 
 pub(super) async fn revoke(call: &Call<'_>, request: v1::AuthorityRequest) -> Result<v1::AuthorityResponse, Refusal> {
-    change(call, &request.id, call.settings.rotator.revoke(&request.id)).await
+    let work = async {
+        if !request.force {
+            refuse_while_in_use(call, &request.id)?;
+        }
+        Ok::<_, Refusal>(call.settings.rotator.revoke(&request.id).await?)
+    };
+    change(call, &request.id, work).await
 }
 
-async fn change(
+/// An agent acknowledges a taint when it has replaced what it holds below the tainted authority: until then a revoke
+/// would leave its workloads with SVIDs that verify nowhere.
+fn refuse_while_in_use(call: &Call<'_>, id: &str) -> Result<(), Refusal> {
+    let held = call.admitted.view.authorities().iter().find(|held| *held.id == *id && held.tainted);
+    match held.map_or(0, |held| call.doors.connected.behind(held.revision).len()) {
+        0 => Ok(()),
+        behind => Err(Refusal::precondition(format_args!(
+            "{behind} agents have not yet replaced the SVIDs below authority {id}: wait (authority taint --wait), or \
+             revoke with --force"
+        ))),
+    }
+}
+
+async fn change<E: Into<Refusal>>(
     call: &Call<'_>,
     about: &str,
-    work: impl Future<Output = Result<(Authority, Revision), RotateError>>,
+    work: impl Future<Output = Result<(Authority, Revision), E>>,
 ) -> Result<v1::AuthorityResponse, Refusal> {
-    let work = async { Ok(work.await?) };
+    let work = async { work.await.map_err(Into::into) };
     let (authority, revision) = call.change(About::object(about), work).await?;
     let changes = call.settings.rotator.next_changes().await?;
     Ok(v1::AuthorityResponse { authority: Some(to_wire(call, &authority, revision, &changes)), revision })

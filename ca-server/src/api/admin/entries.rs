@@ -11,7 +11,7 @@ use spiffe::crypto;
 use spiffe::entry::{EntryId, RegistrationEntry};
 use spiffe::id::{SpiffeId, TrustDomain};
 use spiffe::proto::{WireError, spiffe_id, trust_domain, v1};
-use spiffe::selector::Selectors;
+use spiffe::selector::{Selector, Selectors};
 
 use super::{Call, page, page_size};
 use crate::api::status::Refusal;
@@ -133,6 +133,9 @@ fn check(call: &Call<'_>, entry: &RegistrationEntry) -> Result<(), Refusal> {
             ours.server_id()
         ));
     }
+    if let Some(fault) = entry.selectors.iter().find_map(Selector::fault) {
+        return refuse(fault.to_string());
+    }
     if id == parent {
         return refuse(format!("parent {parent} is the entry's own spiffe_id: name an agent or a node alias"));
     }
@@ -155,6 +158,12 @@ fn check(call: &Call<'_>, entry: &RegistrationEntry) -> Result<(), Refusal> {
         }
     }
     Ok(())
+}
+
+/// What an operator may not have meant, although it is right; else nothing. A node may well be attested later.
+fn warn(call: &Call<'_>, entry: &RegistrationEntry) -> String {
+    let (view, parent) = (&call.admitted.view, &entry.parent);
+    if view.knows_parent(parent) { String::new() } else { format!("no agent or node alias has the ID {parent} yet") }
 }
 
 /// Commits what was planned, records each result, and answers in the order of the request.
@@ -192,8 +201,10 @@ async fn run(
     for result in results {
         let result = result.unwrap_or_else(|| Err(Refusal::internal("an entry was left without a result")));
         let mut event = call.event(result.as_ref().map_or_else(Refusal::outcome, |_| Outcome::Changed));
+        let mut warning = String::new();
         let outcome = match result {
             Ok((entry, revision)) => {
+                warning = warn(call, &entry);
                 answer.revision = answer.revision.max(revision);
                 event.revision = revision;
                 event.subject = Some(entry.spiffe_id.clone());
@@ -204,7 +215,7 @@ async fn run(
             Err(refusal) => v1::entry_result::Outcome::Refused(refusal.to_wire()),
         };
         call.doors.decided(&mut record, event);
-        answer.results.push(v1::EntryResult { outcome: Some(outcome), ..Default::default() });
+        answer.results.push(v1::EntryResult { outcome: Some(outcome), warning });
     }
     call.doors.views.reached(answer.revision).await;
     Ok(answer)

@@ -51,6 +51,11 @@ fn svid(id: &SpiffeId, root: usize, now: Timestamp, ttl: Duration, number: u8) -
     made.entry((id.clone(), root, now, ttl, number)).or_insert_with(make).clone()
 }
 
+/// Whether the root of `svid` is tainted in `bundle`, or not in it.
+fn has_fallen(svid: &X509Svid, bundle: &Bundle) -> bool {
+    svid.is_tainted_by(bundle) || svid.clone().verify(bundle, svid.lifetime().not_before).is_err()
+}
+
 fn key() -> Key {
     Key(Arc::new(Zeroizing::new(vec![1])))
 }
@@ -152,6 +157,11 @@ struct World {
     told: BTreeMap<SubscriberId, WorkloadState>,
     asked: Vec<Arc<RegistrationEntry>>,
     answered: HashSet<EntryId>,
+    /// Entries whose last answer was no SVID, or one below a root that is not trusted.
+    in_vain: HashSet<EntryId>,
+    acknowledged: u64,
+    /// Entries that were gone, or another's, since their last SVID, perhaps while their subscribers' states were held back.
+    begun_anew: HashSet<EntryId>,
     number: u8,
     /// Of the last step.
     actions: Vec<Action>,
@@ -178,6 +188,9 @@ impl World {
             told: BTreeMap::new(),
             asked: Vec::new(),
             answered: HashSet::new(),
+            in_vain: HashSet::new(),
+            acknowledged: 0,
+            begun_anew: HashSet::new(),
             number: 0,
             actions: Vec::new(),
             told_before: BTreeMap::new(),
@@ -195,7 +208,8 @@ impl World {
                 Action::Publish(id, state) => {
                     self.told.insert(*id, state.clone());
                 }
-                Action::Trust(_) | Action::Acknowledge(_) => {}
+                Action::Acknowledge(revision) => self.acknowledged = *revision,
+                Action::Trust(_) => {}
             }
         }
     }
@@ -238,6 +252,14 @@ impl World {
                 (How::Issued | How::Failed, _) => Outcome::Failed,
                 (How::Refused, _) => Outcome::Refused,
             };
+            let helps = |svid: &VerifiedSvid| !has_fallen(svid, &self.machine.own);
+            match &outcome {
+                Outcome::Issued { svid, .. } if helps(svid) => self.in_vain.remove(&asked.id),
+                _ => self.in_vain.insert(asked.id.clone()),
+            };
+            if matches!(outcome, Outcome::Issued { .. }) {
+                self.begun_anew.remove(&asked.id);
+            }
             self.answered.insert(asked.id.clone());
             answers.push(Answer { entry: asked.id.clone(), outcome });
         }
@@ -258,11 +280,15 @@ impl World {
                 entry.x509_ttl = short.then_some(Duration::from_secs(900));
                 entry.federates_with = if federates { vec![domain("other.org")] } else { Vec::new() };
                 entry.expires_at = expires.map(|steps| self.now.plus(Duration::from_secs(u64::from(steps) * STEP)));
-                self.server.insert(entry.id.clone(), entry.clone());
+                let before = self.server.insert(entry.id.clone(), entry.clone());
+                if before.is_some_and(|before| before.spiffe_id != entry.spiffe_id) {
+                    self.begun_anew.insert(entry.id.clone());
+                }
                 self.change(Update { entries: vec![entry], ..Update::default() });
             }
             Op::Remove(number) => {
                 let id = entry(number).id;
+                self.begun_anew.insert(id.clone());
                 self.server.remove(&id);
                 self.change(Update { removed_entries: vec![id], ..Update::default() });
             }

@@ -12,7 +12,7 @@ fn attestor(house: &House, address: &Address, token: &str) -> Attestor {
     Attestor {
         trust_domain: house.trust_domain(),
         servers: vec![address.clone()],
-        bootstrap: Bootstrap::Fingerprint(house.fingerprint()),
+        bootstrap: Some(Bootstrap::Fingerprint(house.fingerprint())),
         method: Attest::JoinToken(Some(Token::Text(Secret::from(token.to_owned())))),
         key_type: KeyType::P256,
         clock: Arc::new(house.clock()),
@@ -42,11 +42,12 @@ async fn the_server_is_known_by_a_bundle_file_too() {
         house.state().tokens.insert("abc".into());
         let path = place.path().join(name);
         fs::write(&path, document).unwrap();
-        let attestor = Attestor { bootstrap: Bootstrap::Bundle(path), ..attestor(&house, &serving.address, "abc") };
+        let attestor =
+            Attestor { bootstrap: Some(Bootstrap::Bundle(path)), ..attestor(&house, &serving.address, "abc") };
         attestor.attest(None).await.unwrap();
     }
     let attestor = Attestor {
-        bootstrap: Bootstrap::Bundle(place.path().join("none")),
+        bootstrap: Some(Bootstrap::Bundle(place.path().join("none"))),
         ..attestor(&house, &serving.address, "abc")
     };
     assert!(attestor.attest(None).await.unwrap_err().to_string().contains("there is no such file"));
@@ -59,6 +60,12 @@ async fn a_stranger_in_the_servers_place_never_sees_the_token() {
     stranger.state().tokens.insert("abc".into());
     let error = attestor(&house, &serving.address, "abc").attest(None).await.unwrap_err();
     assert!(error.is_transient(), "{error}");
+    let told = format!("this agent reached {} but does not trust it: ", serving.address);
+    assert!(error.to_string().starts_with(&told), "{error}");
+    assert!(
+        error.to_string().contains("compare the fingerprint or bundle with \"chancery authority list\""),
+        "{error}"
+    );
     assert!(stranger.state().tokens.contains("abc"));
 }
 
@@ -70,6 +77,36 @@ async fn a_dead_address_is_passed_over_and_a_stale_stored_bundle_too() {
     let mut attestor = attestor(&house, &serving.address, "abc");
     attestor.servers.insert(0, "127.0.0.1:1".parse().unwrap());
     attestor.attest(Some(&stranger.bundle())).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_stored_bundle_is_enough_to_know_the_server() {
+    let house = House::new(NOW);
+    let serving = house.serve(None).await;
+    house.state().tokens.insert("abc".into());
+    let attestor = Attestor { bootstrap: None, ..attestor(&house, &serving.address, "abc") };
+    let error = attestor.attest(None).await.unwrap_err();
+    assert!(!error.is_transient());
+    for words in ["bootstrap_bundle", "--bootstrap-bundle", "ca_fingerprint", "--ca-fingerprint"] {
+        assert!(error.to_string().contains(words), "{error}");
+    }
+    attestor.attest(Some(&house.bundle())).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_port_of_something_else_is_told_as_that() {
+    let house = House::new(NOW);
+    let other = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address: Address = other.local_addr().unwrap().to_string().parse().unwrap();
+    tokio::spawn(async move {
+        use tokio::io::AsyncWriteExt as _;
+        let (mut stream, _) = other.accept().await.unwrap();
+        stream.write_all(b"SSH-2.0-OpenSSH_9.6\r\n").await.unwrap();
+        let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
+    });
+    let error = attestor(&house, &address, "abc").attest(None).await.unwrap_err();
+    assert!(error.is_transient(), "{error}");
+    assert!(error.to_string().contains(&format!("{address}: no Chancery server at this port")), "{error}");
 }
 
 #[tokio::test]

@@ -121,3 +121,41 @@ fn a_server_that_goes_on_signing_with_a_tainted_root_is_not_hammered() {
     }
     assert!((2..15).contains(&attempts), "{attempts}");
 }
+
+#[test]
+fn a_revision_that_taints_a_root_is_acknowledged_once_nothing_below_it_is_held() {
+    let mut world = settled();
+    let second = RegistrationEntry { selectors: selectors(2), ..entry(2) };
+    world.server.insert(second.id.clone(), second.clone());
+    world.change(Update { entries: vec![second.clone()], ..Update::default() });
+    world.step(Op::AnswerAll);
+    let before = world.revision;
+    world.step(Op::Taint);
+    assert_eq!((world.asked.len(), world.acknowledged), (2, before));
+    world.answer(vec![world.asked[0].clone()], How::Issued);
+    assert_eq!(world.acknowledged, before, "one is still to come");
+    // What comes meanwhile waits behind it, and then the newest is acknowledged.
+    world.step(Op::Foreign);
+    assert_eq!(world.acknowledged, before);
+    // That the other is refused is no reason to wait for ever.
+    world.answer(world.asked.clone(), How::Refused);
+    assert_eq!(world.acknowledged, before + 2);
+    world.step(Op::Foreign);
+    assert_eq!(world.acknowledged, before + 3, "nor does the wait begin anew");
+}
+
+#[test]
+fn an_svid_that_was_under_way_when_its_root_was_tainted_is_replaced_at_once() {
+    let mut world = World::new();
+    world.server.insert(entry(1).id, entry(1));
+    world.snapshot();
+    assert_eq!((world.asked.len(), world.acknowledged), (1, 1));
+    world.step(Op::Taint);
+    assert_eq!(world.acknowledged, 1, "what is under way may be below the tainted root");
+    world.root = 0;
+    world.step(Op::AnswerAll);
+    assert_eq!((world.asked.len(), world.acknowledged), (1, 1));
+    world.root = 1;
+    world.step(Op::AnswerAll);
+    assert_eq!((world.asked.len(), world.acknowledged), (0, 2));
+}
