@@ -53,8 +53,14 @@ const KEEPALIVE: Duration = Duration::from_secs(10);
 const KEEPALIVE_ANSWER: Duration = Duration::from_secs(5);
 /// The most calls and streams open on one connection.
 const STREAMS_PER_CONNECTION: u32 = 256;
-/// The largest message that a caller may send, in bytes.
+/// The largest message that an operator may send, in bytes.
 const MAX_MESSAGE: usize = 4 << 20;
+/// The largest message that an agent or a stranger may send: four times what a full batch of CSRs takes.
+const MAX_NODE_MESSAGE: usize = 1 << 20;
+/// How many exchanges of attestation may be open at once. With the size of a message this bounds what strangers hold.
+const OPEN_ATTESTATIONS: usize = 128;
+/// How long the last lines of the audit record may take to be written when the server stops.
+const LAST_LINES: Duration = Duration::from_secs(5);
 
 /// Why a server did not start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -245,6 +251,7 @@ impl Server {
             metrics: Arc::clone(&metrics),
             clock: Arc::clone(&clock),
             issuing: Semaphore::new(config.limits.issue_concurrency),
+            open_attestations: Semaphore::new(OPEN_ATTESTATIONS),
             attesting: Bucket::new(config.limits.attest_per_second, config.limits.attest_burst, clock.now()),
             stop: stop.clone(),
         });
@@ -343,9 +350,13 @@ impl Server {
             error!("calls were still open 10 seconds after the server was stopped: they are cut off");
         }
         drop(self.doors);
-        // The writer ends when the last handle on the audit is gone: a cut-off call may keep one.
+        // The writer ends when the last handle on the audit is gone: a connection that was cut off may keep one.
         let writer = self.writer;
-        let _ = tokio::task::spawn_blocking(move || writer.finish()).await;
+        let finished = tokio::task::spawn_blocking(move || writer.finish());
+        #[expect(clippy::disallowed_methods, reason = "a time limit on what peers on the network leave open")]
+        if tokio::time::timeout(LAST_LINES, finished).await.is_err() {
+            error!("connections were still open 5 seconds later: not waiting for the audit record any longer");
+        }
         // A socket that is gone already is as good.
         let _ = std::fs::remove_file(&self.admin_socket);
         info!("the server has stopped");
@@ -398,7 +409,7 @@ async fn serve(
     connections: mpsc::Receiver<io::Result<listen::Connection>>,
 ) {
     let stop = doors.stop.clone();
-    let node = NodeServer::new(NodeDoor(doors)).max_decoding_message_size(MAX_MESSAGE);
+    let node = NodeServer::new(NodeDoor(doors)).max_decoding_message_size(MAX_NODE_MESSAGE);
     let admin = AdminServer::new(admin).max_decoding_message_size(MAX_MESSAGE);
     let served = tonic::transport::Server::builder()
         .timeout(request_timeout)

@@ -82,6 +82,7 @@ impl House {
             metrics: Arc::new(Metrics::new("0", Arc::new(Observed::default))),
             clock: time,
             issuing: Semaphore::new(4),
+            open_attestations: Semaphore::new(8),
             attesting: Bucket::new(1, 1, clock.now()),
             stop: CancellationToken::new(),
         };

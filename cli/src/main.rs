@@ -56,5 +56,8 @@ fn run(args: args::Chancery) -> Result<(), exit::Failure> {
         .enable_all()
         .build()
         .map_err(|error| exit::Failure::Refused(format!("the operating system gave no threads: {error}")))?;
-    runtime.block_on(args.run())
+    let outcome = runtime.block_on(args.run());
+    // What still blocks, blocks on somebody else.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    outcome
 }

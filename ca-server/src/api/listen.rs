@@ -181,7 +181,11 @@ pub async fn accept_tls(
     let open = Arc::new(Semaphore::new(limits.connections));
     loop {
         // No place for one more connection: let the kernel's queue hold them, which is bounded too.
-        let Ok(place) = Arc::clone(&open).acquire_owned().await else { return };
+        let place = tokio::select! {
+            place = Arc::clone(&open).acquire_owned() => place,
+            () = stop.cancelled() => return,
+        };
+        let Ok(place) = place else { return };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = stop.cancelled() => return,
@@ -191,7 +195,7 @@ pub async fn accept_tls(
             Err(error) => {
                 // Out of file descriptors, mostly: the listener stays good.
                 warn!(%error, "cannot accept a connection");
-                tokio::task::yield_now().await;
+                pause().await;
                 continue;
             }
         };
@@ -219,6 +223,12 @@ pub async fn accept_tls(
             }
         });
     }
+}
+
+/// After a failed accept (out of file descriptors, mostly): let others close some, and do not fill the log.
+#[expect(clippy::disallowed_methods, reason = "a pause after a failed accept of the operating system")]
+async fn pause() {
+    tokio::time::sleep(Duration::from_secs(1)).await;
 }
 
 /// The handshakes that run now, by the address that they come from. Clones share them.
@@ -264,7 +274,7 @@ pub async fn accept_unix(listener: UnixListener, to: mpsc::Sender<io::Result<Con
             () = stop.cancelled() => return,
         };
         let Ok((stream, _)) = accepted.inspect_err(|error| warn!(%error, "cannot accept on the admin socket")) else {
-            tokio::task::yield_now().await;
+            pause().await;
             continue;
         };
         match stream.peer_cred() {

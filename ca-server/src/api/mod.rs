@@ -45,6 +45,8 @@ pub struct Doors {
     pub clock: Arc<dyn Clock>,
     /// How many calls may sign at once.
     pub issuing: Semaphore,
+    /// How many exchanges of attestation may be open at once: each may hold a message of a stranger's.
+    pub open_attestations: Semaphore,
     /// How many strangers may try to attest.
     pub attesting: Bucket,
     /// Cancelled when the server stops: open streams then end.

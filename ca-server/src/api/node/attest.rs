@@ -69,6 +69,12 @@ impl Attesting {
             doors.metrics.refused(refusal.reason());
             return Err(refusal);
         }
+        // Before anything of the stranger's is read.
+        let Ok(_turn) = doors.open_attestations.try_acquire() else {
+            let refusal = Refusal::overloaded("too many nodes attest at once");
+            doors.metrics.refused(refusal.reason());
+            return Err(refusal);
+        };
         let mut record = doors.audit.reserve(1)?;
         let mut trace = Trace::default();
         #[expect(clippy::disallowed_methods, reason = "a time limit on what a stranger on the network may take")]
