@@ -131,8 +131,12 @@ impl Agent {
             metrics: metrics.clone(),
         };
         tasks.spawn(ended("renewal", shutdown.clone(), keeper.run(shutdown.clone())));
-        let endpoint =
-            Endpoint { cache, attestors: attestors(&config.attestors), limits: limits(&config.limits), clock };
+        let endpoint = Endpoint {
+            cache,
+            attestors: Arc::new(attestors(&config.attestors)),
+            limits: limits(&config.limits),
+            clock,
+        };
         let workload_socket = config.workload_socket;
         info!(spiffe_id = %id, socket = %workload_socket.display(), "agent is up");
         let until = shutdown.clone();

@@ -28,7 +28,7 @@ use tracing::{debug, info, warn};
 
 use super::ApiError;
 use super::authority::Authorities;
-use super::places::{Place, Places};
+use super::places::{Holder, Place, Places};
 use crate::attestor::Peer;
 
 /// The longest path of a unix socket: `sun_path` less its closing zero.
@@ -105,7 +105,7 @@ impl Listener {
                     continue;
                 }
             };
-            match places.take(peer.uid()) {
+            match places.take(Holder::User(peer.uid())) {
                 Ok(place) => return Connection { stream, peer, names: Authorities::default(), _place: place },
                 Err(full) => debug!(pid = peer.pid(), uid = peer.uid(), %full, "connection closed"),
             }

@@ -5,6 +5,8 @@
 //! | `listen` | the socket file, connections, who is at the other end |
 //! | `authority` | names of the socket that h2 would refuse |
 //! | `places` | how many may be served at once, in all and for one user |
+//! | `door` | how a process that is known is attested, admitted and told each new state |
+//! | `answers` | what a state holds, as doors send it |
 //! | `workload` | the SPIFFE Workload API |
 //! | `status` | the only file that makes gRPC statuses of errors |
 //!
@@ -28,15 +30,18 @@ use tracing::{info, warn};
 use crate::attestor::Attestors;
 use crate::cache::Cache;
 
+mod answers;
 pub mod authority;
+mod door;
 pub mod listen;
 mod places;
 mod status;
 mod workload;
 
+use door::Door;
 pub use listen::Listener;
 use places::Places;
-use workload::{Door, WorkloadApi};
+use workload::WorkloadApi;
 
 /// How long streams may take to end once the agent stops.
 const GRACE: Duration = Duration::from_secs(5);
@@ -117,7 +122,7 @@ pub struct Endpoint {
     /// Who is entitled to what.
     pub cache: Cache,
     /// Who a process is.
-    pub attestors: Attestors,
+    pub attestors: Arc<Attestors>,
     /// How much at once.
     pub limits: Limits,
     /// For the wait of `limits.first_answer`.
@@ -132,12 +137,13 @@ impl Endpoint {
         let door = Arc::new(Door {
             cache,
             attestors,
-            streams: Places::new(limits.streams, limits.streams_per_user),
             first_answer: limits.first_answer,
             clock: Arc::clone(&clock),
             shutdown: shutdown.clone(),
         });
-        let workload = SpiffeWorkloadApiServer::new(WorkloadApi(door)).max_decoding_message_size(MAX_REQUEST_BYTES);
+        let streams = Places::new(limits.streams, limits.streams_per_user);
+        let workload = WorkloadApi { door, streams };
+        let workload = SpiffeWorkloadApiServer::new(workload).max_decoding_message_size(MAX_REQUEST_BYTES);
         let reflection = || {
             tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(WORKLOAD_DESCRIPTORS)
         };

@@ -113,7 +113,7 @@ impl House {
         let folder = tempfile::tempdir().unwrap();
         let (cache, mailbox) = mailbox();
         let (clock, shutdown) = (Fake::new(NOW), CancellationToken::new());
-        let attestors = Attestors::new(vec![Box::new(Unix::new(0))]);
+        let attestors = Arc::new(Attestors::new(vec![Box::new(Unix::new(0))]));
         let endpoint = Endpoint { cache, attestors, limits, clock: Arc::new(clock.clone()) };
         let listener = Listener::bind(&folder.path().join("agent.sock"), listen::DEFAULT_MODE).unwrap();
         let served = tokio::spawn(endpoint.serve(listener, shutdown.clone()));
@@ -325,7 +325,7 @@ async fn streams_beyond_the_limits_are_refused_until_one_ends() {
     let mut client = house.client().await;
     let error = within(client.fetch_x509svid(request(X509svidRequest {}))).await.unwrap_err();
     assert_eq!(error.code(), Code::ResourceExhausted);
-    assert!(error.message().contains("all 2 places of one user"), "{}", error.message());
+    assert!(error.message().contains("all 2 places that one may"), "{}", error.message());
     drop(two);
     within(subscribe.states.closed()).await;
     let (three, _held) = within(house.svids(state)).await;

@@ -1,0 +1,145 @@
+//! How a process that is known gets its answers: its facts, a subscription, the first state, each further one. What
+//! the doors of this agent share, whoever asks: the process itself (Workload API) or a broker (Broker API).
+//!
+//! - A process is attested once for each RPC: between two of them it may have become another program.
+//! - While identities are still on their way there is no answer; after `first_answer` it is [`Denial::NotReady`].
+//! - Without an identity it is denied, at once or whenever the last one goes.
+//! - A stream that is not read costs its latest response: states are fetched when the transport asks for one.
+//! - The end of the process ends its streams, whoever holds the connection.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::Stream;
+use futures_util::stream::unfold;
+use spiffe::selector::Selectors;
+use spiffe::time::Clock;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+use tracing::debug;
+
+use super::places::{Full, Place};
+use crate::attestor::{AttestError, Attestors, Peer};
+use crate::cache::{Cache, Stopped, Subscription, WorkloadState};
+
+/// A stream of responses, the last of which may be why there are no more.
+pub(super) type Responses<R> = Pin<Box<dyn Stream<Item = Result<R, Status>> + Send>>;
+
+/// Why a process gets no answer, or no further one. Each door says it in the words of its standard.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Denial {
+    /// There is no place for another stream.
+    #[error(transparent)]
+    Full(#[from] Full),
+    /// Nothing can be said of the process, or it is not there any more.
+    #[error(transparent)]
+    Attest(#[from] AttestError),
+    /// No entry of this node gives an identity to a process with these selectors.
+    #[error("no registration entry of this node matches the selectors of the process ({0})")]
+    NoIdentity(Selectors),
+    /// The identities are not there yet.
+    #[error("the agent has no answer for this process yet: it waits for the server; try again")]
+    NotReady,
+    /// The agent stops.
+    #[error(transparent)]
+    Stopping(#[from] Stopped),
+}
+
+/// What every RPC goes through.
+pub(super) struct Door {
+    pub(super) cache: Cache,
+    pub(super) attestors: Arc<Attestors>,
+    pub(super) first_answer: Duration,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) shutdown: CancellationToken,
+}
+
+impl Door {
+    /// What is true of `peer` now.
+    pub(super) async fn attest(&self, peer: &Peer) -> Result<Selectors, Denial> {
+        self.attestors.attest(peer).await.map_err(|error| {
+            debug!(pid = peer.pid(), uid = peer.uid(), %error, "process is refused");
+            error.into()
+        })
+    }
+
+    /// Lets `admitted` in: the first state with an identity in it, and the way to the next ones.
+    pub(super) async fn open(&self, admitted: Admitted) -> Result<(Watcher, WorkloadState), Denial> {
+        let Admitted { peer, selectors, place } = admitted;
+        let subscription = self.cache.subscribe(selectors.clone()).await?;
+        let mut watcher = Watcher { peer, selectors, subscription, shutdown: self.shutdown.clone(), _place: place };
+        let state = tokio::select! {
+            state = watcher.next() => state?,
+            () = self.clock.sleep(self.first_answer) => return Err(Denial::NotReady),
+        };
+        Ok((watcher, state))
+    }
+}
+
+/// A process that may have answers, and its place among the streams.
+pub(super) struct Admitted {
+    pub(super) peer: Arc<Peer>,
+    /// What was found to be true of it.
+    pub(super) selectors: Selectors,
+    pub(super) place: Place,
+}
+
+/// One open stream's view of what its process is entitled to.
+pub(super) struct Watcher {
+    peer: Arc<Peer>,
+    selectors: Selectors,
+    subscription: Subscription,
+    shutdown: CancellationToken,
+    _place: Place,
+}
+
+impl Watcher {
+    /// The next state, which has an identity in it; or why there is none any more. Cancel safe.
+    pub(super) async fn next(&mut self) -> Result<WorkloadState, Denial> {
+        let Self { peer, selectors, .. } = self;
+        tokio::select! {
+            biased;
+            () = peer.ended() => Err(AttestError::Gone(peer.pid()).into()),
+            () = self.shutdown.cancelled() => Err(Stopped.into()),
+            state = self.subscription.next() => match state {
+                None => Err(Stopped.into()),
+                Some(state) if state.identities.is_empty() => {
+                    debug!(pid = peer.pid(), uid = peer.uid(), %selectors, "no identity");
+                    Err(Denial::NoIdentity(selectors.clone()))
+                }
+                Some(state) => Ok(state),
+            },
+        }
+    }
+
+    /// The stream of what `render` makes of each state, beginning with `first`; equal neighbours are sent once. It ends
+    /// with what `refuse` makes of the reason.
+    pub(super) fn responses<R>(
+        self,
+        first: WorkloadState,
+        render: fn(&WorkloadState) -> R,
+        refuse: fn(&Denial) -> Status,
+    ) -> Responses<R>
+    where
+        R: Clone + PartialEq + Send + 'static,
+    {
+        let next = move |(mut watcher, mut waiting, mut sent): (Self, Option<WorkloadState>, Option<R>)| async move {
+            loop {
+                let state = match waiting.take() {
+                    Some(state) => Ok(state),
+                    None => watcher.next().await,
+                };
+                match state.map(|state| render(&state)) {
+                    Ok(response) if sent.as_ref() == Some(&response) => {}
+                    Ok(response) => {
+                        sent = Some(response.clone());
+                        return Some((Ok(response), Some((watcher, None, sent))));
+                    }
+                    Err(denial) => return Some((Err(refuse(&denial)), None)),
+                }
+            }
+        };
+        Box::pin(unfold(Some((self, Some(first), None)), move |at| async move { next(at?).await }))
+    }
+}
