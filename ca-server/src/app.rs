@@ -22,7 +22,7 @@ use tracing::{error, info, warn};
 use crate::api::Doors;
 use crate::api::admin::{AdminDoor, AdminSettings};
 use crate::api::limits::Bucket;
-use crate::api::listen::{self, ListenError, TlsLimits};
+use crate::api::listen::{self, Arrivals, ListenError};
 use crate::api::node::NodeDoor;
 use crate::api::rights::{Guard, Operators};
 use crate::attest::Attestors;
@@ -277,14 +277,10 @@ impl Server {
         let mut tls = mtls::server_config(svid, bundles, Peers::Any, false, Arc::clone(&clock))?;
         tls.alpn_protocols = vec![b"h2".to_vec()];
         let (to, connections) = mpsc::channel(64);
-        loops.spawn(listen::accept_tls(
-            listeners.tls,
-            Arc::new(tls),
-            TlsLimits { connections: config.limits.connections, handshake: config.limits.handshake_timeout },
-            to.clone(),
-            stop.clone(),
-        ));
-        loops.spawn(listen::accept_unix(listeners.admin, to, stop.clone()));
+        let opening = config.limits.handshake_timeout;
+        let arrivals = Arrivals { to, opening, clock: Arc::clone(&clock), stop: stop.clone() };
+        loops.spawn(listen::accept_tls(listeners.tls, Arc::new(tls), config.limits.connections, arrivals.clone()));
+        loops.spawn(listen::accept_unix(listeners.admin, arrivals));
         let mut uids = config.admin_uids.clone();
         uids.extend([0, nix::unistd::geteuid().as_raw()]);
         let guard = Guard { views, operators: Operators { uids: uids.into() }, clock };

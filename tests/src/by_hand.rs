@@ -18,9 +18,10 @@ use spiffe::proto::v1;
 use spiffe::proto::v1::node_client::NodeClient;
 use spiffe::x509_svid::X509Svid;
 use tokio::io::AsyncReadExt as _;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::mpsc;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Status, Streaming};
@@ -133,6 +134,15 @@ async fn tls(house: &House, svid: Option<CurrentSvid>) -> Arc<ClientConfig> {
     let mut tls = mtls::client_config(svid, bundles, Peers::Any, house.clock()).unwrap();
     tls.alpn_protocols = vec![b"h2".to_vec()];
     Arc::new(tls)
+}
+
+/// A connection of someone without a certificate, from this address of this machine, that has said nothing yet.
+pub async fn silent(house: &House, from: [u8; 4]) -> TlsStream<TcpStream> {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind((from, 0).into()).unwrap();
+    let tcp = socket.connect(house.address()).await.unwrap();
+    let name = ServerName::try_from("a.test").unwrap();
+    TlsConnector::from(tls(house, None).await).connect(name, tcp).await.unwrap()
 }
 
 /// The Node door for someone without a certificate.

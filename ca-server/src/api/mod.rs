@@ -6,6 +6,7 @@ pub mod caller;
 pub mod limits;
 pub mod listen;
 pub mod node;
+pub mod origin;
 pub mod rights;
 pub mod status;
 
