@@ -24,6 +24,7 @@ use crate::api::admin::{AdminDoor, AdminSettings};
 use crate::api::limits::Bucket;
 use crate::api::listen::{self, Arrivals, ListenError};
 use crate::api::node::NodeDoor;
+use crate::api::origin::Places;
 use crate::api::rights::{Guard, Operators};
 use crate::attest::Attestors;
 use crate::audit::{self, Audit, AuditError};
@@ -59,6 +60,8 @@ const MAX_MESSAGE: usize = 4 << 20;
 const MAX_NODE_MESSAGE: usize = 1 << 20;
 /// How many exchanges of attestation may be open at once. With the size of a message this bounds what strangers hold.
 const OPEN_ATTESTATIONS: usize = 128;
+/// How many Sync streams one agent may have open: the one that counts, and those that end.
+const SYNCS_OF_ONE_AGENT: usize = 4;
 /// How long the last lines of the audit record may take to be written when the server stops.
 const LAST_LINES: Duration = Duration::from_secs(5);
 
@@ -252,6 +255,7 @@ impl Server {
             clock: Arc::clone(&clock),
             issuing: Semaphore::new(config.limits.issue_concurrency),
             open_attestations: Semaphore::new(OPEN_ATTESTATIONS),
+            syncing: Places::new(usize::MAX, SYNCS_OF_ONE_AGENT),
             attesting: Bucket::new(config.limits.attest_per_second, config.limits.attest_burst, clock.now()),
             stop: stop.clone(),
         });

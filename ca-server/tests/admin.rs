@@ -9,6 +9,7 @@ use ca_server::api::Doors;
 use ca_server::api::admin::{AdminDoor, AdminSettings};
 use ca_server::api::caller::Caller;
 use ca_server::api::limits::Bucket;
+use ca_server::api::origin::Places;
 use ca_server::api::rights::Admitted;
 use ca_server::attest::{Attestors, join_token};
 use ca_server::audit::{Audit, Writer};
@@ -83,6 +84,7 @@ impl House {
             clock: time,
             issuing: Semaphore::new(4),
             open_attestations: Semaphore::new(8),
+            syncing: Places::new(8, 1),
             attesting: Bucket::new(1, 1, clock.now()),
             stop: CancellationToken::new(),
         };

@@ -24,6 +24,7 @@ use crate::metrics::Metrics;
 use crate::store::{Revision, Store, StoreError, Txn};
 use crate::view::follow::Views;
 use limits::Bucket;
+use origin::Places;
 
 /// What every door has behind it.
 #[derive(Debug)]
@@ -48,6 +49,8 @@ pub struct Doors {
     pub issuing: Semaphore,
     /// How many exchanges of attestation may be open at once: each may hold a message of a stranger's.
     pub open_attestations: Semaphore,
+    /// How many Sync streams each agent may have, those included that were replaced and that it has not read to the end.
+    pub syncing: Places,
     /// How many strangers may try to attest.
     pub attesting: Bucket,
     /// Cancelled when the server stops: open streams then end.
