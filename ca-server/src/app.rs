@@ -21,7 +21,7 @@ use tracing::{error, info, warn};
 
 use crate::api::Doors;
 use crate::api::admin::{AdminDoor, AdminSettings};
-use crate::api::limits::Bucket;
+use crate::api::limits::Attempts;
 use crate::api::listen::{self, Arrivals, ListenError};
 use crate::api::node::NodeDoor;
 use crate::api::origin::Places;
@@ -58,8 +58,10 @@ const STREAMS_PER_CONNECTION: u32 = 256;
 const MAX_MESSAGE: usize = 4 << 20;
 /// The largest message that an agent or a stranger may send: four times what a full batch of CSRs takes.
 const MAX_NODE_MESSAGE: usize = 1 << 20;
-/// How many exchanges of attestation may be open at once. With the size of a message this bounds what strangers hold.
+/// How many exchanges of attestation may be open at once, in all and of one origin. With the size of a message this
+/// bounds what strangers hold.
 const OPEN_ATTESTATIONS: usize = 128;
+const OPEN_ATTESTATIONS_OF_ONE: usize = OPEN_ATTESTATIONS / 4;
 /// How many Sync streams one agent may have open: the one that counts, and those that end.
 const SYNCS_OF_ONE_AGENT: usize = 4;
 /// How long the last lines of the audit record may take to be written when the server stops.
@@ -254,9 +256,9 @@ impl Server {
             metrics: Arc::clone(&metrics),
             clock: Arc::clone(&clock),
             issuing: Semaphore::new(config.limits.issue_concurrency),
-            open_attestations: Semaphore::new(OPEN_ATTESTATIONS),
+            open_attestations: Places::new(OPEN_ATTESTATIONS, OPEN_ATTESTATIONS_OF_ONE),
             syncing: Places::new(usize::MAX, SYNCS_OF_ONE_AGENT),
-            attesting: Bucket::new(config.limits.attest_per_second, config.limits.attest_burst, clock.now()),
+            attesting: Attempts::new(config.limits.attest_per_second, config.limits.attest_burst, clock.now()),
             stop: stop.clone(),
         });
         let settings = AdminSettings {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use ca_server::api::Doors;
 use ca_server::api::admin::{AdminDoor, AdminSettings};
 use ca_server::api::caller::Caller;
-use ca_server::api::limits::Bucket;
+use ca_server::api::limits::Attempts;
 use ca_server::api::origin::Places;
 use ca_server::api::rights::Admitted;
 use ca_server::attest::{Attestors, join_token};
@@ -83,9 +83,9 @@ impl House {
             metrics: Arc::new(Metrics::new("0", Arc::new(Observed::default))),
             clock: time,
             issuing: Semaphore::new(4),
-            open_attestations: Semaphore::new(8),
+            open_attestations: Places::new(8, 8),
             syncing: Places::new(8, 1),
-            attesting: Bucket::new(1, 1, clock.now()),
+            attesting: Attempts::new(1, 1, clock.now()),
             stop: CancellationToken::new(),
         };
         let settings = AdminSettings {
