@@ -226,6 +226,28 @@ async fn a_parent_that_nobody_is_yet_is_warned_of() {
 }
 
 #[tokio::test]
+async fn a_program_without_its_user_is_warned_of() {
+    let house = House::new().await;
+    house.node("1", house.clock.now().plus(DAY), false).await;
+    let hash = format!("unix:sha256:{}", "0".repeat(64));
+    let warning = "unix:path and unix:sha256 say what program a process runs now, which any user of the node may: add \
+                   unix:uid or unix:user";
+    for (selectors, expected) in [
+        (vec!["unix:path:/usr/bin/web"], warning),
+        (vec![hash.as_str(), "unix:gid:1000"], warning),
+        (vec!["unix:path:/usr/bin/web", "unix:uid:1000"], ""),
+        (vec![hash.as_str(), "unix:user:web"], ""),
+        (vec!["unix:gid:1000"], ""),
+    ] {
+        let selectors = selectors.into_iter().map(str::to_owned).collect();
+        let entries = vec![v1::Entry { id: String::new(), selectors, ..entry("web") }];
+        let request = house.ask(v1::CreateEntriesRequest { entries });
+        let created = house.door.create_entries(request).await.unwrap().into_inner();
+        assert_eq!(created.results[0].warning, expected);
+    }
+}
+
+#[tokio::test]
 async fn all_entries_of_one_spiffe_id_make_operators_or_none_does() {
     let house = House::new().await;
     let named = |name: &str, uid: u32, admin| v1::Entry {

@@ -169,7 +169,18 @@ fn check(call: &Call<'_>, entry: &RegistrationEntry) -> Result<(), Refusal> {
 /// What an operator may not have meant, although it is right; else nothing. A node may well be attested later.
 fn warn(call: &Call<'_>, entry: &RegistrationEntry) -> String {
     let (view, parent) = (&call.admitted.view, &entry.parent);
-    if view.knows_parent(parent) { String::new() } else { format!("no agent or node alias has the ID {parent} yet") }
+    let mut warnings = Vec::new();
+    if !view.knows_parent(parent) {
+        warnings.push(format!("no agent or node alias has the ID {parent} yet"));
+    }
+    if entry.selectors.iter().any(Selector::is_of_program) && !entry.selectors.iter().any(Selector::is_of_user) {
+        warnings.push(
+            "unix:path and unix:sha256 say what program a process runs now, which any user of the node may: add \
+             unix:uid or unix:user"
+                .to_owned(),
+        );
+    }
+    warnings.join("; ")
 }
 
 /// Commits what was planned, records each result, and answers in the order of the request.
