@@ -33,9 +33,10 @@ pub(super) fn no_identity(selectors: &Selectors) -> Status {
 /// Nothing could be said of the process.
 pub(super) fn attest(error: &AttestError) -> Status {
     match error {
-        AttestError::Credentials(_) | AttestError::Interrupted | AttestError::AllFailed(_) => {
-            Status::unavailable(error.to_string())
-        }
+        AttestError::Credentials(_)
+        | AttestError::Interrupted
+        | AttestError::TooLong(_)
+        | AttestError::AllFailed(_) => Status::unavailable(error.to_string()),
         AttestError::Hidden
         | AttestError::Gone(_)
         | AttestError::Reused(_)
