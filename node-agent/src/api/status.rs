@@ -42,9 +42,10 @@ fn no_identity(selectors: &Selectors) -> Status {
 /// Nothing could be said of the process.
 fn attest(error: &AttestError) -> Status {
     match error {
-        AttestError::Credentials(_) | AttestError::Interrupted | AttestError::AllFailed(_) => {
-            Status::unavailable(error.to_string())
-        }
+        AttestError::Credentials(_)
+        | AttestError::Interrupted
+        | AttestError::TooLong(_)
+        | AttestError::AllFailed(_) => Status::unavailable(error.to_string()),
         AttestError::Hidden
         | AttestError::Gone(_)
         | AttestError::Reused(_)
