@@ -42,13 +42,16 @@ fn no_identity(selectors: &Selectors) -> Status {
 /// Nothing could be said of the process.
 fn attest(error: &AttestError) -> Status {
     match error {
-        AttestError::Credentials(_) | AttestError::Interrupted | AttestError::AllFailed(_) => {
-            Status::unavailable(error.to_string())
-        }
+        AttestError::Credentials(_)
+        | AttestError::Pin { .. }
+        | AttestError::Interrupted
+        | AttestError::AllFailed(_) => Status::unavailable(error.to_string()),
         AttestError::Hidden
         | AttestError::Gone(_)
         | AttestError::Reused(_)
         | AttestError::Changed(_)
+        | AttestError::Thread(_)
+        | AttestError::TwoUsers(_)
         | AttestError::ProcessFile { .. } => Status::permission_denied(error.to_string()),
     }
 }
