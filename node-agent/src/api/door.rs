@@ -181,3 +181,65 @@ impl Watcher {
         Box::pin(unfold(Some((self, Some(first), None)), move |at| async move { next(at?).await }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Child, Command, Stdio};
+
+    use spiffe::time::Fake;
+
+    use super::super::places::{Holder, Places};
+    use super::*;
+    use crate::cache::{Mailbox, mailbox};
+
+    const NOW: Timestamp = Timestamp::from_unix(1_800_000_000);
+
+    /// A door and the cache behind it, and a process that somebody else has named until `until`.
+    fn named(until: Option<Timestamp>) -> (Door, Mailbox, Fake, Child, Admitted) {
+        let (cache, mailbox) = mailbox();
+        let clock = Fake::new(NOW);
+        let door = Door {
+            cache,
+            attestors: Arc::new(Attestors::new(Vec::new())),
+            first_answer: Duration::from_secs(10),
+            clock: Arc::new(clock.clone()),
+            shutdown: CancellationToken::new(),
+        };
+        let child = Command::new("sleep").arg("600").stdin(Stdio::null()).spawn().unwrap();
+        let peer = Arc::new(Peer::named(child.id()).unwrap());
+        let place = Places::new(1, 1).take(Holder::User(0)).unwrap();
+        (door, mailbox, clock, child, Admitted { peer, selectors: Selectors::default(), place, until })
+    }
+
+    fn end(mut child: Child) {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_process_that_ends_before_the_first_answer_gets_none() {
+        let (door, mut mailbox, _clock, child, admitted) = named(None);
+        let pid = child.id();
+        let opening = tokio::spawn(async move { door.open(admitted).await.map(drop) });
+        let subscribe = mailbox.next().await.unwrap();
+        // From now on its pid may be anybody's.
+        end(child);
+        let denial = opening.await.unwrap().unwrap_err();
+        assert!(matches!(denial, Denial::Attest(AttestError::Gone(gone)) if gone == pid), "{denial}");
+        subscribe.states.closed().await;
+    }
+
+    #[tokio::test]
+    async fn whoever_asks_for_another_gets_nothing_beyond_his_own_time() {
+        let (door, mut mailbox, clock, child, admitted) = named(Some(NOW.plus(Duration::from_secs(5))));
+        let opening = tokio::spawn(async move { door.open(admitted).await.map(drop) });
+        let _subscribe = mailbox.next().await.unwrap();
+        clock.advance(Duration::from_secs(5));
+        tokio::task::yield_now().await;
+        assert!(!opening.is_finished());
+        clock.advance(Duration::from_secs(1));
+        let denial = opening.await.unwrap().unwrap_err();
+        assert!(matches!(denial, Denial::CallerExpired(_)), "{denial}");
+        end(child);
+    }
+}

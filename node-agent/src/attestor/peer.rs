@@ -65,11 +65,10 @@ impl Peer {
         }
         let start_time = start_time(&stat).ok_or_else(|| malformed(pid, "stat"))?;
         let now = credentials(pid)?;
-        let (uid, gid) = (now.effective_uid, now.effective_gid);
-        if (now.real_uid, now.real_gid) != (uid, gid) {
+        if !now.are_of_one() {
             return Err(AttestError::TwoUsers(pid));
         }
-        let peer = Self { pid, uid, gid, start_time, pidfd };
+        let peer = Self { pid, uid: now.effective_uid, gid: now.effective_gid, start_time, pidfd };
         peer.check()?;
         Ok(peer)
     }

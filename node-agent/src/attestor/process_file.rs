@@ -50,6 +50,11 @@ pub struct Credentials {
 }
 
 impl Credentials {
+    /// Whether it acts for whoever started it, which a setuid or setgid program does not.
+    pub fn are_of_one(&self) -> bool {
+        (self.real_uid, self.real_gid) == (self.effective_uid, self.effective_gid)
+    }
+
     /// Reads the lines `Uid:`, `Gid:` (real, effective, saved, file system) and `Groups:`.
     pub fn parse(status: &[u8]) -> Option<Self> {
         let numbers = |name: &[u8]| -> Option<Vec<u32>> {
@@ -80,6 +85,17 @@ mod tests {
         assert_eq!(own.effective_gid, nix::unistd::getegid().as_raw());
         assert_eq!((own.real_uid, own.real_gid), (nix::unistd::getuid().as_raw(), nix::unistd::getgid().as_raw()));
         assert_eq!(is_kernel_thread(&std::fs::read("/proc/self/stat").unwrap()), Some(false));
+    }
+
+    #[test]
+    fn a_setuid_program_is_of_two_users() {
+        let of = |uids: &str, gids: &str| {
+            let status = format!("Name:\tsu\nUid:\t{uids}\nGid:\t{gids}\nGroups:\t\n");
+            Credentials::parse(status.as_bytes()).unwrap().are_of_one()
+        };
+        assert!(of("1000\t1000\t1000\t1000", "100\t100\t100\t100"));
+        assert!(!of("1000\t0\t0\t0", "100\t100\t100\t100"));
+        assert!(!of("1000\t1000\t1000\t1000", "100\t42\t42\t42"));
     }
 
     #[test]
