@@ -8,6 +8,7 @@ pub mod crypto;
 pub mod csr;
 pub mod entry;
 pub mod id;
+pub mod jose;
 pub mod mtls;
 pub mod proto;
 pub mod selector;

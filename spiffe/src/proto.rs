@@ -5,11 +5,12 @@
 
 use std::time::Duration;
 
-use crate::bundle::{Bundle, BundleError, X509Authority};
+use crate::bundle::{Bundle, BundleError, JwkAuthority, X509Authority};
 use crate::entry::{
     DnsName, EntryError, EntryId, MAX_DNS_NAMES, MAX_FEDERATES_WITH, MAX_HINT_BYTES, RegistrationEntry,
 };
 use crate::id::{IdError, SpiffeId, TrustDomain};
+use crate::jose::{Jwk, JwkError};
 use crate::selector::{SelectorError, Selectors};
 use crate::time::Timestamp;
 
@@ -103,6 +104,9 @@ pub enum WireError {
     /// A bundle is wrong.
     #[error(transparent)]
     Bundle(#[from] BundleError),
+    /// A key for tokens is wrong.
+    #[error(transparent)]
+    Jwk(#[from] JwkError),
 }
 
 impl TryFrom<v1::Entry> for RegistrationEntry {
@@ -128,7 +132,10 @@ impl TryFrom<v1::Entry> for RegistrationEntry {
             spiffe_id: spiffe_id("spiffe_id", &wire.spiffe_id)?,
             parent: spiffe_id("parent", &wire.parent)?,
             selectors,
-            x509_ttl: (wire.x509_ttl > 0).then(|| Duration::from_secs(wire.x509_ttl)),
+            x509_ttl: seconds(wire.x509_ttl),
+            jwt_ttl: seconds(wire.jwt_ttl),
+            wit_ttl: seconds(wire.wit_ttl),
+            jti: wire.jti,
             dns_names: dns_names?,
             hint: wire.hint,
             admin: wire.admin,
@@ -148,6 +155,9 @@ impl From<&RegistrationEntry> for v1::Entry {
             parent: entry.parent.to_string(),
             selectors: entry.selectors.iter().map(ToString::to_string).collect(),
             x509_ttl: entry.x509_ttl.map_or(0, |ttl| ttl.as_secs()),
+            jwt_ttl: entry.jwt_ttl.map_or(0, |ttl| ttl.as_secs()),
+            wit_ttl: entry.wit_ttl.map_or(0, |ttl| ttl.as_secs()),
+            jti: entry.jti,
             dns_names: entry.dns_names.iter().map(ToString::to_string).collect(),
             hint: entry.hint.clone(),
             admin: entry.admin,
@@ -170,10 +180,13 @@ impl TryFrom<v1::Bundle> for Bundle {
                 Ok(X509Authority::from_der(authority.certificate.to_vec().into())?.with_taint(authority.tainted))
             })
             .collect();
-        let refresh_hint = (wire.refresh_hint > 0).then(|| Duration::from_secs(wire.refresh_hint));
+        let refresh_hint = seconds(wire.refresh_hint);
         let trust_domain = trust_domain("trust_domain", &wire.trust_domain)?;
         let tainted = wire.tainted_intermediates.into_iter().map(Vec::from);
-        Ok(Bundle::new(trust_domain, authorities?, wire.sequence, refresh_hint)?.with_tainted_intermediates(tainted))
+        let bundle = Bundle::new(trust_domain, authorities?, wire.sequence, refresh_hint)?;
+        let bundle = bundle.with_tainted_intermediates(tainted);
+        Ok(bundle
+            .with_jwk_authorities(jwk_authorities(wire.jwt_authorities)?, jwk_authorities(wire.wit_authorities)?)?)
     }
 }
 
@@ -189,8 +202,29 @@ impl From<&Bundle> for v1::Bundle {
             sequence: bundle.sequence(),
             refresh_hint: bundle.refresh_hint().map_or(0, |hint| hint.as_secs()),
             tainted_intermediates: bundle.tainted_intermediates().iter().map(|id| id.clone().into()).collect(),
+            jwt_authorities: bundle.jwt_authorities().iter().map(Into::into).collect(),
+            wit_authorities: bundle.wit_authorities().iter().map(Into::into).collect(),
         }
     }
+}
+
+impl From<&JwkAuthority> for v1::JwkAuthority {
+    fn from(authority: &JwkAuthority) -> Self {
+        Self { jwk: authority.jwk().to_json(), tainted: authority.is_tainted() }
+    }
+}
+
+fn jwk_authorities(wire: Vec<v1::JwkAuthority>) -> Result<Vec<JwkAuthority>, WireError> {
+    let read = |authority: v1::JwkAuthority| {
+        let jwk = Jwk::from_json(authority.jwk.as_bytes())?;
+        Ok(JwkAuthority::new(jwk)?.with_taint(authority.tainted))
+    };
+    wire.into_iter().map(read).collect()
+}
+
+/// A duration that is given in seconds; 0: none.
+fn seconds(wire: u64) -> Option<Duration> {
+    (wire > 0).then(|| Duration::from_secs(wire))
 }
 
 /// Parses the SPIFFE ID in the field `field`, which has to be there.
@@ -227,6 +261,9 @@ mod tests {
             parent: "spiffe://example.org/chancery/agent/join_token/1".into(),
             selectors: vec!["unix:uid:1000".into(), "unix:gid:100".into()],
             x509_ttl: 600,
+            jwt_ttl: 60,
+            wit_ttl: 1200,
+            jti: true,
             dns_names: vec!["web.example.org".into()],
             hint: "internal".into(),
             admin: true,

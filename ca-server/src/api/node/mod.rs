@@ -76,6 +76,20 @@ impl v1::node_server::Node for NodeDoor {
         let response = issue::issue(&self.0, &admitted, request.into_inner().requests).await?;
         Ok(Response::new(response))
     }
+
+    async fn issue_jwt_svids(
+        &self,
+        _: Request<v1::IssueJwtSvidsRequest>,
+    ) -> Result<Response<v1::IssueJwtSvidsResponse>, Status> {
+        Err(Status::unimplemented("JWT-SVIDs are not issued yet"))
+    }
+
+    async fn issue_wit_svids(
+        &self,
+        _: Request<v1::IssueWitSvidsRequest>,
+    ) -> Result<Response<v1::IssueWitSvidsResponse>, Status> {
+        Err(Status::unimplemented("WIT-SVIDs are not issued yet"))
+    }
 }
 
 fn admitted<T>(request: &Request<T>) -> Result<Admitted, Status> {
