@@ -1,6 +1,7 @@
-//! Attestors: what is true of the process at the other end of the workload socket, as selectors.
+//! Attestors: what is true of the process at the other end of the workload socket, or of the one that a broker names,
+//! as selectors.
 //!
-//! - A process is pinned when it connects ([`Peer`]): its facts are read only while it is provably the same one, and
+//! - A process is pinned when it connects or is named ([`Peer`]): its facts are read only while it is provably the same one, and
 //!   are thrown away when it is not any more afterwards.
 //! - A selector that is missing only ever takes identities away: an attestor that fails is logged and the others
 //!   still count. When all fail there is no answer, and the caller is to try again.
@@ -41,9 +42,25 @@ pub enum AttestError {
     /// The pid now belongs to another process.
     #[error("process {0} has ended and its pid belongs to another process now")]
     Reused(u32),
-    /// The process acts for another user or group than when it connected, as after running a setuid program.
-    #[error("process {0} has changed its user or group since it connected: open a new connection")]
+    /// The process acts for another user or group than when it was pinned, as after running a setuid program.
+    #[error("process {0} has changed its user or group since it connected or was named: begin anew")]
     Changed(u32),
+    /// The process could not be pinned.
+    #[error("process {pid} cannot be pinned: {source}")]
+    Pin {
+        /// Which.
+        pid: u32,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The number is that of a thread.
+    #[error("{0} is no process but a thread, of a process or of the kernel: name the process itself")]
+    Thread(u32),
+    /// A setuid or setgid program.
+    #[error(
+        "process {0} acts for another user or group than started it (setuid): it is no workload of either until that ends"
+    )]
+    TwoUsers(u32),
     /// Something below `/proc` could not be read or understood.
     #[error("/proc/{pid}/{file} cannot be read: {reason}")]
     ProcessFile {
