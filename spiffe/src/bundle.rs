@@ -141,6 +141,12 @@ impl Bundle {
         Self { tainted_intermediates: key_ids.into_iter().take(MAX_AUTHORITIES).collect(), ..self }
     }
 
+    /// The same bundle, to be fetched anew this often.
+    #[must_use]
+    pub fn with_refresh_hint(self, refresh_hint: Option<Duration>) -> Self {
+        Self { refresh_hint, ..self }
+    }
+
     /// The subject key identifiers of the CAs below the roots that are marked tainted.
     pub fn tainted_intermediates(&self) -> &[Vec<u8>] {
         &self.tainted_intermediates
