@@ -7,6 +7,7 @@ pub mod bundle;
 pub mod crypto;
 pub mod csr;
 pub mod entry;
+pub mod federation;
 pub mod id;
 pub mod jose;
 pub mod jwt_svid;
