@@ -286,10 +286,11 @@ impl Server {
         let opening = config.limits.handshake_timeout;
         let arrivals = Arrivals { to, opening, clock: Arc::clone(&clock), stop: stop.clone() };
         loops.spawn(listen::accept_tls(listeners.tls, Arc::new(tls), config.limits.connections, arrivals.clone()));
-        loops.spawn(listen::accept_unix(listeners.admin, arrivals));
         let mut uids = config.admin_uids.clone();
         uids.extend([0, nix::unistd::geteuid().as_raw()]);
-        let guard = Guard { views, operators: Operators { uids: uids.into() }, clock };
+        let operators = Operators { uids: uids.into() };
+        loops.spawn(listen::accept_unix(listeners.admin, operators.clone(), arrivals));
+        let guard = Guard { views, operators, clock };
         let ended = CancellationToken::new();
         let serving = serve(Arc::clone(&doors), admin, guard, config.limits.request_timeout, connections);
         let serving = tokio::spawn({
