@@ -44,8 +44,9 @@ fn no_identity(selectors: &Selectors) -> Status {
 fn attest(error: &AttestError) -> Status {
     match error {
         AttestError::Credentials(_)
-        | AttestError::Pin { .. }
         | AttestError::Interrupted
+        | AttestError::TooLong(_)
+        | AttestError::Pin { .. }
         | AttestError::AllFailed(_) => Status::unavailable(error.to_string()),
         AttestError::Hidden
         | AttestError::Gone(_)
