@@ -225,6 +225,29 @@ async fn a_broker_may_not_have_another_users_process() {
 }
 
 #[tokio::test]
+async fn a_broker_never_gets_the_identity_of_an_operator() {
+    let scene = Scene::start(&[PIDS]).await;
+    let web = Sleeper::start();
+    let operator = scene.house.operator().await;
+    let entries = operator.door.clone().list_entries(v1::ListEntriesRequest::default()).await.unwrap().into_inner();
+    let entry = entries.entries.into_iter().find(|entry| entry.spiffe_id.ends_with("/web")).unwrap();
+    let admin = v1::Entry { id: String::new(), spiffe_id: id("/operator").to_string(), admin: true, ..entry.clone() };
+    operator.register(admin).await;
+    // A third one, by which it is seen that the agent knows the second.
+    let sign = v1::Entry { id: String::new(), spiffe_id: id("/sign").to_string(), ..entry.clone() };
+    operator.register(sign.clone()).await;
+    let mut stream = scene.svids(&scene.proxy, pid(web.pid())).await.unwrap();
+    let svids = loop {
+        let svids = next(&mut stream).await.unwrap().svids;
+        if svids.iter().any(|svid| svid.spiffe_id == sign.spiffe_id) {
+            break svids;
+        }
+    };
+    assert_eq!(svids.len(), 2, "{:?}", svids.iter().map(|svid| &svid.spiffe_id).collect::<Vec<_>>());
+    assert!(svids.iter().all(|svid| !svid.spiffe_id.ends_with("/operator")));
+}
+
+#[tokio::test]
 async fn a_reference_that_is_none_is_invalid() {
     let scene = Scene::start(&[PIDS]).await;
     let empty = Some(WorkloadReference { reference: None });
