@@ -94,7 +94,7 @@ impl House {
             web_roots: WebRoots::new(Vec::new(), Arc::clone(&doors.clock)),
             store: Arc::clone(&doors.store),
             views: Arc::clone(&doors.views),
-            audit: audit.clone(),
+            audit: doors.audit.clone(),
             metrics: Arc::clone(&doors.metrics),
             clock: Arc::clone(&doors.clock),
         });
