@@ -64,7 +64,9 @@ impl Verb {
                 let authorities = authorities.into_iter().map(Authority::from).collect();
                 return globals.output.show(&Authorities { authorities }, || text);
             }
-            Self::Prepare { wait } => (admin.prepare_authority(v1::PrepareAuthorityRequest {}).await, wait, "prepared"),
+            Self::Prepare { wait } => {
+                (admin.prepare_authority(v1::PrepareAuthorityRequest::default()).await, wait, "prepared")
+            }
             Self::Activate(one) => (admin.activate_authority(request(one, false)).await, &one.wait, "activated"),
             Self::Taint(one) => (admin.taint_authority(request(one, false)).await, &one.wait, "tainted"),
             Self::Revoke { one, force } => (admin.revoke_authority(request(one, *force)).await, &one.wait, "revoked"),

@@ -27,6 +27,15 @@ pub(crate) struct Entry {
     /// How long its X.509-SVIDs live; null: as the server's config says.
     #[serde(default)]
     pub(crate) x509_ttl: Option<String>,
+    /// How long its JWT-SVIDs live; null: as the server's config says.
+    #[serde(default)]
+    pub(crate) jwt_ttl: Option<String>,
+    /// How long its WIT-SVIDs live; null: as the server's config says.
+    #[serde(default)]
+    pub(crate) wit_ttl: Option<String>,
+    /// Whether its JWT-SVIDs have a `jti`.
+    #[serde(default)]
+    pub(crate) jti: bool,
     /// DNS names in its SVIDs.
     #[serde(default)]
     pub(crate) dns_names: Vec<String>,
@@ -53,12 +62,16 @@ pub(crate) struct Entry {
 impl From<v1::Entry> for Entry {
     fn from(wire: v1::Entry) -> Self {
         let moment = |seconds: u64| (seconds > 0).then(|| Timestamp::from_unix(seconds).to_string());
+        let length = |seconds: u64| (seconds > 0).then(|| write_duration(Duration::from_secs(seconds)));
         Self {
             id: wire.id,
             spiffe_id: wire.spiffe_id,
             parent: wire.parent,
             selectors: wire.selectors,
-            x509_ttl: (wire.x509_ttl > 0).then(|| write_duration(Duration::from_secs(wire.x509_ttl))),
+            x509_ttl: length(wire.x509_ttl),
+            jwt_ttl: length(wire.jwt_ttl),
+            wit_ttl: length(wire.wit_ttl),
+            jti: wire.jti,
             dns_names: wire.dns_names,
             hint: wire.hint,
             admin: wire.admin,
@@ -75,14 +88,20 @@ impl TryFrom<Entry> for v1::Entry {
 
     /// To the wire. Only times are read here; the rest is for the server to judge, item by item.
     fn try_from(entry: Entry) -> Result<Self, String> {
-        let ttl = entry.x509_ttl.map(|text| spiffe::settings::parse_duration(&text)).transpose();
+        let seconds = |name, text: Option<String>| {
+            let length = text.map(|text| spiffe::settings::parse_duration(&text)).transpose();
+            length.map(|length| length.map_or(0, |length| length.as_secs())).map_err(|error| format!("{name}: {error}"))
+        };
         let expires_at = entry.expires_at.map(|text| moments::parse(&text)).transpose();
         Ok(Self {
             id: entry.id,
             spiffe_id: entry.spiffe_id,
             parent: entry.parent,
             selectors: entry.selectors,
-            x509_ttl: ttl.map_err(|error| format!("x509_ttl: {error}"))?.map_or(0, |ttl| ttl.as_secs()),
+            x509_ttl: seconds("x509_ttl", entry.x509_ttl)?,
+            jwt_ttl: seconds("jwt_ttl", entry.jwt_ttl)?,
+            wit_ttl: seconds("wit_ttl", entry.wit_ttl)?,
+            jti: entry.jti,
             dns_names: entry.dns_names,
             hint: entry.hint,
             admin: entry.admin,
@@ -422,6 +441,8 @@ mod tests {
             spiffe_id: "spiffe://example.org/web".into(),
             selectors: vec!["unix:uid:1".into()],
             x509_ttl: 5400,
+            jwt_ttl: 60,
+            jti: true,
             expires_at: 1_795_218_000,
             key_type: "p384".into(),
             created_at: 7,

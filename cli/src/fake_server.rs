@@ -298,6 +298,10 @@ impl Admin for FakeServer {
     async fn mint_x509_svid(&self, _: Request<v1::MintX509SvidRequest>) -> Answer<v1::X509Svid> {
         Err(Status::invalid_argument("no"))
     }
+
+    async fn mint_jwt_svid(&self, _: Request<v1::MintJwtSvidRequest>) -> Answer<v1::Token> {
+        Err(Status::invalid_argument("no"))
+    }
 }
 
 #[cfg(test)]

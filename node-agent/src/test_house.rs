@@ -331,6 +331,20 @@ impl Node for House {
         let results = requests.into_iter().map(|request| v1::X509SvidResult { outcome: Some(outcome(request)) });
         Ok(Response::new(v1::IssueX509SvidsResponse { results: results.collect() }))
     }
+
+    async fn issue_jwt_svids(
+        &self,
+        _: Request<v1::IssueJwtSvidsRequest>,
+    ) -> Result<Response<v1::IssueJwtSvidsResponse>, Status> {
+        Err(Status::unimplemented("JWT-SVIDs are not issued yet"))
+    }
+
+    async fn issue_wit_svids(
+        &self,
+        _: Request<v1::IssueWitSvidsRequest>,
+    ) -> Result<Response<v1::IssueWitSvidsResponse>, Status> {
+        Err(Status::unimplemented("WIT-SVIDs are not issued yet"))
+    }
 }
 
 // `TlsStream<TcpStream>` tells tonic who its peer is; this line fails where it ceases to.

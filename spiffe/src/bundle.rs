@@ -1,20 +1,23 @@
-//! The bundle of one trust domain: the roots that its SVIDs are verified against, and the way in and out of the
-//! SPIFFE JWKS form (SPIFFE_Trust_Domain_and_Bundle.md section 4) and PEM.
+//! The bundle of one trust domain: the roots and keys that its SVIDs are verified against, and the way in and out of
+//! the SPIFFE JWKS form (SPIFFE_Trust_Domain_and_Bundle.md section 4) and PEM.
 
 mod authority;
+mod jwk_authority;
 mod jwks;
 mod pem;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustls_pki_types::TrustAnchor;
 
 pub use self::authority::{MAX_AUTHORITY_BYTES, X509Authority};
+pub use self::jwk_authority::JwkAuthority;
 pub use self::jwks::MAX_KEYS;
 use crate::id::TrustDomain;
 
-/// The most X.509 authorities in one bundle.
+/// The most authorities of one kind in one bundle.
 pub const MAX_AUTHORITIES: usize = 128;
 /// The largest bundle document that is read, in bytes.
 pub const MAX_DOCUMENT_BYTES: usize = 4 << 20;
@@ -25,6 +28,15 @@ pub enum BundleError {
     /// What is wrong with one certificate of several; they are counted from 1.
     #[error("certificate {0} of the bundle: {1}")]
     Certificate(usize, Box<BundleError>),
+    /// What is wrong with one JWK of several; they are counted from 1.
+    #[error("key {0} of the bundle: {1}")]
+    Jwk(usize, Box<BundleError>),
+    /// A key for tokens has no name (JWT-SVID.md section 6.1, WIT-SVID.md section 6.1).
+    #[error("key for JWT-SVIDs or WIT-SVIDs has no \"kid\": each has to have one")]
+    NoKid,
+    /// Two keys for tokens have the same name (WIT-SVID.md section 6.1).
+    #[error("two keys of the bundle have the kid {0:?}: each has to have its own")]
+    SameKid(String),
     /// Not an X.509 version 3 certificate in DER.
     #[error("root certificate cannot be read: give DER (PEM in files) of an X.509 version 3 certificate")]
     Malformed,
@@ -41,10 +53,10 @@ pub enum BundleError {
     #[error("root certificate may not sign certificates: its key usage must have keyCertSign")]
     KeyUsage,
     /// The public key is of a kind that we cannot verify with.
-    #[error("root certificate has a key of kind {0}: only P-256, P-384, P-521, Ed25519 and RSA are supported")]
+    #[error("its key cannot be taken ({0}): P-256, P-384, P-521, Ed25519 and RSA are supported")]
     Key(String),
     /// There are more than [`MAX_AUTHORITIES`] roots.
-    #[error("bundle has {0} X.509 authorities: at most 128 are allowed")]
+    #[error("bundle has {0} authorities of one kind: at most 128 are allowed")]
     TooManyAuthorities(usize),
     /// The document is longer than [`MAX_DOCUMENT_BYTES`].
     #[error("bundle document has {0} bytes: at most 4194304 are allowed")]
@@ -72,13 +84,15 @@ pub enum BundleError {
     NoCertificate,
 }
 
-/// The roots of one trust domain. Cheap to clone.
+/// The roots and keys of one trust domain. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Bundle {
     trust_domain: TrustDomain,
     x509_authorities: Arc<[X509Authority]>,
     anchors: Arc<[TrustAnchor<'static>]>,
     tainted_intermediates: Arc<[Vec<u8>]>,
+    jwt_authorities: Arc<[JwkAuthority]>,
+    wit_authorities: Arc<[JwkAuthority]>,
     sequence: u64,
     refresh_hint: Option<Duration>,
 }
@@ -88,6 +102,8 @@ impl PartialEq for Bundle {
         self.trust_domain == other.trust_domain
             && self.x509_authorities == other.x509_authorities
             && self.tainted_intermediates == other.tainted_intermediates
+            && self.jwt_authorities == other.jwt_authorities
+            && self.wit_authorities == other.wit_authorities
             && self.sequence == other.sequence
             && self.refresh_hint == other.refresh_hint
     }
@@ -118,8 +134,7 @@ impl Bundle {
         }
         let anchors = unique.iter().map(|authority| authority.trust_anchor().clone()).collect();
         let x509_authorities = unique.into();
-        let tainted_intermediates = Arc::new([]);
-        Ok(Self { trust_domain, x509_authorities, anchors, tainted_intermediates, sequence, refresh_hint })
+        Ok(Self { x509_authorities, anchors, sequence, refresh_hint, ..Self::empty(trust_domain) })
     }
 
     /// The bundle of a trust domain of which nothing is known yet: it trusts nothing.
@@ -129,6 +144,8 @@ impl Bundle {
             x509_authorities: Arc::new([]),
             anchors: Arc::new([]),
             tainted_intermediates: Arc::new([]),
+            jwt_authorities: Arc::new([]),
+            wit_authorities: Arc::new([]),
             sequence: 0,
             refresh_hint: None,
         }
@@ -147,6 +164,17 @@ impl Bundle {
         Self { refresh_hint, ..self }
     }
 
+    /// The same bundle with these keys for JWT-SVIDs and for WIT-SVIDs. No two of them may have the same `kid`, but that
+    /// a key may be named again as it is.
+    pub fn with_jwk_authorities(self, jwt: Vec<JwkAuthority>, wit: Vec<JwkAuthority>) -> Result<Self, BundleError> {
+        let (jwt, wit) = (jwk_authority::unique(jwt)?, jwk_authority::unique(wit)?);
+        let kids = |of: &[JwkAuthority]| of.iter().map(|authority| authority.kid().to_owned()).collect::<BTreeSet<_>>();
+        if let Some(twice) = kids(&jwt).intersection(&kids(&wit)).next() {
+            return Err(BundleError::SameKid(twice.clone()));
+        }
+        Ok(Self { jwt_authorities: jwt.into(), wit_authorities: wit.into(), ..self })
+    }
+
     /// The subject key identifiers of the CAs below the roots that are marked tainted.
     pub fn tainted_intermediates(&self) -> &[Vec<u8>] {
         &self.tainted_intermediates
@@ -154,8 +182,9 @@ impl Bundle {
 
     /// Reads a SPIFFE JWKS document.
     ///
-    /// - Keys with another `use` than `x509-svid`, with no `use`, with a `kty` that we do not know, or without a
-    ///   certificate in `x5c` are passed over, as the standards ask for.
+    /// - Keys with another `use` than `x509-svid`, `jwt-svid` and `wit-svid`, with no `use`, with a `kty`, `crv` or `alg`
+    ///   that we do not know, and roots without a certificate in `x5c` are passed over, as the standards ask for.
+    /// - A key for tokens must have a `kid` of its own, and no private part.
     /// - Of an `x5c` only the first certificate is taken (X509-SVID.md section 6.2).
     pub fn from_jwks(trust_domain: TrustDomain, document: &[u8]) -> Result<Self, BundleError> {
         jwks::read(trust_domain, document)
@@ -164,6 +193,16 @@ impl Bundle {
     /// The SPIFFE JWKS document, with `spiffe_sequence` and `spiffe_refresh_hint`.
     pub fn to_jwks(&self) -> String {
         jwks::write(self)
+    }
+
+    /// The keys for JWT-SVIDs alone, as a JWK set (SPIFFE_Workload_API.md section 6.2.2).
+    pub fn to_jwt_jwks(&self) -> String {
+        jwks::write_jwt(self)
+    }
+
+    /// The keys for WIT-SVIDs alone, as a JWK set (SPIFFE_Workload_API.md section 7.2.2).
+    pub fn to_wit_jwks(&self) -> String {
+        jwks::write_wit(self)
     }
 
     /// Reads concatenated PEM certificates; the sequence is 0. Text between the sections is passed over; sections of
@@ -190,6 +229,16 @@ impl Bundle {
     /// The X.509 roots.
     pub fn x509_authorities(&self) -> &[X509Authority] {
         &self.x509_authorities
+    }
+
+    /// What JWT-SVIDs are verified with.
+    pub fn jwt_authorities(&self) -> &[JwkAuthority] {
+        &self.jwt_authorities
+    }
+
+    /// What WIT-SVIDs are verified with.
+    pub fn wit_authorities(&self) -> &[JwkAuthority] {
+        &self.wit_authorities
     }
 
     /// The same roots as webpki takes them.

@@ -1,4 +1,7 @@
-//! The one file that names ring: the TLS provider, SHA-256, random bytes, key algorithms.
+//! The one room that names ring: the TLS provider, SHA-256, random bytes, key algorithms; `jws` has the signatures of
+//! tokens.
+
+pub mod jws;
 
 use std::sync::Arc;
 

@@ -190,6 +190,12 @@ pub struct RegistrationEntry {
     pub selectors: Selectors,
     /// How long its X.509-SVIDs live; `None`: as long as the server's config says.
     pub x509_ttl: Option<Duration>,
+    /// How long its JWT-SVIDs live; `None`: as long as the server's config says.
+    pub jwt_ttl: Option<Duration>,
+    /// How long its WIT-SVIDs live; `None`: as long as the server's config says.
+    pub wit_ttl: Option<Duration>,
+    /// Whether its JWT-SVIDs have a `jti` (JWT-SVID.md section 7.1): each is then made anew, and handed out once.
+    pub jti: bool,
     /// DNS names in its X.509-SVIDs, the first of them also as common name.
     pub dns_names: Vec<DnsName>,
     /// A word to the workload on what this identity is for (SPIFFE_Workload_API.md section 5.2.1); empty: none.
@@ -217,7 +223,7 @@ impl RegistrationEntry {
         self.expires_at.is_none_or(|end| now < end)
     }
 
-    /// Whether an SVID issued for `other` is as good for this entry: nothing that is inside an SVID differs.
+    /// Whether an X.509-SVID issued for `other` is as good for this entry: nothing that is inside an SVID differs.
     pub fn issues_the_same_as(&self, other: &Self) -> bool {
         self.spiffe_id == other.spiffe_id
             && self.x509_ttl == other.x509_ttl

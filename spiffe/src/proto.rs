@@ -1,16 +1,17 @@
-//! The wire: messages and services of the Workload API and of our own doors, and the way between the messages
-//! that travel everywhere (entries, bundles) and the domain's own types.
+//! The wire: messages and services of the Workload API, the Broker API and our own doors, and the way between the
+//! messages that travel everywhere (entries, bundles) and the domain's own types.
 //!
 //! What comes from the wire is parsed into a domain type here or in the door it came through, or refused.
 
 use std::time::Duration;
 
-use crate::bundle::{Bundle, BundleError, X509Authority};
+use crate::bundle::{Bundle, BundleError, JwkAuthority, X509Authority};
 use crate::entry::{
     DnsName, EntryError, EntryId, MAX_DNS_NAMES, MAX_FEDERATES_WITH, MAX_HINT_BYTES, RegistrationEntry,
 };
 use crate::federation::{EndpointUrl, Relationship, RelationshipError};
 use crate::id::{IdError, SpiffeId, TrustDomain};
+use crate::jose::{Jwk, JwkError};
 use crate::selector::{SelectorError, Selectors};
 use crate::time::Timestamp;
 
@@ -33,6 +34,32 @@ pub mod workload {
     unused_qualifications,
     clippy::all,
     clippy::pedantic,
+    reason = "generated; the documentation is in proto/broker.proto"
+)]
+/// The SPIFFE Broker API.
+pub mod broker {
+    include!(concat!(env!("OUT_DIR"), "/spiffe.broker.rs"));
+}
+
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    unused_qualifications,
+    clippy::all,
+    clippy::pedantic,
+    reason = "generated; the documentation is in proto/details.proto"
+)]
+/// Details of errors.
+pub mod details {
+    include!(concat!(env!("OUT_DIR"), "/google.rpc.rs"));
+}
+
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    unused_qualifications,
+    clippy::all,
+    clippy::pedantic,
     reason = "generated; the documentation is in proto/*.proto"
 )]
 /// Our own doors, Node and Admin, and the records of the store.
@@ -42,6 +69,8 @@ pub mod v1 {
 
 /// The descriptors of the Workload API, an encoded `FileDescriptorSet`.
 pub const WORKLOAD_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/workload.bin"));
+/// The descriptors of the Broker API, an encoded `FileDescriptorSet`.
+pub const BROKER_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/broker.bin"));
 /// The descriptors of our own doors, an encoded `FileDescriptorSet`.
 pub const CHANCERY_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/chancery.bin"));
 
@@ -79,6 +108,9 @@ pub enum WireError {
     /// A federation relationship is wrong.
     #[error(transparent)]
     Relationship(#[from] RelationshipError),
+    /// A key for tokens is wrong.
+    #[error(transparent)]
+    Jwk(#[from] JwkError),
 }
 
 impl TryFrom<v1::Entry> for RegistrationEntry {
@@ -104,7 +136,10 @@ impl TryFrom<v1::Entry> for RegistrationEntry {
             spiffe_id: spiffe_id("spiffe_id", &wire.spiffe_id)?,
             parent: spiffe_id("parent", &wire.parent)?,
             selectors,
-            x509_ttl: (wire.x509_ttl > 0).then(|| Duration::from_secs(wire.x509_ttl)),
+            x509_ttl: seconds(wire.x509_ttl),
+            jwt_ttl: seconds(wire.jwt_ttl),
+            wit_ttl: seconds(wire.wit_ttl),
+            jti: wire.jti,
             dns_names: dns_names?,
             hint: wire.hint,
             admin: wire.admin,
@@ -124,6 +159,9 @@ impl From<&RegistrationEntry> for v1::Entry {
             parent: entry.parent.to_string(),
             selectors: entry.selectors.iter().map(ToString::to_string).collect(),
             x509_ttl: entry.x509_ttl.map_or(0, |ttl| ttl.as_secs()),
+            jwt_ttl: entry.jwt_ttl.map_or(0, |ttl| ttl.as_secs()),
+            wit_ttl: entry.wit_ttl.map_or(0, |ttl| ttl.as_secs()),
+            jti: entry.jti,
             dns_names: entry.dns_names.iter().map(ToString::to_string).collect(),
             hint: entry.hint.clone(),
             admin: entry.admin,
@@ -146,10 +184,13 @@ impl TryFrom<v1::Bundle> for Bundle {
                 Ok(X509Authority::from_der(authority.certificate.to_vec().into())?.with_taint(authority.tainted))
             })
             .collect();
-        let refresh_hint = (wire.refresh_hint > 0).then(|| Duration::from_secs(wire.refresh_hint));
+        let refresh_hint = seconds(wire.refresh_hint);
         let trust_domain = trust_domain("trust_domain", &wire.trust_domain)?;
         let tainted = wire.tainted_intermediates.into_iter().map(Vec::from);
-        Ok(Bundle::new(trust_domain, authorities?, wire.sequence, refresh_hint)?.with_tainted_intermediates(tainted))
+        let bundle = Bundle::new(trust_domain, authorities?, wire.sequence, refresh_hint)?;
+        let bundle = bundle.with_tainted_intermediates(tainted);
+        Ok(bundle
+            .with_jwk_authorities(jwk_authorities(wire.jwt_authorities)?, jwk_authorities(wire.wit_authorities)?)?)
     }
 }
 
@@ -165,6 +206,8 @@ impl From<&Bundle> for v1::Bundle {
             sequence: bundle.sequence(),
             refresh_hint: bundle.refresh_hint().map_or(0, |hint| hint.as_secs()),
             tainted_intermediates: bundle.tainted_intermediates().iter().map(|id| id.clone().into()).collect(),
+            jwt_authorities: bundle.jwt_authorities().iter().map(Into::into).collect(),
+            wit_authorities: bundle.wit_authorities().iter().map(Into::into).collect(),
         }
     }
 }
@@ -190,6 +233,25 @@ impl From<&Relationship> for v1::Relationship {
             endpoint_spiffe_id: relationship.profile.endpoint_id().map(ToString::to_string).unwrap_or_default(),
         }
     }
+}
+
+impl From<&JwkAuthority> for v1::JwkAuthority {
+    fn from(authority: &JwkAuthority) -> Self {
+        Self { jwk: authority.jwk().to_json(), tainted: authority.is_tainted() }
+    }
+}
+
+fn jwk_authorities(wire: Vec<v1::JwkAuthority>) -> Result<Vec<JwkAuthority>, WireError> {
+    let read = |authority: v1::JwkAuthority| {
+        let jwk = Jwk::from_json(authority.jwk.as_bytes())?;
+        Ok(JwkAuthority::new(jwk)?.with_taint(authority.tainted))
+    };
+    wire.into_iter().map(read).collect()
+}
+
+/// A duration that is given in seconds; 0: none.
+fn seconds(wire: u64) -> Option<Duration> {
+    (wire > 0).then(|| Duration::from_secs(wire))
 }
 
 /// Parses the SPIFFE ID in the field `field`, which has to be there.
@@ -226,6 +288,9 @@ mod tests {
             parent: "spiffe://example.org/chancery/agent/join_token/1".into(),
             selectors: vec!["unix:uid:1000".into(), "unix:gid:100".into()],
             x509_ttl: 600,
+            jwt_ttl: 60,
+            wit_ttl: 1200,
+            jti: true,
             dns_names: vec!["web.example.org".into()],
             hint: "internal".into(),
             admin: true,

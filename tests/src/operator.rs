@@ -100,7 +100,7 @@ impl Operator {
 
     /// Makes a new authority.
     pub async fn prepare(&self) -> v1::Authority {
-        let request = v1::PrepareAuthorityRequest {};
+        let request = v1::PrepareAuthorityRequest::default();
         self.door.clone().prepare_authority(request).await.unwrap().into_inner().authority.unwrap()
     }
 

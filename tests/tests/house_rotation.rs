@@ -124,7 +124,7 @@ async fn an_operator_prepares_activates_taints_and_revokes() {
     assert_eq!(new.state, "prepared");
     house.eventually("every workload knows the new root", async || pair.signed_by(&old, 2).await).await;
     let serial = pair.a.context().unwrap().first().svid.serial().to_vec();
-    let again = operator.door.clone().prepare_authority(v1::PrepareAuthorityRequest {}).await.unwrap_err();
+    let again = operator.door.clone().prepare_authority(v1::PrepareAuthorityRequest::default()).await.unwrap_err();
     assert_eq!(again.message(), format!("authority {} is prepared already: activate it, or revoke it first", new.id));
 
     operator.activate(&new.id).await.unwrap();

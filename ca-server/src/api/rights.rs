@@ -33,6 +33,8 @@ pub const TABLE: &[(&str, Right)] = &[
     ("/chancery.v1.Node/Renew", Right::Agent),
     ("/chancery.v1.Node/Sync", Right::Agent),
     ("/chancery.v1.Node/IssueX509Svids", Right::Agent),
+    ("/chancery.v1.Node/IssueJwtSvids", Right::Agent),
+    ("/chancery.v1.Node/IssueWitSvids", Right::Agent),
     ("/chancery.v1.Admin/ServerInfo", Right::Admin),
     ("/chancery.v1.Admin/WaitApplied", Right::Admin),
     ("/chancery.v1.Admin/CreateEntries", Right::Admin),
@@ -66,6 +68,7 @@ pub const TABLE: &[(&str, Right)] = &[
     ("/chancery.v1.Admin/TaintAuthority", Right::Admin),
     ("/chancery.v1.Admin/RevokeAuthority", Right::Admin),
     ("/chancery.v1.Admin/MintX509Svid", Right::Admin),
+    ("/chancery.v1.Admin/MintJwtSvid", Right::Admin),
 ];
 
 /// Why a caller is turned away.

@@ -49,6 +49,7 @@ pub fn encode(authority: &Authority) -> Vec<u8> {
         prepared_at: authority.prepared_at.unix(),
         activated_at: authority.activated_at.map_or(0, Timestamp::unix),
         chain: authority.chain.iter().map(|certificate| certificate.to_vec().into()).collect(),
+        public_key: bytes::Bytes::new(),
     };
     let mut value = Vec::with_capacity(1 + message.encoded_len());
     value.push(VERSION);

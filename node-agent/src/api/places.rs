@@ -1,20 +1,45 @@
-//! Places: how many may be served at once, in all and for one user. A place is given back when it is dropped.
+//! Places: how many may be served at once, in all and for one holder. A place is given back when it is dropped.
 
 use std::collections::HashMap;
+use std::fmt;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use spiffe::id::SpiffeId;
+
+/// Who holds places.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Holder {
+    /// A user of this machine.
+    User(u32),
+    /// Whoever calls from there.
+    Address(IpAddr),
+    /// Whoever has this identity.
+    Broker(SpiffeId),
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::User(uid) => write!(f, "user {uid}"),
+            Self::Address(address) => write!(f, "{address}"),
+            Self::Broker(id) => write!(f, "{id}"),
+        }
+    }
+}
+
 /// Why there is no place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Full {
     /// All are taken.
     #[error("all {0} places are taken: close some connections or streams to the agent, or raise its limits")]
     All(usize),
-    /// This user has taken all that one may.
-    #[error("user {uid} has taken all {most} places of one user: close some connections or streams to the agent")]
-    User {
+    /// This holder has taken all that one may.
+    #[error("{holder} has taken all {most} places that one may: close some connections or streams to the agent")]
+    Holder {
         /// Who.
-        uid: u32,
-        /// How many one user may have.
+        holder: Holder,
+        /// How many one holder may have.
         most: usize,
     },
 }
@@ -23,7 +48,7 @@ pub(crate) enum Full {
 #[derive(Debug)]
 pub(crate) struct Places {
     all: usize,
-    per_user: usize,
+    per_holder: usize,
     taken: Mutex<Taken>,
 }
 
@@ -31,33 +56,33 @@ pub(crate) struct Places {
 struct Taken {
     all: usize,
     /// Never holds a zero.
-    by_user: HashMap<u32, usize>,
+    by_holder: HashMap<Holder, usize>,
 }
 
 /// One place, given back when dropped.
 #[derive(Debug)]
 pub(crate) struct Place {
     places: Arc<Places>,
-    uid: u32,
+    holder: Holder,
 }
 
 impl Places {
-    pub(crate) fn new(all: usize, per_user: usize) -> Arc<Self> {
-        Arc::new(Self { all, per_user, taken: Mutex::default() })
+    pub(crate) fn new(all: usize, per_holder: usize) -> Arc<Self> {
+        Arc::new(Self { all, per_holder, taken: Mutex::default() })
     }
 
-    /// Takes a place for the user `uid`.
-    pub(crate) fn take(self: &Arc<Self>, uid: u32) -> Result<Place, Full> {
+    /// Takes a place for `holder`.
+    pub(crate) fn take(self: &Arc<Self>, holder: Holder) -> Result<Place, Full> {
         let mut taken = self.lock();
         if taken.all >= self.all {
             return Err(Full::All(self.all));
         }
-        if taken.by_user.get(&uid).is_some_and(|count| *count >= self.per_user) {
-            return Err(Full::User { uid, most: self.per_user });
+        if taken.by_holder.get(&holder).is_some_and(|count| *count >= self.per_holder) {
+            return Err(Full::Holder { holder, most: self.per_holder });
         }
         taken.all += 1;
-        *taken.by_user.entry(uid).or_default() += 1;
-        Ok(Place { places: Arc::clone(self), uid })
+        *taken.by_holder.entry(holder.clone()).or_default() += 1;
+        Ok(Place { places: Arc::clone(self), holder })
     }
 
     fn lock(&self) -> MutexGuard<'_, Taken> {
@@ -69,10 +94,10 @@ impl Drop for Place {
     fn drop(&mut self) {
         let mut taken = self.places.lock();
         taken.all = taken.all.saturating_sub(1);
-        if let Some(count) = taken.by_user.get_mut(&self.uid) {
+        if let Some(count) = taken.by_holder.get_mut(&self.holder) {
             *count -= 1;
             if *count == 0 {
-                taken.by_user.remove(&self.uid);
+                taken.by_holder.remove(&self.holder);
             }
         }
     }
@@ -83,14 +108,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn places_are_counted_by_user_and_in_all_and_given_back() {
+    fn places_are_counted_by_holder_and_in_all_and_given_back() {
+        let user = Holder::User;
         let places = Places::new(3, 2);
-        let (one, _two) = (places.take(1).unwrap(), places.take(1).unwrap());
-        assert_eq!(places.take(1).unwrap_err(), Full::User { uid: 1, most: 2 });
-        let other = places.take(2).unwrap();
-        assert_eq!(places.take(3).unwrap_err(), Full::All(3));
+        let (one, _two) = (places.take(user(1)).unwrap(), places.take(user(1)).unwrap());
+        assert_eq!(places.take(user(1)).unwrap_err(), Full::Holder { holder: user(1), most: 2 });
+        let other = places.take(user(2)).unwrap();
+        assert_eq!(places.take(user(3)).unwrap_err(), Full::All(3));
         drop((one, other));
-        assert_eq!(places.lock().by_user.len(), 1);
-        assert!(places.take(1).is_ok());
+        assert_eq!(places.lock().by_holder.len(), 1);
+        assert!(places.take(user(1)).is_ok());
     }
 }

@@ -1,11 +1,10 @@
-//! The only file that makes gRPC statuses of errors, by SPIFFE_Workload_Endpoint.md section 6.
+//! The only file of the Workload API that makes gRPC statuses of errors, by SPIFFE_Workload_Endpoint.md section 6.
 
 use spiffe::selector::Selectors;
 use tonic::Status;
 
-use super::places::Full;
+use super::door::Denial;
 use crate::attestor::AttestError;
-use crate::cache::Stopped;
 
 /// Longer ones would not fit into the headers that some clients accept.
 const MAX_SHOWN_BYTES: usize = 600;
@@ -17,8 +16,19 @@ pub(super) fn no_security_header() -> Status {
     )
 }
 
+/// Why the process gets no answer, or no further one.
+pub(super) fn denied(denial: &Denial) -> Status {
+    match denial {
+        Denial::Full(full) => Status::resource_exhausted(full.to_string()),
+        Denial::Attest(error) => attest(error),
+        Denial::NoIdentity { selectors, .. } => no_identity(selectors),
+        Denial::CallerExpired(_) => Status::unauthenticated(denial.to_string()),
+        Denial::NotReady | Denial::Stopping(_) => Status::unavailable(denial.to_string()),
+    }
+}
+
 /// No identity for a process with these selectors: they are its own facts, so it may see them.
-pub(super) fn no_identity(selectors: &Selectors) -> Status {
+fn no_identity(selectors: &Selectors) -> Status {
     let mut shown = selectors.to_string();
     if shown.len() > MAX_SHOWN_BYTES {
         let end = (0..=MAX_SHOWN_BYTES).rev().find(|at| shown.is_char_boundary(*at)).unwrap_or(0);
@@ -31,32 +41,21 @@ pub(super) fn no_identity(selectors: &Selectors) -> Status {
 }
 
 /// Nothing could be said of the process.
-pub(super) fn attest(error: &AttestError) -> Status {
+fn attest(error: &AttestError) -> Status {
     match error {
-        AttestError::Credentials(_) | AttestError::Interrupted | AttestError::AllFailed(_) => {
-            Status::unavailable(error.to_string())
-        }
+        AttestError::Credentials(_)
+        | AttestError::Interrupted
+        | AttestError::TooLong(_)
+        | AttestError::Pin { .. }
+        | AttestError::AllFailed(_) => Status::unavailable(error.to_string()),
         AttestError::Hidden
         | AttestError::Gone(_)
         | AttestError::Reused(_)
         | AttestError::Changed(_)
+        | AttestError::Thread(_)
+        | AttestError::TwoUsers(_)
         | AttestError::ProcessFile { .. } => Status::permission_denied(error.to_string()),
     }
-}
-
-/// There is no place for another stream.
-pub(super) fn full(full: Full) -> Status {
-    Status::resource_exhausted(full.to_string())
-}
-
-/// The identities are not there yet.
-pub(super) fn not_ready() -> Status {
-    Status::unavailable("the agent has no answer for this process yet: it waits for the server; try again")
-}
-
-/// The agent stops.
-pub(super) fn stopping() -> Status {
-    Status::unavailable(Stopped.to_string())
 }
 
 /// The connection does not say who is at its other end: a mistake of the agent's own.

@@ -78,6 +78,9 @@ impl Office {
             parent: SpiffeId::parse("spiffe://example.org/chancery/agent/join_token/1").unwrap(),
             selectors: Selectors::parse(["unix:uid:1000"]).unwrap(),
             x509_ttl: None,
+            jwt_ttl: None,
+            wit_ttl: None,
+            jti: false,
             dns_names: Vec::new(),
             hint: hint.into(),
             admin: false,
@@ -113,7 +116,7 @@ impl House {
         let folder = tempfile::tempdir().unwrap();
         let (cache, mailbox) = mailbox();
         let (clock, shutdown) = (Fake::new(NOW), CancellationToken::new());
-        let attestors = Attestors::new(vec![Box::new(Unix::new(0))]);
+        let attestors = Arc::new(Attestors::new(vec![Box::new(Unix::new(0))]));
         let endpoint = Endpoint { cache, attestors, limits, clock: Arc::new(clock.clone()) };
         let listener = Listener::bind(&folder.path().join("agent.sock"), listen::DEFAULT_MODE).unwrap();
         let served = tokio::spawn(endpoint.serve(listener, shutdown.clone()));
@@ -325,7 +328,7 @@ async fn streams_beyond_the_limits_are_refused_until_one_ends() {
     let mut client = house.client().await;
     let error = within(client.fetch_x509svid(request(X509svidRequest {}))).await.unwrap_err();
     assert_eq!(error.code(), Code::ResourceExhausted);
-    assert!(error.message().contains("all 2 places of one user"), "{}", error.message());
+    assert!(error.message().contains("all 2 places that one may"), "{}", error.message());
     drop(two);
     within(subscribe.states.closed()).await;
     let (three, _held) = within(house.svids(state)).await;

@@ -5,15 +5,11 @@ use std::sync::Arc;
 use rustls_pki_types::{CertificateDer, TrustAnchor};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::ParsedExtension;
-use x509_parser::oid_registry::{
-    OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY, OID_NIST_EC_P384, OID_NIST_EC_P521, OID_PKCS1_RSAENCRYPTION,
-    OID_SIG_ED25519,
-};
 use x509_parser::prelude::FromDer;
-use x509_parser::public_key::PublicKey;
-use x509_parser::x509::SubjectPublicKeyInfo;
 
 use super::BundleError;
+use crate::crypto::jws::PublicKey;
+use crate::jose::JwkError;
 
 /// The largest certificate of a root, in bytes.
 pub const MAX_AUTHORITY_BYTES: usize = 16 << 10;
@@ -31,15 +27,7 @@ struct Root {
     anchor: TrustAnchor<'static>,
     subject: Vec<u8>,
     subject_key_id: Option<Vec<u8>>,
-    key: RootKey,
-}
-
-/// A root's public key, cut up as a JWK has it (RFC 7518 section 6, RFC 8037 section 2). Numbers are big-endian.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum RootKey {
-    Ec { curve: &'static str, x: Vec<u8>, y: Vec<u8> },
-    Ed25519 { x: Vec<u8> },
-    Rsa { n: Vec<u8>, e: Vec<u8> },
+    key: PublicKey,
 }
 
 impl PartialEq for X509Authority {
@@ -72,7 +60,10 @@ impl X509Authority {
             ParsedExtension::SubjectKeyIdentifier(id) => Some(id.0.to_vec()),
             _ => None,
         });
-        let key = root_key(certificate.public_key())?;
+        let key = PublicKey::from_spki(certificate.public_key()).map_err(|error| match error {
+            JwkError::UnknownKind => BundleError::Key(certificate.public_key().algorithm.algorithm.to_string()),
+            _ => BundleError::Malformed,
+        })?;
         let subject = certificate.subject().as_raw().to_vec();
         let anchor = webpki::anchor_from_trusted_cert(&der).map_err(|_| BundleError::Malformed)?.to_owned();
         Ok(Self { root: Arc::new(Root { der, anchor, subject, subject_key_id, key }), tainted: false })
@@ -117,46 +108,8 @@ impl X509Authority {
         }
     }
 
-    pub(super) fn key(&self) -> &RootKey {
+    pub(super) fn key(&self) -> &PublicKey {
         &self.root.key
-    }
-}
-
-fn root_key(spki: &SubjectPublicKeyInfo<'_>) -> Result<RootKey, BundleError> {
-    let algorithm = &spki.algorithm;
-    let bytes = &*spki.subject_public_key.data;
-    if algorithm.algorithm == OID_KEY_TYPE_EC_PUBLIC_KEY {
-        let curve = algorithm.parameters.as_ref().and_then(|any| any.as_oid().ok()).ok_or(BundleError::Malformed)?;
-        let (curve, length) = if curve == OID_EC_P256 {
-            ("P-256", 32)
-        } else if curve == OID_NIST_EC_P384 {
-            ("P-384", 48)
-        } else if curve == OID_NIST_EC_P521 {
-            ("P-521", 66)
-        } else {
-            return Err(BundleError::Key(format!("EC {curve}")));
-        };
-        // Only the uncompressed form is taken: no verifier that we know takes another.
-        let point = bytes.strip_prefix(&[4]).filter(|point| point.len() == 2 * length);
-        let (x, y) = point.and_then(|point| point.split_at_checked(length)).ok_or(BundleError::Malformed)?;
-        Ok(RootKey::Ec { curve, x: x.to_vec(), y: y.to_vec() })
-    } else if algorithm.algorithm == OID_SIG_ED25519 {
-        if bytes.len() != 32 {
-            return Err(BundleError::Malformed);
-        }
-        Ok(RootKey::Ed25519 { x: bytes.to_vec() })
-    } else if algorithm.algorithm == OID_PKCS1_RSAENCRYPTION {
-        let Ok(PublicKey::RSA(key)) = spki.parsed() else {
-            return Err(BundleError::Malformed);
-        };
-        let number = |bytes: &[u8]| bytes.iter().copied().skip_while(|byte| *byte == 0).collect::<Vec<u8>>();
-        let (n, e) = (number(key.modulus), number(key.exponent));
-        if n.is_empty() || e.is_empty() {
-            return Err(BundleError::Malformed);
-        }
-        Ok(RootKey::Rsa { n, e })
-    } else {
-        Err(BundleError::Key(algorithm.algorithm.to_string()))
     }
 }
 

@@ -4,18 +4,20 @@ use std::fmt;
 use std::time::Duration;
 
 use base64::Engine;
-use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use base64::engine::general_purpose::STANDARD;
 use serde::de::{Deserializer, Error, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
-use super::authority::RootKey;
-use super::{Bundle, BundleError, MAX_DOCUMENT_BYTES, X509Authority};
+use super::{Bundle, BundleError, JwkAuthority, MAX_DOCUMENT_BYTES, X509Authority};
 use crate::id::TrustDomain;
+use crate::jose::{Jwk, JwkError, JwkMembers};
 
 /// The most keys of all uses in one bundle document.
 pub const MAX_KEYS: usize = 1024;
 
 const X509_SVID: &str = "x509-svid";
+const JWT_SVID: &str = "jwt-svid";
+const WIT_SVID: &str = "wit-svid";
 
 // Members that occur twice are refused by the derived code itself.
 #[derive(Deserialize)]
@@ -28,15 +30,7 @@ struct JwkSet {
     spiffe_refresh_hint: Option<u64>,
 }
 
-#[derive(Deserialize)]
-struct Jwk {
-    kty: Option<String>,
-    #[serde(rename = "use")]
-    usage: Option<String>,
-    x5c: Option<Vec<String>>,
-}
-
-struct Jwks(Vec<Jwk>);
+struct Jwks(Vec<JwkMembers>);
 
 impl<'de> Deserialize<'de> for Jwks {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -67,69 +61,97 @@ pub(super) fn read(trust_domain: TrustDomain, document: &[u8]) -> Result<Bundle,
     }
     let set: JwkSet = serde_json::from_slice(document).map_err(|error| BundleError::Json(error.to_string()))?;
     let keys = set.keys.ok_or(BundleError::NoKeys)?.0;
-    let known =
-        |key: &Jwk| key.usage.as_deref() == Some(X509_SVID) && matches!(key.kty.as_deref(), Some("EC" | "RSA" | "OKP"));
-    let mut authorities = Vec::new();
-    for (index, key) in keys.iter().enumerate().filter(|(_, key)| known(key)) {
-        let Some(x5c) = key.x5c.as_deref().and_then(<[String]>::first) else {
-            continue;
-        };
-        match STANDARD.decode(x5c).map_err(|_| BundleError::X5c).and_then(|der| X509Authority::from_der(der.into())) {
-            Ok(authority) => authorities.push(authority),
-            // A curve that we do not know is to a JWK what a kty that we do not know is: passed over.
-            Err(BundleError::Key(_)) => {}
-            Err(error) => return Err(BundleError::Certificate(index + 1, Box::new(error))),
+    let mut x509 = Vec::new();
+    let (mut jwt, mut wit) = (Vec::new(), Vec::new());
+    for (index, key) in keys.iter().enumerate() {
+        let wrong = |error| BundleError::Certificate(index + 1, Box::new(error));
+        match key.usage.as_deref() {
+            Some(X509_SVID) => x509.extend(root(key).map_err(wrong)?),
+            Some(JWT_SVID) => jwt.extend(bare(key).map_err(|error| BundleError::Jwk(index + 1, Box::new(error)))?),
+            Some(WIT_SVID) => wit.extend(bare(key).map_err(|error| BundleError::Jwk(index + 1, Box::new(error)))?),
+            _ => {}
         }
     }
     let refresh_hint = set.spiffe_refresh_hint.map(Duration::from_secs);
-    Bundle::new(trust_domain, authorities, set.spiffe_sequence.unwrap_or(0), refresh_hint)
+    let bundle = Bundle::new(trust_domain, x509, set.spiffe_sequence.unwrap_or(0), refresh_hint)?;
+    bundle.with_jwk_authorities(jwt, wit)
+}
+
+/// The root in an `x5c`; `None`: passed over.
+fn root(key: &JwkMembers) -> Result<Option<X509Authority>, BundleError> {
+    if !matches!(key.kty.as_deref(), Some("EC" | "RSA" | "OKP")) {
+        return Ok(None);
+    }
+    let Some(x5c) = key.x5c.as_deref().and_then(<[String]>::first) else {
+        return Ok(None);
+    };
+    match STANDARD.decode(x5c).map_err(|_| BundleError::X5c).and_then(|der| X509Authority::from_der(der.into())) {
+        Ok(authority) => Ok(Some(authority)),
+        // A curve that we do not know is to a JWK what a kty that we do not know is: passed over.
+        Err(BundleError::Key(_)) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The key that signs tokens; `None`: passed over.
+fn bare(key: &JwkMembers) -> Result<Option<JwkAuthority>, BundleError> {
+    match Jwk::from_members(key) {
+        Ok(jwk) if jwk.key().usual_algorithm().is_none() => Ok(None),
+        Ok(jwk) => JwkAuthority::new(jwk).map(Some),
+        Err(JwkError::UnknownKind | JwkError::Algorithm(_)) => Ok(None),
+        Err(error) => Err(BundleError::Key(error.to_string())),
+    }
 }
 
 #[derive(Serialize)]
 struct WrittenSet {
-    spiffe_sequence: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    spiffe_sequence: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     spiffe_refresh_hint: Option<u64>,
-    keys: Vec<WrittenKey>,
-}
-
-#[derive(Default, Serialize)]
-struct WrittenKey {
-    kty: &'static str,
-    #[serde(rename = "use")]
-    usage: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    crv: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    x: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    y: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    n: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    e: Option<String>,
-    x5c: [String; 1],
+    keys: Vec<JwkMembers>,
 }
 
 pub(super) fn write(bundle: &Bundle) -> String {
-    let number = |bytes: &[u8]| Some(URL_SAFE_NO_PAD.encode(bytes));
-    let key = |authority: &X509Authority| {
-        let rest = WrittenKey { usage: X509_SVID, x5c: [STANDARD.encode(authority.der())], ..WrittenKey::default() };
-        match authority.key() {
-            RootKey::Ec { curve, x, y } => {
-                WrittenKey { kty: "EC", crv: Some(curve), x: number(x), y: number(y), ..rest }
-            }
-            RootKey::Ed25519 { x } => WrittenKey { kty: "OKP", crv: Some("Ed25519"), x: number(x), ..rest },
-            RootKey::Rsa { n, e } => WrittenKey { kty: "RSA", n: number(n), e: number(e), ..rest },
-        }
+    let x509 = |authority: &X509Authority| {
+        let x5c = Some(vec![STANDARD.encode(authority.der())]);
+        JwkMembers { usage: Some(X509_SVID.into()), x5c, ..Jwk::new(authority.key().clone()).members() }
     };
-    let set = WrittenSet {
-        spiffe_sequence: bundle.sequence(),
+    let bare = |usage: &'static str| move |authority: &JwkAuthority| named(authority, usage);
+    let keys = bundle.x509_authorities().iter().map(x509);
+    let keys = keys.chain(bundle.jwt_authorities().iter().map(bare(JWT_SVID)));
+    let keys = keys.chain(bundle.wit_authorities().iter().map(bare(WIT_SVID)));
+    pretty(&WrittenSet {
+        spiffe_sequence: Some(bundle.sequence()),
         spiffe_refresh_hint: bundle.refresh_hint().map(|hint| hint.as_secs()),
-        keys: bundle.x509_authorities().iter().map(key).collect(),
-    };
+        keys: keys.collect(),
+    })
+}
+
+/// The keys for JWT-SVIDs alone (SPIFFE_Workload_API.md section 6.2.2).
+pub(super) fn write_jwt(bundle: &Bundle) -> String {
+    set_of(bundle.jwt_authorities(), JWT_SVID)
+}
+
+/// The keys for WIT-SVIDs alone (SPIFFE_Workload_API.md section 7.2.2).
+pub(super) fn write_wit(bundle: &Bundle) -> String {
+    set_of(bundle.wit_authorities(), WIT_SVID)
+}
+
+fn set_of(authorities: &[JwkAuthority], usage: &'static str) -> String {
+    let keys = authorities.iter().map(|authority| named(authority, usage)).collect();
+    pretty(&WrittenSet { spiffe_sequence: None, spiffe_refresh_hint: None, keys })
+}
+
+/// Without an `alg`: neither standard defines it for the keys of a bundle (SPIFFE_Trust_Domain_and_Bundle.md
+/// section 4.2).
+fn named(authority: &JwkAuthority, usage: &str) -> JwkMembers {
+    JwkMembers { usage: Some(usage.to_owned()), alg: None, ..authority.jwk().members() }
+}
+
+fn pretty(set: &WrittenSet) -> String {
     // Strings, numbers and arrays: there is nothing in it that JSON cannot say.
-    serde_json::to_string_pretty(&set).unwrap_or_default()
+    serde_json::to_string_pretty(set).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -192,7 +214,8 @@ mod tests {
         let root = Authority::root("root");
         let x5c = x5c(&root);
         let bundle = from(&json!({"spiffe_sequence": 7, "other": {"a": 1}, "keys": [
-            {"kty": "EC", "use": "jwt-svid", "kid": "a", "crv": "P-256", "x": "", "y": ""},
+            {"kty": "EC", "use": "jwt-svid", "kid": "a", "crv": "secp256k1", "x": "AA", "y": "AA"},
+            {"kty": "OKP", "use": "wit-svid", "kid": "b", "crv": "X25519", "x": "AA"},
             {"kty": "EC", "use": "X509-SVID", "x5c": [x5c]},
             {"kty": "EC", "x5c": [x5c]},
             {"kty": "XY", "use": "x509-svid", "x5c": [x5c]},
@@ -203,10 +226,55 @@ mod tests {
         ]}))
         .unwrap();
         assert!(bundle.x509_authorities().is_empty());
+        assert!(bundle.jwt_authorities().is_empty() && bundle.wit_authorities().is_empty());
         assert_eq!((bundle.sequence(), bundle.refresh_hint()), (7, None));
         // Of several certificates the first counts.
         let bundle = from(&json!({"keys": [{"kty": "EC", "use": "x509-svid", "x5c": [x5c, "!"]}]})).unwrap();
         assert_eq!(bundle.x509_authorities(), [root.x509_authority()]);
+    }
+
+    fn token_key(kind: KeyType) -> JwkAuthority {
+        let pair = crate::crypto::generate_key(kind).unwrap();
+        JwkAuthority::new(Jwk::from_spki(&rcgen::PublicKeyData::subject_public_key_info(&pair)).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn keys_for_tokens_are_kept_apart_by_their_use() {
+        let (jwt, wit) = (token_key(KeyType::P256), token_key(KeyType::P384));
+        let bundle = Bundle::new(example(), vec![Authority::root("root").x509_authority()], 4, None).unwrap();
+        let bundle = bundle.with_jwk_authorities(vec![jwt.clone(), jwt.clone()], vec![wit.clone()]).unwrap();
+        let read = Bundle::from_jwks(example(), bundle.to_jwks().as_bytes()).unwrap();
+        let kids = |of: &[JwkAuthority]| of.iter().map(|key| key.kid().to_owned()).collect::<Vec<_>>();
+        assert_eq!(kids(read.jwt_authorities()), [jwt.kid()]);
+        assert_eq!(kids(read.wit_authorities()), [wit.kid()]);
+        assert_eq!(read.x509_authorities(), bundle.x509_authorities());
+        let set: Value = serde_json::from_str(&bundle.to_jwt_jwks()).unwrap();
+        assert_eq!(set["keys"].as_array().unwrap().len(), 1);
+        assert_eq!((&set["keys"][0]["use"], &set["keys"][0]["kid"]), (&json!("jwt-svid"), &json!(jwt.kid())));
+        assert!(bundle.to_wit_jwks().contains(wit.kid()) && !bundle.to_wit_jwks().contains(jwt.kid()));
+    }
+
+    #[test]
+    fn a_key_for_tokens_has_a_name_of_its_own_and_no_private_part() {
+        let (one, two) = (token_key(KeyType::P256), token_key(KeyType::P256));
+        let written = |key: &JwkAuthority, usage: &str| serde_json::to_value(named(key, usage)).unwrap();
+        let same = |first: &str, second: &str| {
+            let mut other = written(&two, second);
+            other["kid"] = json!(one.kid());
+            from(&json!({"keys": [written(&one, first), other]}))
+        };
+        for (first, second) in [("jwt-svid", "jwt-svid"), ("wit-svid", "wit-svid"), ("jwt-svid", "wit-svid")] {
+            assert_eq!(same(first, second), Err(BundleError::SameKid(one.kid().into())), "{first} {second}");
+        }
+        let changed = |change: fn(&mut Value)| {
+            let mut key = written(&one, "jwt-svid");
+            change(&mut key);
+            from(&json!({"keys": [key]})).unwrap_err().to_string()
+        };
+        let nameless = changed(|key| drop(key.as_object_mut().unwrap().remove("kid")));
+        assert!(nameless.starts_with("key 1 of the bundle: ") && nameless.contains("no \"kid\""), "{nameless}");
+        assert!(changed(|key| key["d"] = json!("AA")).contains("private key"));
+        assert!(changed(|key| key["x"] = json!("AA")).contains("member \"x\""));
     }
 
     #[test]

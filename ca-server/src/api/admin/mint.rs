@@ -47,3 +47,7 @@ fn sign(call: &Call<'_>, request: &v1::MintX509SvidRequest) -> Result<Signed, Re
     let request = Request { key, serial, window: issuer.window(), now: call.admitted.now };
     Ok(issuer.sign(issuance::for_mint(mint, request, &call.doors.profile)?)?)
 }
+
+pub(super) async fn mint_jwt(_: &Call<'_>, _: v1::MintJwtSvidRequest) -> Result<v1::Token, Refusal> {
+    Err(Refusal::precondition("JWT-SVIDs are not issued yet"))
+}

@@ -10,6 +10,7 @@ mod bundles;
 mod entries;
 mod federation;
 mod mint;
+mod operators;
 mod tokens;
 
 use std::fmt::Display;
@@ -244,4 +245,5 @@ door! {
     "TaintAuthority" taint_authority(v1::AuthorityRequest) -> v1::AuthorityResponse = authorities::taint;
     "RevokeAuthority" revoke_authority(v1::AuthorityRequest) -> v1::AuthorityResponse = authorities::revoke;
     "MintX509Svid" mint_x509_svid(v1::MintX509SvidRequest) -> v1::X509Svid = mint::mint;
+    "MintJwtSvid" mint_jwt_svid(v1::MintJwtSvidRequest) -> v1::Token = mint::mint_jwt;
 }

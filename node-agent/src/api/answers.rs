@@ -1,0 +1,65 @@
+//! What a [`WorkloadState`] holds, in the form in which every door sends it: texts, and DER in one run of bytes.
+//!
+//! - A bundle without X.509 authorities is left out: clients refuse an empty value. Ours is there even then: clients
+//!   are promised it (SPIFFE_Workload_API.md section 5.2.2).
+//! - A response shares the private key with the cache: no copy of it is left behind in memory.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use spiffe::bundle::Bundle;
+use zeroize::Zeroizing;
+
+use crate::cache::{Identity, WorkloadState};
+
+/// One X.509-SVID and what belongs to it.
+pub(super) struct X509Answer {
+    pub(super) spiffe_id: String,
+    /// The SVID first, then intermediates.
+    pub(super) chain: Bytes,
+    /// PKCS#8.
+    pub(super) key: Bytes,
+    /// The roots of its own trust domain.
+    pub(super) bundle: Bytes,
+    /// Empty: none.
+    pub(super) hint: String,
+}
+
+/// Each identity's X.509-SVID, the default one first.
+pub(super) fn x509_svids(state: &WorkloadState) -> impl Iterator<Item = X509Answer> {
+    let bundle = Bytes::from(state.bundle.to_der());
+    state.identities.iter().map(move |identity: &Identity| X509Answer {
+        spiffe_id: identity.svid.id().to_string(),
+        chain: identity.svid.chain().iter().flat_map(|certificate| certificate.iter().copied()).collect(),
+        key: Bytes::from_owner(Key(Arc::clone(&identity.key))),
+        bundle: bundle.clone(),
+        hint: identity.hint.as_ref().to_owned(),
+    })
+}
+
+/// The X.509 bundles of foreign trust domains, by the SPIFFE ID of the trust domain.
+pub(super) fn foreign_x509_bundles(state: &WorkloadState) -> HashMap<String, Bytes> {
+    let bundles = state.federated.values().filter(|bundle| !bundle.x509_authorities().is_empty());
+    bundles.map(|bundle| (name(bundle), bundle.to_der().into())).collect()
+}
+
+/// The X.509 bundles of all trust domains, ours among them.
+pub(super) fn x509_bundles(state: &WorkloadState) -> HashMap<String, Bytes> {
+    let mut bundles = foreign_x509_bundles(state);
+    bundles.insert(name(&state.bundle), state.bundle.to_der().into());
+    bundles
+}
+
+fn name(bundle: &Bundle) -> String {
+    bundle.trust_domain().id().to_string()
+}
+
+/// A key that is shared with the cache.
+struct Key(Arc<Zeroizing<Vec<u8>>>);
+
+impl AsRef<[u8]> for Key {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}

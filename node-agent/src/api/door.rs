@@ -1,0 +1,245 @@
+//! How a process that is known gets its answers: its facts, a subscription, the first state, each further one. What
+//! the doors of this agent share, whoever asks: the process itself (Workload API) or a broker (Broker API).
+//!
+//! - A process is attested once for each RPC: between two of them it may have become another program.
+//! - While identities are still on their way there is no answer; after `first_answer` it is [`Denial::NotReady`].
+//! - Without an identity it is denied, at once or whenever the last one goes.
+//! - A stream that is not read costs its latest response: states are fetched when the transport asks for one.
+//! - The end of the process ends its streams, whoever holds the connection. So does the end of a broker's SVID.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::Stream;
+use futures_util::stream::unfold;
+use spiffe::selector::Selectors;
+use spiffe::time::{Clock, Timestamp};
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+use tracing::debug;
+
+use super::places::{Full, Place};
+use crate::attestor::{AttestError, Attestors, Peer};
+use crate::cache::{Cache, Stopped, Subscription, WorkloadState};
+
+/// A stream of responses, the last of which may be why there are no more.
+pub(super) type Responses<R> = Pin<Box<dyn Stream<Item = Result<R, Status>> + Send>>;
+
+/// Why a process gets no answer, or no further one. Each door says it in the words of its standard.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Denial {
+    /// There is no place for another stream.
+    #[error(transparent)]
+    Full(#[from] Full),
+    /// Nothing can be said of the process, or it is not there any more.
+    #[error(transparent)]
+    Attest(#[from] AttestError),
+    /// No entry of this node gives an identity to a process with these selectors.
+    #[error("no registration entry of this node matches the selectors of process {pid} ({selectors})")]
+    NoIdentity {
+        /// Which process.
+        pid: u32,
+        /// What is true of it.
+        selectors: Selectors,
+    },
+    /// The identities are not there yet.
+    #[error("the agent has no answer for this process yet: it waits for the server; try again")]
+    NotReady,
+    /// Whoever asked for another may do so no longer.
+    #[error("the SVID with which this was asked for was good until {0}: connect anew with a fresh one")]
+    CallerExpired(Timestamp),
+    /// The agent stops.
+    #[error(transparent)]
+    Stopping(#[from] Stopped),
+}
+
+/// What every RPC goes through.
+pub(super) struct Door {
+    pub(super) cache: Cache,
+    pub(super) attestors: Arc<Attestors>,
+    pub(super) first_answer: Duration,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) shutdown: CancellationToken,
+}
+
+impl Door {
+    /// What is true of `peer` now.
+    pub(super) async fn attest(&self, peer: &Peer) -> Result<Selectors, Denial> {
+        self.attestors.attest(peer).await.map_err(|error| {
+            debug!(pid = peer.pid(), uid = peer.uid(), %error, "process is refused");
+            error.into()
+        })
+    }
+
+    /// Lets `admitted` in: the first state with an identity in it, and the way to the next ones.
+    pub(super) async fn open(&self, admitted: Admitted) -> Result<(Watcher, WorkloadState), Denial> {
+        let Admitted { peer, selectors, place, until } = admitted;
+        let subscription = self.cache.subscribe(selectors.clone()).await?;
+        let ends = Ends { until, clock: Arc::clone(&self.clock), shutdown: self.shutdown.clone() };
+        let mut watcher = Watcher { peer, selectors, subscription, ends, _place: place };
+        let state = tokio::select! {
+            state = watcher.next() => state?,
+            () = self.clock.sleep(self.first_answer) => return Err(Denial::NotReady),
+        };
+        Ok((watcher, state))
+    }
+}
+
+/// A process that may have answers, and its place among the streams.
+pub(super) struct Admitted {
+    pub(super) peer: Arc<Peer>,
+    /// What was found to be true of it.
+    pub(super) selectors: Selectors,
+    pub(super) place: Place,
+    /// The last moment of whoever asks for it; `None`: it asks itself.
+    pub(super) until: Option<Timestamp>,
+}
+
+/// One open stream's view of what its process is entitled to.
+pub(super) struct Watcher {
+    peer: Arc<Peer>,
+    selectors: Selectors,
+    subscription: Subscription,
+    ends: Ends,
+    _place: Place,
+}
+
+/// What ends a stream besides its process.
+struct Ends {
+    until: Option<Timestamp>,
+    clock: Arc<dyn Clock>,
+    shutdown: CancellationToken,
+}
+
+impl Ends {
+    async fn come(&self) -> Denial {
+        let expired = async {
+            match self.until {
+                Some(until) => {
+                    // Its last second is one of its own.
+                    self.clock.sleep_until(until.plus(Duration::from_secs(1))).await;
+                    until
+                }
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = self.shutdown.cancelled() => Stopped.into(),
+            until = expired => Denial::CallerExpired(until),
+        }
+    }
+}
+
+impl Watcher {
+    /// The next state, which has an identity in it; or why there is none any more. Cancel safe.
+    pub(super) async fn next(&mut self) -> Result<WorkloadState, Denial> {
+        let Self { peer, selectors, ends, .. } = self;
+        tokio::select! {
+            biased;
+            () = peer.ended() => Err(AttestError::Gone(peer.pid()).into()),
+            denial = ends.come() => Err(denial),
+            state = self.subscription.next() => match state {
+                None => Err(Stopped.into()),
+                Some(state) if state.identities.is_empty() => {
+                    debug!(pid = peer.pid(), uid = peer.uid(), %selectors, "no identity");
+                    Err(Denial::NoIdentity { pid: peer.pid(), selectors: selectors.clone() })
+                }
+                Some(state) => Ok(state),
+            },
+        }
+    }
+
+    /// The stream of what `render` makes of each state, beginning with `first`; equal neighbours are sent once. It ends
+    /// with what `refuse` makes of the reason.
+    pub(super) fn responses<R>(
+        self,
+        first: WorkloadState,
+        render: fn(&WorkloadState) -> R,
+        refuse: fn(&Denial) -> Status,
+    ) -> Responses<R>
+    where
+        R: Clone + PartialEq + Send + 'static,
+    {
+        let next = move |(mut watcher, mut waiting, mut sent): (Self, Option<WorkloadState>, Option<R>)| async move {
+            loop {
+                let state = match waiting.take() {
+                    Some(state) => Ok(state),
+                    None => watcher.next().await,
+                };
+                match state.map(|state| render(&state)) {
+                    Ok(response) if sent.as_ref() == Some(&response) => {}
+                    Ok(response) => {
+                        sent = Some(response.clone());
+                        return Some((Ok(response), Some((watcher, None, sent))));
+                    }
+                    Err(denial) => return Some((Err(refuse(&denial)), None)),
+                }
+            }
+        };
+        Box::pin(unfold(Some((self, Some(first), None)), move |at| async move { next(at?).await }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Child, Command, Stdio};
+
+    use spiffe::time::Fake;
+
+    use super::super::places::{Holder, Places};
+    use super::*;
+    use crate::cache::{Mailbox, mailbox};
+
+    const NOW: Timestamp = Timestamp::from_unix(1_800_000_000);
+
+    /// A door and the cache behind it, and a process that somebody else has named until `until`.
+    fn named(until: Option<Timestamp>) -> (Door, Mailbox, Fake, Child, Admitted) {
+        let (cache, mailbox) = mailbox();
+        let clock = Fake::new(NOW);
+        let door = Door {
+            cache,
+            attestors: Arc::new(Attestors::new(Vec::new())),
+            first_answer: Duration::from_secs(10),
+            clock: Arc::new(clock.clone()),
+            shutdown: CancellationToken::new(),
+        };
+        let child = Command::new("sleep").arg("600").stdin(Stdio::null()).spawn().unwrap();
+        let peer = Arc::new(Peer::named(child.id()).unwrap());
+        let place = Places::new(1, 1).take(Holder::User(0)).unwrap();
+        (door, mailbox, clock, child, Admitted { peer, selectors: Selectors::default(), place, until })
+    }
+
+    fn end(mut child: Child) {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_process_that_ends_before_the_first_answer_gets_none() {
+        let (door, mut mailbox, _clock, child, admitted) = named(None);
+        let pid = child.id();
+        let opening = tokio::spawn(async move { door.open(admitted).await.map(drop) });
+        let subscribe = mailbox.next().await.unwrap();
+        // From now on its pid may be anybody's.
+        end(child);
+        let denial = opening.await.unwrap().unwrap_err();
+        assert!(matches!(denial, Denial::Attest(AttestError::Gone(gone)) if gone == pid), "{denial}");
+        subscribe.states.closed().await;
+    }
+
+    #[tokio::test]
+    async fn whoever_asks_for_another_gets_nothing_beyond_his_own_time() {
+        let (door, mut mailbox, clock, child, admitted) = named(Some(NOW.plus(Duration::from_secs(5))));
+        let opening = tokio::spawn(async move { door.open(admitted).await.map(drop) });
+        let _subscribe = mailbox.next().await.unwrap();
+        clock.advance(Duration::from_secs(5));
+        tokio::task::yield_now().await;
+        assert!(!opening.is_finished());
+        clock.advance(Duration::from_secs(1));
+        let denial = opening.await.unwrap().unwrap_err();
+        assert!(matches!(denial, Denial::CallerExpired(_)), "{denial}");
+        end(child);
+    }
+}
