@@ -252,10 +252,7 @@ impl Admin for FakeServer {
     }
 
     /// What is not given stays; an ID that a profile does not have goes.
-    async fn update_relationship(
-        &self,
-        request: Request<v1::UpdateRelationshipRequest>,
-    ) -> Answer<v1::ChangeResponse> {
+    async fn update_relationship(&self, request: Request<v1::UpdateRelationshipRequest>) -> Answer<v1::ChangeResponse> {
         let relationship = request.into_inner().relationship.unwrap();
         assert_eq!(relationship.endpoint_spiffe_id.is_empty(), relationship.profile == "https_web");
         assert_eq!(relationship.url, "https://elsewhere.org/");

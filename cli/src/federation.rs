@@ -131,7 +131,9 @@ impl Verb {
                 let done = (Named { id: trust_domain.to_string() }, revision);
                 let said = |named: &Named| {
                     let name = plain(&named.id);
-                    format!("the bundle of {name} is fetched from {url}: \"chancery federation show {name}\" says how that goes")
+                    format!(
+                        "the bundle of {name} is fetched from {url}: \"chancery federation show {name}\" says how that goes"
+                    )
                 };
                 wait.and_show(&mut admin, output, done, said).await
             }
@@ -176,7 +178,9 @@ impl Verb {
                 output.show(&document, || sheet(&document, moments::now()))?;
                 match document.last_error.is_empty() {
                     true => Ok(()),
-                    false => Err(Failure::Refused(format!("the poll brought nothing: {}", plain(&document.last_error)))),
+                    false => {
+                        Err(Failure::Refused(format!("the poll brought nothing: {}", plain(&document.last_error))))
+                    }
                 }
             }
             Self::Delete { trust_domain, dissociate, wait } => {
@@ -285,10 +289,12 @@ mod tests {
         let new = sheet(&Relationship::from(wire.clone()), now);
         assert!(new.contains("roots         no bundle yet\n") && new.contains("last poll     10s ago\n"), "{new}");
         assert!(new.contains("error         bundles.other.org has no address\nnext poll     in 4m\n"), "{new}");
-        let known = v1::RelationshipStatus { has_bundle: true, sequence: 7, x509_authorities: 2, refresh_hint: 90, ..wire };
+        let known =
+            v1::RelationshipStatus { has_bundle: true, sequence: 7, x509_authorities: 2, refresh_hint: 90, ..wire };
         let known = Relationship::from(known);
         assert!(sheet(&known, now).contains("sequence      7\nrefresh hint  1m 30s\n"));
-        let line = "other.org     https_web  store   7         10s ago    failed   in 4m      https://bundles.other.org/\n";
+        let line =
+            "other.org     https_web  store   7         10s ago    failed   in 4m      https://bundles.other.org/\n";
         assert!(table(&[known], now).ends_with(line));
     }
 }

@@ -18,6 +18,7 @@ pub mod settings;
 pub mod time;
 pub mod token;
 pub mod wit_svid;
+pub mod wpt;
 pub mod x509_svid;
 
 #[cfg(test)]

@@ -105,12 +105,12 @@ pub enum WireError {
     /// A bundle is wrong.
     #[error(transparent)]
     Bundle(#[from] BundleError),
-    /// A federation relationship is wrong.
-    #[error(transparent)]
-    Relationship(#[from] RelationshipError),
     /// A key for tokens is wrong.
     #[error(transparent)]
     Jwk(#[from] JwkError),
+    /// A federation relationship is wrong.
+    #[error(transparent)]
+    Relationship(#[from] RelationshipError),
 }
 
 impl TryFrom<v1::Entry> for RegistrationEntry {
@@ -212,6 +212,25 @@ impl From<&Bundle> for v1::Bundle {
     }
 }
 
+impl From<&JwkAuthority> for v1::JwkAuthority {
+    fn from(authority: &JwkAuthority) -> Self {
+        Self { jwk: authority.jwk().to_json(), tainted: authority.is_tainted() }
+    }
+}
+
+fn jwk_authorities(wire: Vec<v1::JwkAuthority>) -> Result<Vec<JwkAuthority>, WireError> {
+    let read = |authority: v1::JwkAuthority| {
+        let jwk = Jwk::from_json(authority.jwk.as_bytes())?;
+        Ok(JwkAuthority::new(jwk)?.with_taint(authority.tainted))
+    };
+    wire.into_iter().map(read).collect()
+}
+
+/// A duration that is given in seconds; 0: none.
+fn seconds(wire: u64) -> Option<Duration> {
+    (wire > 0).then(|| Duration::from_secs(wire))
+}
+
 impl TryFrom<v1::Relationship> for Relationship {
     type Error = WireError;
 
@@ -233,25 +252,6 @@ impl From<&Relationship> for v1::Relationship {
             endpoint_spiffe_id: relationship.profile.endpoint_id().map(ToString::to_string).unwrap_or_default(),
         }
     }
-}
-
-impl From<&JwkAuthority> for v1::JwkAuthority {
-    fn from(authority: &JwkAuthority) -> Self {
-        Self { jwk: authority.jwk().to_json(), tainted: authority.is_tainted() }
-    }
-}
-
-fn jwk_authorities(wire: Vec<v1::JwkAuthority>) -> Result<Vec<JwkAuthority>, WireError> {
-    let read = |authority: v1::JwkAuthority| {
-        let jwk = Jwk::from_json(authority.jwk.as_bytes())?;
-        Ok(JwkAuthority::new(jwk)?.with_taint(authority.tainted))
-    };
-    wire.into_iter().map(read).collect()
-}
-
-/// A duration that is given in seconds; 0: none.
-fn seconds(wire: u64) -> Option<Duration> {
-    (wire > 0).then(|| Duration::from_secs(wire))
 }
 
 /// Parses the SPIFFE ID in the field `field`, which has to be there.

@@ -72,7 +72,8 @@ impl WebRoots {
         // Those that are no roots by our rules are passed over: there are always some.
         roots.add_parsable_certificates(system.certs.into_iter().chain(self.extra.iter().cloned()));
         if roots.is_empty() {
-            let why = "the operating system has none: install its package of CA certificates, or set federation.web_roots";
+            let why =
+                "the operating system has none: install its package of CA certificates, or set federation.web_roots";
             return Err(FetchError::Roots(why.into()));
         }
         let time = Arc::new(TlsTime(Arc::clone(&self.clock)));

@@ -133,11 +133,13 @@ async fn follow(url: &EndpointUrl, tls: Arc<ClientConfig>, limits: &Limits) -> R
     for _ in 0..=MAX_REDIRECTS {
         let stream = connect(&url, Arc::clone(&tls), &limits.allow_networks).await?;
         let address = stream.get_ref().0.peer_addr().ok();
-        let asking = http1::Builder::new().max_buf_size(MAX_HEAD_BYTES).max_headers(MAX_HEADERS).handshake(TokioIo::new(stream));
+        let asking =
+            http1::Builder::new().max_buf_size(MAX_HEAD_BYTES).max_headers(MAX_HEADERS).handshake(TokioIo::new(stream));
         let (mut sender, connection) = asking.await.map_err(|error| FetchError::Http(error.to_string()))?;
         // Ends with this hop. How it ended is in what the sender says.
         let _connection = AbortOnDropHandle::new(tokio::spawn(connection));
-        let response = sender.send_request(request(&url)?).await.map_err(|error| FetchError::Http(error.to_string()))?;
+        let response =
+            sender.send_request(request(&url)?).await.map_err(|error| FetchError::Http(error.to_string()))?;
         debug!(%url, ?address, status = response.status().as_u16(), "asked a bundle endpoint");
         match response.status() {
             StatusCode::OK => return body(response.into_body()).await,

@@ -371,10 +371,11 @@ impl Federation {
             txn = txn.expect(keys::relationship(name), stands.revision);
         }
         let mut record = self.audit.reserve(1)?;
-        let revision = self.store.commit(txn.put(key, bundle_to_record(bundle))).await.map_err(|error| match error {
-            StoreError::Conflict { .. } => PollError::Conflict,
-            other => PollError::Store(other),
-        })?;
+        let revision =
+            self.store.commit(txn.put(key, bundle_to_record(bundle))).await.map_err(|error| match error {
+                StoreError::Conflict { .. } => PollError::Conflict,
+                other => PollError::Store(other),
+            })?;
         record.record(self.event(name, audit::Outcome::Changed, revision));
         self.reached(revision).await;
         Ok(())

@@ -8,9 +8,7 @@ use spiffe::bundle::{Bundle, X509Authority};
 use spiffe::entry::{EntryId, RegistrationEntry};
 use spiffe::id::{SpiffeId, TrustDomain};
 
-use super::record::{
-    JoinToken, Node, RecordError, bundle_from_record, entry_from_record, relationship_from_record,
-};
+use super::record::{JoinToken, Node, RecordError, bundle_from_record, entry_from_record, relationship_from_record};
 use super::{Held, View, ViewError, keys};
 use crate::authority::{self, Authority, State};
 use crate::store::{Commit, KeyValue, Revision, Write};

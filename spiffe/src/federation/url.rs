@@ -104,7 +104,8 @@ impl EndpointUrl {
         let folder = path.rsplit_once('/').map_or("", |(folder, _)| folder);
         let here = format!("{SCHEME}{}", self.authority());
         let scheme_end = location.find(':');
-        let has_scheme = scheme_end.is_some_and(|end| !location.get(..end).unwrap_or_default().contains(['/', '?', '#']));
+        let has_scheme =
+            scheme_end.is_some_and(|end| !location.get(..end).unwrap_or_default().contains(['/', '?', '#']));
         let whole = match location {
             whole if has_scheme => whole.to_owned(),
             other_host if other_host.starts_with("//") => format!("https:{other_host}"),
@@ -244,7 +245,10 @@ mod tests {
         for host in ["", "a b", "-x", "*.example.org", "[::1", "::1", "[127.0.0.1]", "127.1", "0x7f.1", "2130706433"] {
             let text = format!("https://{host}/");
             let said = refused(&text);
-            assert!(said.contains("no good host") || said.contains("percent-encoded") || said.contains("port"), "{said}");
+            assert!(
+                said.contains("no good host") || said.contains("percent-encoded") || said.contains("port"),
+                "{said}"
+            );
         }
         for port in ["0", "65536", "x", "", "+1"] {
             assert!(refused(&format!("https://example.org:{port}/")).contains("no good port"), "{port}");
