@@ -171,6 +171,12 @@ impl Bundle {
         Ok(Self { jwt_authorities: jwt.into(), wit_authorities: wit.into(), ..self })
     }
 
+    /// The same bundle, to be fetched anew this often.
+    #[must_use]
+    pub fn with_refresh_hint(self, refresh_hint: Option<Duration>) -> Self {
+        Self { refresh_hint, ..self }
+    }
+
     /// The subject key identifiers of the CAs below the roots that are marked tainted.
     pub fn tainted_intermediates(&self) -> &[Vec<u8>] {
         &self.tainted_intermediates

@@ -3,10 +3,12 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+pub mod audience;
 pub mod bundle;
 pub mod crypto;
 pub mod csr;
 pub mod entry;
+pub mod federation;
 pub mod id;
 pub mod jose;
 pub mod jwt_svid;

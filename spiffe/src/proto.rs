@@ -1,5 +1,5 @@
-//! The wire: messages and services of the Workload API and of our own doors, and the way between the messages
-//! that travel everywhere (entries, bundles) and the domain's own types.
+//! The wire: messages and services of the Workload API, the Broker API and our own doors, and the way between the
+//! messages that travel everywhere (entries, bundles) and the domain's own types.
 //!
 //! What comes from the wire is parsed into a domain type here or in the door it came through, or refused.
 
@@ -9,6 +9,7 @@ use crate::bundle::{Bundle, BundleError, JwkAuthority, X509Authority};
 use crate::entry::{
     DnsName, EntryError, EntryId, MAX_DNS_NAMES, MAX_FEDERATES_WITH, MAX_HINT_BYTES, RegistrationEntry,
 };
+use crate::federation::{EndpointUrl, Relationship, RelationshipError};
 use crate::id::{IdError, SpiffeId, TrustDomain};
 use crate::jose::{Jwk, JwkError};
 use crate::selector::{SelectorError, Selectors};
@@ -33,6 +34,32 @@ pub mod workload {
     unused_qualifications,
     clippy::all,
     clippy::pedantic,
+    reason = "generated; the documentation is in proto/broker.proto"
+)]
+/// The SPIFFE Broker API.
+pub mod broker {
+    include!(concat!(env!("OUT_DIR"), "/spiffe.broker.rs"));
+}
+
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    unused_qualifications,
+    clippy::all,
+    clippy::pedantic,
+    reason = "generated; the documentation is in proto/details.proto"
+)]
+/// Details of errors.
+pub mod details {
+    include!(concat!(env!("OUT_DIR"), "/google.rpc.rs"));
+}
+
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    unused_qualifications,
+    clippy::all,
+    clippy::pedantic,
     reason = "generated; the documentation is in proto/*.proto"
 )]
 /// Our own doors, Node and Admin, and the records of the store.
@@ -42,6 +69,8 @@ pub mod v1 {
 
 /// The descriptors of the Workload API, an encoded `FileDescriptorSet`.
 pub const WORKLOAD_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/workload.bin"));
+/// The descriptors of the Broker API, an encoded `FileDescriptorSet`.
+pub const BROKER_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/broker.bin"));
 /// The descriptors of our own doors, an encoded `FileDescriptorSet`.
 pub const CHANCERY_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/chancery.bin"));
 
@@ -79,6 +108,9 @@ pub enum WireError {
     /// A key for tokens is wrong.
     #[error(transparent)]
     Jwk(#[from] JwkError),
+    /// A federation relationship is wrong.
+    #[error(transparent)]
+    Relationship(#[from] RelationshipError),
 }
 
 impl TryFrom<v1::Entry> for RegistrationEntry {
@@ -199,6 +231,29 @@ fn seconds(wire: u64) -> Option<Duration> {
     (wire > 0).then(|| Duration::from_secs(wire))
 }
 
+impl TryFrom<v1::Relationship> for Relationship {
+    type Error = WireError;
+
+    fn try_from(wire: v1::Relationship) -> Result<Self, WireError> {
+        let trust_domain = trust_domain("trust_domain", &wire.trust_domain)?;
+        let id = wire.endpoint_spiffe_id;
+        let endpoint_id = (!id.is_empty()).then(|| spiffe_id("endpoint_spiffe_id", &id)).transpose()?;
+        let url = EndpointUrl::parse(&wire.url).map_err(RelationshipError::from)?;
+        Ok(Self::new(trust_domain, url, wire.profile.parse()?, endpoint_id)?)
+    }
+}
+
+impl From<&Relationship> for v1::Relationship {
+    fn from(relationship: &Relationship) -> Self {
+        Self {
+            trust_domain: relationship.trust_domain.to_string(),
+            url: relationship.url.to_string(),
+            profile: relationship.profile.name().to_string(),
+            endpoint_spiffe_id: relationship.profile.endpoint_id().map(ToString::to_string).unwrap_or_default(),
+        }
+    }
+}
+
 /// Parses the SPIFFE ID in the field `field`, which has to be there.
 pub fn spiffe_id(field: &'static str, text: &str) -> Result<SpiffeId, WireError> {
     if text.is_empty() {
@@ -252,6 +307,19 @@ mod tests {
         let mut sorted = entry();
         sorted.selectors.sort();
         assert_eq!(v1::Entry::from(&parsed), sorted);
+    }
+
+    #[test]
+    fn a_relationship_survives_the_wire() {
+        let wire = v1::Relationship {
+            trust_domain: "other.org".into(),
+            url: "https://bundles.other.org:8443/a".into(),
+            profile: "https_spiffe".into(),
+            endpoint_spiffe_id: "spiffe://other.org/chancery/server".into(),
+        };
+        assert_eq!(v1::Relationship::from(&Relationship::try_from(wire.clone()).unwrap()), wire);
+        let wrong = Relationship::try_from(v1::Relationship { profile: String::new(), ..wire }).unwrap_err();
+        assert!(wrong.to_string().contains("use https_web or https_spiffe"), "{wrong}");
     }
 
     #[test]
