@@ -366,7 +366,8 @@ async fn authorities_are_prepared_activated_tainted_and_revoked() {
     let info = house.door.server_info(house.ask(v1::ServerInfoRequest {})).await.unwrap().into_inner();
     assert_eq!(info.ca_fingerprint, first.fingerprint);
     let by = |id: &str| house.ask(v1::AuthorityRequest { id: id.into(), ..Default::default() });
-    let made = house.door.prepare_authority(house.ask(v1::PrepareAuthorityRequest::default())).await.unwrap().into_inner();
+    let made =
+        house.door.prepare_authority(house.ask(v1::PrepareAuthorityRequest::default())).await.unwrap().into_inner();
     let second = made.authority.unwrap();
     assert_eq!(second.state, "prepared");
     assert!(
@@ -391,7 +392,8 @@ async fn authorities_are_prepared_activated_tainted_and_revoked() {
     assert_eq!(list().await.len(), 1);
 
     // One that has is in nobody's way.
-    let made = house.door.prepare_authority(house.ask(v1::PrepareAuthorityRequest::default())).await.unwrap().into_inner();
+    let made =
+        house.door.prepare_authority(house.ask(v1::PrepareAuthorityRequest::default())).await.unwrap().into_inner();
     house.door.activate_authority(by(&made.authority.unwrap().id)).await.unwrap();
     let revision = house.door.taint_authority(by(&second.id)).await.unwrap().into_inner().revision;
     stream.considered(revision, true);
