@@ -9,12 +9,15 @@ use prost::Message as _;
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     let workload = protox::compile(["workload.proto"], ["proto"])?;
+    let broker = protox::compile(["broker.proto"], ["proto"])?;
+    let details = protox::compile(["details.proto"], ["proto"])?;
     let ours = protox::compile(["node.proto", "admin.proto", "record.proto"], ["proto"])?;
     fs::write(out.join("workload.bin"), workload.encode_to_vec())?;
+    fs::write(out.join("broker.bin"), broker.encode_to_vec())?;
     fs::write(out.join("chancery.bin"), ours.encode_to_vec())?;
     println!("cargo::rerun-if-changed=proto");
     // DER travels as Bytes, so that handing it to many streams copies nothing.
-    for set in [workload, ours] {
+    for set in [workload, broker, details, ours] {
         tonic_prost_build::configure().bytes(".").compile_fds(set)?;
     }
     Ok(())

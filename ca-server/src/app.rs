@@ -21,9 +21,10 @@ use tracing::{error, info, warn};
 
 use crate::api::Doors;
 use crate::api::admin::{AdminDoor, AdminSettings};
-use crate::api::limits::Bucket;
-use crate::api::listen::{self, ListenError, TlsLimits};
+use crate::api::limits::Attempts;
+use crate::api::listen::{self, Arrivals, ListenError};
 use crate::api::node::NodeDoor;
+use crate::api::origin::Places;
 use crate::api::rights::{Guard, Operators};
 use crate::attest::Attestors;
 use crate::audit::{self, Audit, AuditError};
@@ -57,8 +58,12 @@ const STREAMS_PER_CONNECTION: u32 = 256;
 const MAX_MESSAGE: usize = 4 << 20;
 /// The largest message that an agent or a stranger may send: four times what a full batch of CSRs takes.
 const MAX_NODE_MESSAGE: usize = 1 << 20;
-/// How many exchanges of attestation may be open at once. With the size of a message this bounds what strangers hold.
+/// How many exchanges of attestation may be open at once, in all and of one origin. With the size of a message this
+/// bounds what strangers hold.
 const OPEN_ATTESTATIONS: usize = 128;
+const OPEN_ATTESTATIONS_OF_ONE: usize = OPEN_ATTESTATIONS / 4;
+/// How many Sync streams one agent may have open: the one that counts, and those that end.
+const SYNCS_OF_ONE_AGENT: usize = 4;
 /// How long the last lines of the audit record may take to be written when the server stops.
 const LAST_LINES: Duration = Duration::from_secs(5);
 
@@ -251,8 +256,9 @@ impl Server {
             metrics: Arc::clone(&metrics),
             clock: Arc::clone(&clock),
             issuing: Semaphore::new(config.limits.issue_concurrency),
-            open_attestations: Semaphore::new(OPEN_ATTESTATIONS),
-            attesting: Bucket::new(config.limits.attest_per_second, config.limits.attest_burst, clock.now()),
+            open_attestations: Places::new(OPEN_ATTESTATIONS, OPEN_ATTESTATIONS_OF_ONE),
+            syncing: Places::new(usize::MAX, SYNCS_OF_ONE_AGENT),
+            attesting: Attempts::new(config.limits.attest_per_second, config.limits.attest_burst, clock.now()),
             stop: stop.clone(),
         });
         let settings = AdminSettings {
@@ -277,14 +283,10 @@ impl Server {
         let mut tls = mtls::server_config(svid, bundles, Peers::Any, false, Arc::clone(&clock))?;
         tls.alpn_protocols = vec![b"h2".to_vec()];
         let (to, connections) = mpsc::channel(64);
-        loops.spawn(listen::accept_tls(
-            listeners.tls,
-            Arc::new(tls),
-            TlsLimits { connections: config.limits.connections, handshake: config.limits.handshake_timeout },
-            to.clone(),
-            stop.clone(),
-        ));
-        loops.spawn(listen::accept_unix(listeners.admin, to, stop.clone()));
+        let opening = config.limits.handshake_timeout;
+        let arrivals = Arrivals { to, opening, clock: Arc::clone(&clock), stop: stop.clone() };
+        loops.spawn(listen::accept_tls(listeners.tls, Arc::new(tls), config.limits.connections, arrivals.clone()));
+        loops.spawn(listen::accept_unix(listeners.admin, arrivals));
         let mut uids = config.admin_uids.clone();
         uids.extend([0, nix::unistd::geteuid().as_raw()]);
         let guard = Guard { views, operators: Operators { uids: uids.into() }, clock };

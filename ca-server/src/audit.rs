@@ -343,6 +343,12 @@ impl Audit {
         Ok(Permit { audit: self.clone(), left: n })
     }
 
+    /// Reserves a place for somebody who has proved nothing yet: only while half of the places are free, so that it is
+    /// not they who use them up.
+    pub fn reserve_spare(&self) -> Result<Permit, Full> {
+        if self.depth() >= self.state.capacity / 2 { Err(Full) } else { self.reserve(1) }
+    }
+
     /// How many places are reserved or hold a decision that is not written yet.
     pub fn depth(&self) -> usize {
         self.state.capacity.saturating_sub(self.state.places.available_permits())

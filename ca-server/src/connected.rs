@@ -1,13 +1,14 @@
 //! Which agents have an open Sync stream here, and up to which revision each has applied what it was sent.
 //!
 //! - An agent that a commit does not concern is sent nothing, and is as far as the server has looked for it.
-//! - A new stream of the same agent takes the place of the old one.
+//! - A new stream of the same agent takes the place of the old one, which is told at once.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use spiffe::id::SpiffeId;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::store::Revision;
 
@@ -27,9 +28,11 @@ struct Agents {
     next_stream: u64,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 struct Progress {
     stream: u64,
+    /// Cancelled when another stream takes its place.
+    replaced: CancellationToken,
     /// Everything up to here was looked at, and sent where it concerns the agent.
     considered: Revision,
     /// The last that was sent.
@@ -55,11 +58,16 @@ impl Connected {
         let mut agents = self.lock();
         agents.next_stream += 1;
         let stream = agents.next_stream;
+        let replaced = CancellationToken::new();
         // Sent "everything": nothing counts as applied before the first acknowledgement.
-        agents.by_id.insert(agent.clone(), Progress { stream, considered: 0, sent: Revision::MAX, acknowledged: 0 });
+        let progress =
+            Progress { stream, replaced: replaced.clone(), considered: 0, sent: Revision::MAX, acknowledged: 0 };
+        if let Some(old) = agents.by_id.insert(agent.clone(), progress) {
+            old.replaced.cancel();
+        }
         drop(agents);
         self.note();
-        Stream { connected: self.clone(), agent, stream }
+        Stream { connected: self.clone(), agent, stream, replaced }
     }
 
     /// How many agents are connected.
@@ -108,6 +116,7 @@ pub struct Stream {
     connected: Connected,
     agent: SpiffeId,
     stream: u64,
+    replaced: CancellationToken,
 }
 
 impl Stream {
@@ -126,9 +135,9 @@ impl Stream {
         self.update(|progress| progress.acknowledged = progress.acknowledged.max(revision.min(progress.considered)));
     }
 
-    /// Whether this stream was replaced by a later one of the same agent.
-    pub fn is_replaced(&self) -> bool {
-        self.connected.lock().by_id.get(&self.agent).is_none_or(|progress| progress.stream != self.stream)
+    /// Returns when this stream was replaced by a later one of the same agent.
+    pub async fn replaced(&self) {
+        self.replaced.cancelled().await;
     }
 
     fn update(&self, change: impl FnOnce(&mut Progress)) {
@@ -185,12 +194,13 @@ mod tests {
         assert_eq!(connected.behind(6).len(), 1);
     }
 
-    #[test]
-    fn a_new_stream_takes_the_place_of_the_old_one() {
+    #[tokio::test]
+    async fn a_new_stream_takes_the_place_of_the_old_one() {
         let connected = Connected::default();
         let old = connected.open(agent("a"));
         let new = connected.open(agent("a"));
-        assert!(old.is_replaced() && !new.is_replaced());
+        old.replaced().await;
+        assert!(!new.replaced.is_cancelled());
         drop(old);
         assert_eq!(connected.count(), 1);
         drop(new);

@@ -8,7 +8,8 @@ use std::time::Duration;
 use ca_server::api::Doors;
 use ca_server::api::admin::{AdminDoor, AdminSettings};
 use ca_server::api::caller::Caller;
-use ca_server::api::limits::Bucket;
+use ca_server::api::limits::Attempts;
+use ca_server::api::origin::Places;
 use ca_server::api::rights::Admitted;
 use ca_server::attest::{Attestors, join_token};
 use ca_server::audit::{Audit, Writer};
@@ -82,8 +83,9 @@ impl House {
             metrics: Arc::new(Metrics::new("0", Arc::new(Observed::default))),
             clock: time,
             issuing: Semaphore::new(4),
-            open_attestations: Semaphore::new(8),
-            attesting: Bucket::new(1, 1, clock.now()),
+            open_attestations: Places::new(8, 8),
+            syncing: Places::new(8, 1),
+            attesting: Attempts::new(1, 1, clock.now()),
             stop: CancellationToken::new(),
         };
         let settings = AdminSettings {
@@ -108,6 +110,16 @@ impl House {
     async fn create(&self, entries: Vec<v1::Entry>) -> Vec<Result<v1::Entry, String>> {
         let request = self.ask(v1::CreateEntriesRequest { entries });
         outcomes(self.door.create_entries(request).await.unwrap().into_inner())
+    }
+
+    async fn update(&self, entry: v1::Entry) -> Result<v1::Entry, String> {
+        let request = self.ask(v1::UpdateEntriesRequest { entries: vec![entry] });
+        outcomes(self.door.update_entries(request).await.unwrap().into_inner()).remove(0)
+    }
+
+    async fn delete(&self, id: &str) {
+        let request = self.ask(v1::DeleteEntriesRequest { ids: vec![id.into()] });
+        outcomes(self.door.delete_entries(request).await.unwrap().into_inner()).remove(0).unwrap();
     }
 
     async fn node(&self, name: &str, expires_at: Timestamp, banned: bool) -> String {
@@ -211,6 +223,75 @@ async fn a_parent_that_nobody_is_yet_is_warned_of() {
     let request = house.ask(v1::UpdateEntriesRequest { entries });
     let updated = house.door.update_entries(request).await.unwrap().into_inner();
     assert_eq!(updated.results[0].warning, expected("spiffe://example.org/none"));
+}
+
+#[tokio::test]
+async fn a_program_without_its_user_is_warned_of() {
+    let house = House::new().await;
+    house.node("1", house.clock.now().plus(DAY), false).await;
+    let hash = format!("unix:sha256:{}", "0".repeat(64));
+    let warning = "unix:path and unix:sha256 say what program a process runs now, which any user of the node may: add \
+                   unix:uid or unix:user";
+    for (selectors, expected) in [
+        (vec!["unix:path:/usr/bin/web"], warning),
+        (vec![hash.as_str(), "unix:gid:1000"], warning),
+        (vec!["unix:path:/usr/bin/web", "unix:uid:1000"], ""),
+        (vec![hash.as_str(), "unix:user:web"], ""),
+        (vec!["unix:gid:1000"], ""),
+    ] {
+        let selectors = selectors.into_iter().map(str::to_owned).collect();
+        let entries = vec![v1::Entry { id: String::new(), selectors, ..entry("web") }];
+        let request = house.ask(v1::CreateEntriesRequest { entries });
+        let created = house.door.create_entries(request).await.unwrap().into_inner();
+        assert_eq!(created.results[0].warning, expected);
+    }
+}
+
+#[tokio::test]
+async fn all_entries_of_one_spiffe_id_make_operators_or_none_does() {
+    let house = House::new().await;
+    let named = |name: &str, uid: u32, admin| v1::Entry {
+        id: name.into(),
+        selectors: vec![format!("unix:uid:{uid}")],
+        admin,
+        ..entry("ops")
+    };
+    let ops = "spiffe://example.org/ops";
+    let others = |other: &str| {
+        format!(
+            "FailedPrecondition: {ops} is an operator's, by entry {other}: whoever gets an SVID of this entry would be \
+             one too. Choose another ID, or mark this entry admin as well"
+        )
+    };
+    let is_not_marked = |other: &str| {
+        format!(
+            "FailedPrecondition: entry {other} has the SPIFFE ID {ops} too and is not marked admin: whoever gets its \
+             SVID would be an operator. Give operators an ID of their own, or delete that entry first"
+        )
+    };
+    // Within one request, in either order.
+    let results = house.create(vec![named("a", 1, true), named("b", 2, false), named("c", 3, true)]).await;
+    assert!(results[0].is_ok() && results[2].is_ok());
+    assert_eq!(results[1], Err(others("a")));
+    // Against what is there.
+    assert!(
+        [others("a"), others("c")].contains(house.create(vec![named("d", 4, false)]).await[0].as_ref().unwrap_err())
+    );
+    assert_eq!(house.update(named("a", 1, false)).await, Err(others("c")));
+    house.delete("c").await;
+    // Alone it may become either.
+    house.update(named("a", 1, false)).await.unwrap();
+    house.create(vec![named("e", 5, false)]).await.remove(0).unwrap();
+    assert_eq!(house.update(named("a", 1, true)).await, Err(is_not_marked("e")));
+    assert_eq!(house.create(vec![named("f", 6, true)]).await[0], Err(is_not_marked("a")));
+    // A node alias is nobody's SVID.
+    let alias = v1::Entry { parent: "spiffe://example.org/chancery/server".into(), ..named("g", 7, true) };
+    let expected = format!(
+        "InvalidArgument: admin on the node alias {ops}: no SVID is issued for an alias; mark the entry of a workload \
+         instead"
+    );
+    assert_eq!(house.create(vec![alias.clone()]).await[0], Err(expected));
+    house.create(vec![v1::Entry { admin: false, ..alias }]).await.remove(0).unwrap();
 }
 
 #[tokio::test]

@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use crate::api::broker::{self, Sockets};
 use crate::api::{self, ApiError, Endpoint, Listener};
 use crate::attestor::systemd::Systemd;
 use crate::attestor::unix::Unix;
@@ -36,7 +37,7 @@ pub enum AppError {
     /// The Node door cannot be set up.
     #[error(transparent)]
     Client(#[from] ClientError),
-    /// The workload socket cannot be served.
+    /// The workload socket or the broker endpoint cannot be served.
     #[error(transparent)]
     Api(#[from] ApiError),
     /// The health address is taken, or is none of this machine.
@@ -58,6 +59,7 @@ pub struct Agent {
     id: SpiffeId,
     workload_socket: PathBuf,
     health_address: Option<std::net::SocketAddr>,
+    broker_address: Option<std::net::SocketAddr>,
     metrics: Metrics,
     tasks: JoinSet<Result<(), AppError>>,
     shutdown: CancellationToken,
@@ -75,6 +77,11 @@ impl Agent {
             Some(address) => Some(health::bind(address).await.map_err(|source| AppError::Health { address, source })?),
             None => None,
         };
+        let brokers = match &config.broker {
+            Some(broker) => Some(Sockets::bind(broker).await?),
+            None => None,
+        };
+        let broker_address = brokers.as_ref().and_then(Sockets::address);
         let health_address = health.as_ref().and_then(|listener| listener.local_addr().ok());
         let shutdown = CancellationToken::new();
         let (metrics, ready) = (Metrics::default(), Arc::new(AtomicBool::new(false)));
@@ -119,6 +126,22 @@ impl Agent {
             metrics: metrics.clone(),
         };
         tasks.spawn(ended("cache", shutdown.clone(), run::run(parts, shutdown.clone())));
+        let attestors = Arc::new(attestors(&config.attestors));
+        if let (Some(sockets), Some(broker)) = (brokers, config.broker) {
+            let endpoint = broker::Endpoint {
+                cache: cache.clone(),
+                attestors: attestors.clone(),
+                allow: broker.allow,
+                limits: broker.limits,
+                first_answer: config.limits.first_answer,
+                svid: current.clone(),
+                bundles: bundles.clone(),
+                trust_domain: config.trust_domain,
+                clock: clock.clone(),
+            };
+            let until = shutdown.clone();
+            tasks.spawn(async move { served("broker endpoint", &until, endpoint.serve(sockets, until.clone()).await) });
+        }
         let keeper = Keeper {
             identity,
             folder,
@@ -131,21 +154,13 @@ impl Agent {
             metrics: metrics.clone(),
         };
         tasks.spawn(ended("renewal", shutdown.clone(), keeper.run(shutdown.clone())));
-        let endpoint = Endpoint {
-            cache,
-            attestors: Arc::new(attestors(&config.attestors)),
-            limits: limits(&config.limits),
-            clock,
-        };
+        let endpoint = Endpoint { cache, attestors, limits: limits(&config.limits), clock };
         let workload_socket = config.workload_socket;
         info!(spiffe_id = %id, socket = %workload_socket.display(), "agent is up");
         let until = shutdown.clone();
-        tasks.spawn(async move {
-            endpoint.serve(listener, until.clone()).await?;
-            if until.is_cancelled() { Ok(()) } else { Err(AppError::Broken("workload socket")) }
-        });
+        tasks.spawn(async move { served("workload socket", &until, endpoint.serve(listener, until.clone()).await) });
         ready.store(true, Ordering::Relaxed);
-        Ok(Self { id, workload_socket, health_address, metrics, tasks, shutdown })
+        Ok(Self { id, workload_socket, health_address, broker_address, metrics, tasks, shutdown })
     }
 
     /// The agent's own SPIFFE ID.
@@ -161,6 +176,11 @@ impl Agent {
     /// Where the health page is, if anywhere.
     pub fn health_address(&self) -> Option<std::net::SocketAddr> {
         self.health_address
+    }
+
+    /// Where brokers knock over the network, if anywhere.
+    pub fn broker_address(&self) -> Option<std::net::SocketAddr> {
+        self.broker_address
     }
 
     /// What the agent counts.
@@ -242,6 +262,12 @@ fn limits(config: &config::Limits) -> api::Limits {
         streams_per_user: config.streams_per_user,
         first_answer: config.first_answer,
     }
+}
+
+/// A door of the agent that was served until `until` was cancelled; that it ends before is a mistake.
+fn served(name: &'static str, until: &CancellationToken, result: Result<(), ApiError>) -> Result<(), AppError> {
+    result?;
+    if until.is_cancelled() { Ok(()) } else { Err(AppError::Broken(name)) }
 }
 
 /// A part of the agent: that it ends before it is asked to is a mistake.

@@ -13,6 +13,10 @@ use spiffe::id::TrustDomain;
 use spiffe::settings::{self, SettingsError};
 use zeroize::Zeroizing;
 
+pub mod broker;
+
+use broker::{Broker, BrokerError};
+
 /// What environment variables that override the config begin with.
 pub const ENVIRONMENT_PREFIX: &str = "CHANCERY_AGENT";
 /// The longest path of a unix socket, in bytes: the kernel's `sun_path` without its closing zero.
@@ -42,6 +46,9 @@ pub enum ConfigError {
     /// A token is given twice.
     #[error("[attest] has both token and token_file: give one")]
     TwoTokens,
+    /// The table of the Broker Endpoint is wrong.
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
 }
 
 /// Everything that the agent is told.
@@ -71,6 +78,8 @@ pub struct Config {
     pub limits: Limits,
     /// Where `/live`, `/ready` and `/metrics` are; `None`: nowhere.
     pub health_listen: Option<SocketAddr>,
+    /// Where brokers ask on behalf of workloads; `None`: nowhere.
+    pub broker: Option<Broker>,
 }
 
 /// How the server is known before anything else is.
@@ -293,6 +302,7 @@ struct Document {
     #[serde(default)]
     limits: Limits,
     health_listen: Option<Loopback>,
+    broker: Option<broker::Table>,
 }
 
 /// Enough for a node with hundreds of workloads; an SVID and its key are about 3 KiB.
@@ -428,6 +438,7 @@ impl Config {
             AttestTable::JoinToken { token_file, .. } => Attest::JoinToken(token_file.map(Token::File)),
             AttestTable::X509pop { certificates, private_key } => Attest::X509Pop { certificates, private_key },
         };
+        let broker = document.broker.map(|table| table.parse(&document.trust_domain)).transpose()?;
         Ok(Self {
             trust_domain: document.trust_domain,
             servers: document.servers.0,
@@ -441,6 +452,7 @@ impl Config {
             attestors: document.attestors,
             limits: document.limits,
             health_listen: document.health_listen.map(|Loopback(address)| address),
+            broker,
         })
     }
 }

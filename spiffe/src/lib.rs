@@ -9,12 +9,17 @@ pub mod csr;
 pub mod entry;
 pub mod id;
 pub mod jose;
+pub mod jwt_svid;
 pub mod mtls;
 pub mod proto;
 pub mod selector;
 pub mod settings;
 pub mod time;
+pub mod token;
+pub mod wit_svid;
 pub mod x509_svid;
 
 #[cfg(test)]
 mod test_certificates;
+#[cfg(test)]
+mod test_tokens;

@@ -1,5 +1,5 @@
-//! The wire: messages and services of the Workload API and of our own doors, and the way between the messages
-//! that travel everywhere (entries, bundles) and the domain's own types.
+//! The wire: messages and services of the Workload API, the Broker API and our own doors, and the way between the
+//! messages that travel everywhere (entries, bundles) and the domain's own types.
 //!
 //! What comes from the wire is parsed into a domain type here or in the door it came through, or refused.
 
@@ -33,6 +33,32 @@ pub mod workload {
     unused_qualifications,
     clippy::all,
     clippy::pedantic,
+    reason = "generated; the documentation is in proto/broker.proto"
+)]
+/// The SPIFFE Broker API.
+pub mod broker {
+    include!(concat!(env!("OUT_DIR"), "/spiffe.broker.rs"));
+}
+
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    unused_qualifications,
+    clippy::all,
+    clippy::pedantic,
+    reason = "generated; the documentation is in proto/details.proto"
+)]
+/// Details of errors.
+pub mod details {
+    include!(concat!(env!("OUT_DIR"), "/google.rpc.rs"));
+}
+
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    unused_qualifications,
+    clippy::all,
+    clippy::pedantic,
     reason = "generated; the documentation is in proto/*.proto"
 )]
 /// Our own doors, Node and Admin, and the records of the store.
@@ -42,6 +68,8 @@ pub mod v1 {
 
 /// The descriptors of the Workload API, an encoded `FileDescriptorSet`.
 pub const WORKLOAD_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/workload.bin"));
+/// The descriptors of the Broker API, an encoded `FileDescriptorSet`.
+pub const BROKER_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/broker.bin"));
 /// The descriptors of our own doors, an encoded `FileDescriptorSet`.
 pub const CHANCERY_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/chancery.bin"));
 

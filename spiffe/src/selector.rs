@@ -98,6 +98,16 @@ impl Selector {
         Some(SelectorError::Unmatchable { selector: self.to_string(), why })
     }
 
+    /// Whether it says which program a process runs, and not who runs it.
+    pub fn is_of_program(&self) -> bool {
+        ["unix:path:", "unix:sha256:"].iter().any(|kind| self.0.starts_with(kind))
+    }
+
+    /// Whether it says which user a process belongs to.
+    pub fn is_of_user(&self) -> bool {
+        ["unix:uid:", "unix:user:"].iter().any(|kind| self.0.starts_with(kind))
+    }
+
     /// The whole selector as text.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -18,9 +18,10 @@ use spiffe::proto::v1;
 use spiffe::proto::v1::node_client::NodeClient;
 use spiffe::x509_svid::X509Svid;
 use tokio::io::AsyncReadExt as _;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::mpsc;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Status, Streaming};
@@ -135,9 +136,28 @@ async fn tls(house: &House, svid: Option<CurrentSvid>) -> Arc<ClientConfig> {
     Arc::new(tls)
 }
 
+/// A connection of someone without a certificate, from this address of this machine, that has said nothing yet.
+pub async fn silent(house: &House, from: [u8; 4]) -> TlsStream<TcpStream> {
+    let tcp = connect(house.address(), from).await.unwrap();
+    let name = ServerName::try_from("a.test").unwrap();
+    TlsConnector::from(tls(house, None).await).connect(name, tcp).await.unwrap()
+}
+
+/// Connects from an address of this machine: each is another network to the server.
+async fn connect(to: SocketAddr, from: [u8; 4]) -> std::io::Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind((from, 0).into())?;
+    socket.connect(to).await
+}
+
 /// The Node door for someone without a certificate.
 pub async fn stranger(house: &House) -> NodeClient<Channel> {
     NodeClient::new(stranger_channel(house).await)
+}
+
+/// The Node door for someone without a certificate, from this address of this machine.
+pub async fn stranger_from(house: &House, from: [u8; 4]) -> NodeClient<Channel> {
+    NodeClient::new(dial_from(house.address(), tls(house, None).await, from).await.unwrap())
 }
 
 /// A channel for someone without a certificate.
@@ -146,10 +166,14 @@ pub async fn stranger_channel(house: &House) -> Channel {
 }
 
 async fn dial(address: SocketAddr, tls: Arc<ClientConfig>) -> Result<Channel, String> {
+    dial_from(address, tls, [127, 0, 0, 1]).await
+}
+
+async fn dial_from(address: SocketAddr, tls: Arc<ClientConfig>, from: [u8; 4]) -> Result<Channel, String> {
     let connector = tower::service_fn(move |_: http::Uri| {
         let tls = tls.clone();
         async move {
-            let tcp = TcpStream::connect(address).await?;
+            let tcp = connect(address, from).await?;
             let name = ServerName::try_from("a.test").unwrap();
             TlsConnector::from(tls).connect(name, tcp).await.map(TokioIo::new)
         }

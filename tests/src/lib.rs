@@ -7,6 +7,7 @@
 //! | `node` | a [`Node`]: an agent and its config |
 //! | `operator` | an operator at the admin door, with the few words that tests use |
 //! | `workload` | a [`Workload`]: one open Workload API stream and the mutual TLS that is fed from it |
+//! | `broker` | a broker at the broker endpoint of an agent, and processes that it names |
 //! | `by_hand` | an agent without the agent's code, which behaves as badly as it is told |
 //! | `certificates` | CAs, nodes' certificates and CSRs, the bad ones too |
 //! | `patience` | how tests wait: for a condition, never for a time |
@@ -20,6 +21,7 @@
 )]
 
 pub mod binary;
+pub mod broker;
 pub mod by_hand;
 pub mod certificates;
 pub mod house;

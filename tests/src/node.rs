@@ -1,6 +1,7 @@
 //! An agent of the house and its config.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use node_agent::app::Agent;
@@ -85,6 +86,11 @@ impl Node {
     /// Where workloads knock.
     pub fn socket(&self) -> &PathBuf {
         &self.socket
+    }
+
+    /// Where brokers knock over the network.
+    pub fn broker_address(&self) -> SocketAddr {
+        self.agent.as_ref().unwrap().broker_address().unwrap()
     }
 
     /// A workload of this machine: this very process, which opens a stream of its own.

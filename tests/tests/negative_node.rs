@@ -15,7 +15,7 @@ use spiffe::proto::v1::admin_client::AdminClient;
 use spiffe::proto::v1::node_client::NodeClient;
 use spiffe::x509_svid::X509Svid;
 use tests::House;
-use tests::by_hand::{Caller, attest, knock, parse, stranger, stranger_channel};
+use tests::by_hand::{Caller, attest, knock, parse, stranger, stranger_channel, stranger_from};
 use tests::certificates::{self, CraftedRsa};
 use tests::house::{id, trust_domain};
 use tests::operator::entry;
@@ -256,18 +256,47 @@ async fn of_eight_that_use_one_join_token_at_once_one_gets_in() {
 }
 
 #[tokio::test]
-async fn strangers_that_come_too_fast_are_told_when_to_come_again() {
-    let house = House::start(&[("limits.attest_burst", "2"), ("limits.attest_per_second", "1")]).await;
-    let mut door = stranger(&house).await;
-    let mut knock = async || attest(&mut door, "join_token", b"chy-guess".to_vec(), csr()).await.unwrap_err();
-    assert_eq!(knock().await.code(), Code::PermissionDenied);
-    assert_eq!(knock().await.code(), Code::PermissionDenied);
-    let refused = knock().await;
+async fn strangers_that_come_too_fast_are_told_when_to_come_again_and_hold_up_nobody_from_elsewhere() {
+    let house = House::start(&[("limits.attest_burst", "8"), ("limits.attest_per_second", "4")]).await;
+    let knock = async |from: u8| {
+        let mut door = stranger_from(&house, [127, 0, 0, from]).await;
+        attest(&mut door, "join_token", b"chy-guess".to_vec(), csr()).await.unwrap_err()
+    };
+    for from in [1, 1, 2, 2, 3, 3, 4] {
+        assert_eq!(knock(from).await.code(), Code::PermissionDenied);
+        if from == 1 {
+            continue;
+        }
+        let refused = knock(1).await;
+        let expected = "too many nodes attest at once from your address: try again in 1000 ms";
+        assert_eq!(words(&refused), (Code::ResourceExhausted, expected));
+        assert_eq!(refused.metadata().get("grpc-retry-pushback-ms").unwrap(), "1000");
+    }
+    assert_eq!(knock(4).await.code(), Code::PermissionDenied);
     let expected = "too many nodes attest at once: try again in 1000 ms";
-    assert_eq!(words(&refused), (Code::ResourceExhausted, expected));
-    assert_eq!(refused.metadata().get("grpc-retry-pushback-ms").unwrap(), "1000");
+    assert_eq!(words(&knock(5).await), (Code::ResourceExhausted, expected));
     house.jump(Duration::from_secs(1));
-    assert_eq!(knock().await.code(), Code::PermissionDenied);
+    assert_eq!(knock(1).await.code(), Code::PermissionDenied);
+}
+
+#[tokio::test]
+async fn strangers_that_say_nothing_use_up_neither_the_audit_queue_nor_the_exchanges_of_others() {
+    let house = House::start(&[("audit.queue", "16")]).await;
+    let mut agent = Caller::attest(&house).await.door(&house).await.unwrap();
+    let mut open = Vec::new();
+    for from in 2..6 {
+        let mut door = stranger_from(&house, [127, 0, 0, from]).await;
+        for _ in 0..4 {
+            let exchange = door.attest(tokio_stream::pending()).await.unwrap().into_inner();
+            open.push((door.clone(), exchange));
+        }
+    }
+    let audit = &house.server().doors().audit;
+    tests::eventually("half of the queue is taken", async || {
+        tests::patience::that(audit.depth() == 8, || format!("{} are", audit.depth()))
+    })
+    .await;
+    agent.renew(v1::RenewRequest { csr: csr().into() }).await.unwrap();
 }
 
 #[tokio::test]

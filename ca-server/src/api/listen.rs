@@ -2,20 +2,22 @@
 //! every request on it.
 //!
 //! - A handshake runs in a task of its own, with a time limit and a bound on how many run at once, in all and from one
-//!   address. Beyond it a connection is closed at once: those who mean it come again.
+//!   network. Beyond it a connection is closed at once: those who mean it come again.
 //! - A peer whose certificate does not verify is turned away in the handshake; one without a certificate is a stranger.
+//! - Who is no agent is a guest: guests hold at most a quarter of the connections, one network a quarter of that, and
+//!   none stays for good ([`patience`]). So strangers shut out no agent, and one agent no other.
 
-use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use rustls::ServerConfig;
+use spiffe::time::Clock;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -24,12 +26,22 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 use tracing::{debug, warn};
 
+use self::patience::{End, Patient};
 use super::caller::Caller;
+use super::origin::{Origin, Place, Places};
 
-/// How many handshakes may run at once, in all and from one address: whoever opens connections and says nothing holds up
+mod patience;
+
+/// How many handshakes may run at once, in all and from one network: whoever opens connections and says nothing holds up
 /// nobody else.
-const HANDSHAKES: usize = 1024;
+pub const HANDSHAKES: usize = 1024;
 const HANDSHAKES_OF_ONE: usize = 256;
+/// What share of the connections guests may hold, and what share of those one network may.
+const SHARE: usize = 4;
+/// How many connections one agent may hold: it needs two, while it renews.
+const CONNECTIONS_OF_ONE_AGENT: usize = 64;
+/// How long a stranger may stay: twice what an exchange of attestation may take.
+const VISIT: Duration = Duration::from_secs(60);
 /// The longest path of a unix socket that the kernel takes, in bytes.
 pub const SOCKET_PATH_LIMIT: usize = 107;
 
@@ -70,10 +82,10 @@ pub enum ListenError {
 /// A connection and its caller.
 #[derive(Debug)]
 pub struct Connection {
-    io: Io,
+    io: Patient<Io>,
     caller: Caller,
     /// Given back when the connection closes.
-    _place: Option<OwnedSemaphorePermit>,
+    _place: Option<(Place, OwnedSemaphorePermit)>,
 }
 
 #[derive(Debug)]
@@ -91,30 +103,50 @@ impl Connected for Connection {
 
 impl AsyncRead for Connection {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().io {
+        Pin::new(&mut self.get_mut().io).poll_read(context, into)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().io).poll_write(context, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_flush(context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_shutdown(context)
+    }
+}
+
+impl AsyncRead for Io {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
             Io::Tls(stream) => Pin::new(stream).poll_read(context, into),
             Io::Unix(stream) => Pin::new(stream).poll_read(context, into),
         }
     }
 }
 
-impl AsyncWrite for Connection {
+impl AsyncWrite for Io {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut self.get_mut().io {
+        match self.get_mut() {
             Io::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
             Io::Unix(stream) => Pin::new(stream).poll_write(context, bytes),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().io {
+        match self.get_mut() {
             Io::Tls(stream) => Pin::new(stream).poll_flush(context),
             Io::Unix(stream) => Pin::new(stream).poll_flush(context),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().io {
+        match self.get_mut() {
             Io::Tls(stream) => Pin::new(stream).poll_shutdown(context),
             Io::Unix(stream) => Pin::new(stream).poll_shutdown(context),
         }
@@ -159,36 +191,66 @@ pub async fn bind_unix(path: &Path, mode: u32) -> Result<UnixListener, ListenErr
     Ok(listener)
 }
 
-/// How much the TLS listener takes on.
-#[derive(Clone, Copy, Debug)]
-pub struct TlsLimits {
-    /// Connections that may be open at once.
-    pub connections: usize,
-    /// How long a handshake may take.
-    pub handshake: Duration,
+/// What both listeners need to know.
+#[derive(Clone, Debug)]
+pub struct Arrivals {
+    /// Where connections go.
+    pub to: mpsc::Sender<io::Result<Connection>>,
+    /// How long a handshake may take, and then the first bytes of HTTP/2.
+    pub opening: Duration,
+    /// What time it is.
+    pub clock: Arc<dyn Clock>,
+    /// Ends the listeners.
+    pub stop: CancellationToken,
 }
 
-/// Accepts TLS connections until `stop`, within `limits`, and hands them on.
-pub async fn accept_tls(
-    listener: TcpListener,
-    config: Arc<ServerConfig>,
-    limits: TlsLimits,
-    to: mpsc::Sender<io::Result<Connection>>,
-    stop: CancellationToken,
-) {
-    let acceptor = TlsAcceptor::from(config);
-    let handshakes = Handshakes::default();
-    let open = Arc::new(Semaphore::new(limits.connections));
-    loop {
-        // No place for one more connection: let the kernel's queue hold them, which is bounded too.
-        let place = tokio::select! {
-            place = Arc::clone(&open).acquire_owned() => place,
-            () = stop.cancelled() => return,
+impl Arrivals {
+    /// Hands a connection on; nobody takes it when the server is stopping.
+    async fn hand_on(&self, io: Io, caller: Caller, place: Option<(Place, OwnedSemaphorePermit)>) {
+        let end = match &caller {
+            Caller::Stranger(_) => End::After(VISIT),
+            // A little later than its SVID: a call in between hears why it is refused.
+            Caller::Workload(holder) => End::At(holder.not_after.plus(VISIT)),
+            Caller::Agent(_) | Caller::Local { .. } => End::Never,
         };
-        let Ok(place) = place else { return };
+        let io = Patient::new(io, Arc::clone(&self.clock), self.opening, end);
+        let _ = self.to.send(Ok(Connection { io, caller, _place: place })).await;
+    }
+}
+
+/// The places for connections from the network.
+#[derive(Clone, Debug)]
+struct Open {
+    all: Arc<Semaphore>,
+    agents: Places,
+    guests: Places,
+}
+
+impl Open {
+    fn new(connections: usize) -> Self {
+        let share = connections / SHARE;
+        Self {
+            all: Arc::new(Semaphore::new(connections)),
+            agents: Places::new(connections, CONNECTIONS_OF_ONE_AGENT),
+            guests: Places::new(share, share / SHARE),
+        }
+    }
+
+    fn take(&self, caller: &Caller) -> Option<(Place, OwnedSemaphorePermit)> {
+        let places = if matches!(caller, Caller::Agent(_)) { &self.agents } else { &self.guests };
+        Some((places.take(Origin::of(caller))?, Arc::clone(&self.all).try_acquire_owned().ok()?))
+    }
+}
+
+/// Accepts TLS connections until told to stop, with at most `connections` open, and hands them on.
+pub async fn accept_tls(listener: TcpListener, config: Arc<ServerConfig>, connections: usize, arrivals: Arrivals) {
+    let acceptor = TlsAcceptor::from(config);
+    let handshakes = Places::new(HANDSHAKES, HANDSHAKES_OF_ONE);
+    let open = Open::new(connections);
+    loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = stop.cancelled() => return,
+            () = arrivals.stop.cancelled() => return,
         };
         let (stream, address) = match accepted {
             Ok(accepted) => accepted,
@@ -199,27 +261,27 @@ pub async fn accept_tls(
                 continue;
             }
         };
-        let Some(turn) = handshakes.begin(address.ip()) else {
+        let Some(turn) = handshakes.take(Origin::network(address.ip())) else {
             debug!(%address, "too many handshakes: turned away");
             continue;
         };
-        let (acceptor, to) = (acceptor.clone(), to.clone());
+        let (acceptor, arrivals, open) = (acceptor.clone(), arrivals.clone(), open.clone());
         tokio::spawn(async move {
             let _ = stream.set_nodelay(true);
             #[expect(clippy::disallowed_methods, reason = "a time limit on network input")]
-            let stream = match tokio::time::timeout(limits.handshake, acceptor.accept(stream)).await {
+            let stream = match tokio::time::timeout(arrivals.opening, acceptor.accept(stream)).await {
                 Ok(Ok(stream)) => stream,
                 Ok(Err(error)) => return debug!(%address, %error, "handshake failed"),
                 Err(_) => return debug!(%address, "handshake took too long"),
             };
             drop(turn);
-            match Caller::of_tls(stream.get_ref().1.peer_certificates(), address) {
-                Ok(caller) => {
-                    let io = Io::Tls(Box::new(stream));
-                    // Nobody to take it: the server is stopping.
-                    let _ = to.send(Ok(Connection { io, caller, _place: Some(place) })).await;
-                }
-                Err(error) => debug!(%address, %error, "turned away"),
+            let caller = match Caller::of_tls(stream.get_ref().1.peer_certificates(), address) {
+                Ok(caller) => caller,
+                Err(error) => return debug!(%address, %error, "turned away"),
+            };
+            match open.take(&caller) {
+                Some(place) => arrivals.hand_on(Io::Tls(Box::new(stream)), caller, Some(place)).await,
+                None => debug!(%caller, "too many connections: turned away"),
             }
         });
     }
@@ -231,47 +293,12 @@ async fn pause() {
     tokio::time::sleep(Duration::from_secs(1)).await;
 }
 
-/// The handshakes that run now, by the address that they come from. Clones share them.
-#[derive(Clone, Debug, Default)]
-struct Handshakes(Arc<Mutex<HashMap<IpAddr, usize>>>);
-
-impl Handshakes {
-    /// A turn for a handshake from `address`, given back when it is dropped; `None`: there are enough.
-    fn begin(&self, address: IpAddr) -> Option<Turn> {
-        let mut running = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let all: usize = running.values().sum();
-        let of_one = running.get(&address).copied().unwrap_or(0);
-        if all >= HANDSHAKES || of_one >= HANDSHAKES_OF_ONE {
-            return None;
-        }
-        running.insert(address, of_one + 1);
-        Some(Turn { handshakes: self.clone(), address })
-    }
-}
-
-struct Turn {
-    handshakes: Handshakes,
-    address: IpAddr,
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        let mut running = self.handshakes.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = running.get_mut(&self.address) {
-            *count -= 1;
-            if *count == 0 {
-                running.remove(&self.address);
-            }
-        }
-    }
-}
-
-/// Accepts connections on the admin socket until `stop`, and hands them on.
-pub async fn accept_unix(listener: UnixListener, to: mpsc::Sender<io::Result<Connection>>, stop: CancellationToken) {
+/// Accepts connections on the admin socket until told to stop, and hands them on.
+pub async fn accept_unix(listener: UnixListener, arrivals: Arrivals) {
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = stop.cancelled() => return,
+            () = arrivals.stop.cancelled() => return,
         };
         let Ok((stream, _)) = accepted.inspect_err(|error| warn!(%error, "cannot accept on the admin socket")) else {
             pause().await;
@@ -280,9 +307,7 @@ pub async fn accept_unix(listener: UnixListener, to: mpsc::Sender<io::Result<Con
         match stream.peer_cred() {
             Ok(peer) => {
                 let caller = Caller::Local { uid: peer.uid(), pid: peer.pid() };
-                if to.send(Ok(Connection { io: Io::Unix(stream), caller, _place: None })).await.is_err() {
-                    return;
-                }
+                arrivals.hand_on(Io::Unix(stream), caller, None).await;
             }
             Err(error) => warn!(%error, "the kernel does not say who called on the admin socket"),
         }
@@ -291,18 +316,43 @@ pub async fn accept_unix(listener: UnixListener, to: mpsc::Sender<io::Result<Con
 
 #[cfg(test)]
 mod tests {
+    use spiffe::id::SpiffeId;
+    use spiffe::time::Timestamp;
+
     use super::*;
+    use crate::api::caller::Holder;
+
+    fn stranger(last: u8) -> Caller {
+        Caller::Stranger(([192, 0, 2, last], 7).into())
+    }
+
+    fn holder(id: &str) -> Holder {
+        let id = SpiffeId::parse(&format!("spiffe://example.org/{id}")).unwrap();
+        Holder { id, serial: [1].into(), not_after: Timestamp::default(), address: ([192, 0, 2, 1], 7).into() }
+    }
 
     #[test]
-    fn whoever_opens_connections_and_says_nothing_holds_up_nobody_else() {
-        let handshakes = Handshakes::default();
-        let address = |last| IpAddr::from([192, 0, 2, last]);
-        let mut held: Vec<Turn> = (0..HANDSHAKES_OF_ONE).map(|_| handshakes.begin(address(1)).unwrap()).collect();
-        assert!(handshakes.begin(address(1)).is_none());
-        assert!(handshakes.begin(address(2)).is_some());
-        held.pop();
-        assert!(handshakes.begin(address(1)).is_some());
+    fn strangers_shut_out_no_agent_and_one_network_no_other() {
+        let open = Open::new(64);
+        let mut held: Vec<_> = (0..4).map(|_| open.take(&stranger(1)).unwrap()).collect();
+        assert!(open.take(&stranger(1)).is_none());
+        assert!(open.take(&Caller::Workload(holder("web"))).is_none(), "an SVID of a workload is no way around it");
+        held.extend((5..17).map(|last| open.take(&stranger(last)).unwrap()));
+        assert!(open.take(&stranger(99)).is_none(), "a quarter of 64 are taken");
+        for agent in ["a", "b"] {
+            let agent = Caller::Agent(holder(&format!("chancery/agent/test/{agent}")));
+            held.extend((0..24).map(|_| open.take(&agent).unwrap()));
+        }
         drop(held);
-        assert!(handshakes.0.lock().unwrap().is_empty());
+        assert!(open.take(&stranger(1)).is_some());
+    }
+
+    #[test]
+    fn one_agent_shuts_out_no_other() {
+        let open = Open::new(100);
+        let agent = |name| Caller::Agent(holder(&format!("chancery/agent/test/{name}")));
+        let _held: Vec<_> = (0..CONNECTIONS_OF_ONE_AGENT).map(|_| open.take(&agent("a")).unwrap()).collect();
+        assert!(open.take(&agent("a")).is_none());
+        assert!(open.take(&agent("b")).is_some());
     }
 }

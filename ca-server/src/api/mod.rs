@@ -6,6 +6,7 @@ pub mod caller;
 pub mod limits;
 pub mod listen;
 pub mod node;
+pub mod origin;
 pub mod rights;
 pub mod status;
 
@@ -22,7 +23,8 @@ use crate::issuance::Profile;
 use crate::metrics::Metrics;
 use crate::store::{Revision, Store, StoreError, Txn};
 use crate::view::follow::Views;
-use limits::Bucket;
+use limits::Attempts;
+use origin::Places;
 
 /// What every door has behind it.
 #[derive(Debug)]
@@ -46,9 +48,11 @@ pub struct Doors {
     /// How many calls may sign at once.
     pub issuing: Semaphore,
     /// How many exchanges of attestation may be open at once: each may hold a message of a stranger's.
-    pub open_attestations: Semaphore,
-    /// How many strangers may try to attest.
-    pub attesting: Bucket,
+    pub open_attestations: Places,
+    /// How many Sync streams each agent may have, those included that were replaced and that it has not read to the end.
+    pub syncing: Places,
+    /// How often strangers may try to attest.
+    pub attesting: Attempts,
     /// Cancelled when the server stops: open streams then end.
     pub stop: CancellationToken,
 }

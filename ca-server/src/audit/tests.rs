@@ -43,6 +43,18 @@ fn revisions(path: &Path) -> Vec<u64> {
 }
 
 #[test]
+fn who_has_proved_nothing_yet_does_not_use_up_the_places() {
+    let (audit, _writer) = Audit::to_stream(Box::new(std::io::sink()), 16);
+    let spare: Vec<Permit> = std::iter::from_fn(|| audit.reserve_spare().ok()).collect();
+    assert_eq!(spare.len(), 8);
+    let others = audit.reserve(8).unwrap();
+    drop(spare);
+    assert_eq!(audit.reserve_spare().unwrap_err(), Full);
+    drop(others);
+    assert_eq!(audit.reserve_spare().unwrap().left(), 1);
+}
+
+#[test]
 fn a_line_says_who_what_and_how_it_ended() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("audit.log");

@@ -172,6 +172,11 @@ impl View {
             .is_some_and(|ids| ids.iter().filter_map(|id| self.entries.get(id)).any(|entry| entry.is_live(now)))
     }
 
+    /// The entries marked admin that give the identity `id`.
+    pub fn admins_of<'a>(&'a self, id: &SpiffeId) -> impl Iterator<Item = &'a EntryId> + use<'a> {
+        self.admins.get(id).into_iter().flat_map(|ids| ids.iter())
+    }
+
     /// The join token with this hexadecimal SHA-256.
     pub fn token(&self, hash: &str) -> Option<&Arc<Held<JoinToken>>> {
         self.tokens.get(hash)

@@ -5,7 +5,7 @@
 //! - While identities are still on their way there is no answer; after `first_answer` it is [`Denial::NotReady`].
 //! - Without an identity it is denied, at once or whenever the last one goes.
 //! - A stream that is not read costs its latest response: states are fetched when the transport asks for one.
-//! - The end of the process ends its streams, whoever holds the connection.
+//! - The end of the process ends its streams, whoever holds the connection. So does the end of a broker's SVID.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use std::time::Duration;
 use futures_util::Stream;
 use futures_util::stream::unfold;
 use spiffe::selector::Selectors;
-use spiffe::time::Clock;
+use spiffe::time::{Clock, Timestamp};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tracing::debug;
@@ -36,11 +36,19 @@ pub(super) enum Denial {
     #[error(transparent)]
     Attest(#[from] AttestError),
     /// No entry of this node gives an identity to a process with these selectors.
-    #[error("no registration entry of this node matches the selectors of the process ({0})")]
-    NoIdentity(Selectors),
+    #[error("no registration entry of this node matches the selectors of process {pid} ({selectors})")]
+    NoIdentity {
+        /// Which process.
+        pid: u32,
+        /// What is true of it.
+        selectors: Selectors,
+    },
     /// The identities are not there yet.
     #[error("the agent has no answer for this process yet: it waits for the server; try again")]
     NotReady,
+    /// Whoever asked for another may do so no longer.
+    #[error("the SVID with which this was asked for was good until {0}: connect anew with a fresh one")]
+    CallerExpired(Timestamp),
     /// The agent stops.
     #[error(transparent)]
     Stopping(#[from] Stopped),
@@ -66,9 +74,10 @@ impl Door {
 
     /// Lets `admitted` in: the first state with an identity in it, and the way to the next ones.
     pub(super) async fn open(&self, admitted: Admitted) -> Result<(Watcher, WorkloadState), Denial> {
-        let Admitted { peer, selectors, place } = admitted;
+        let Admitted { peer, selectors, place, until } = admitted;
         let subscription = self.cache.subscribe(selectors.clone()).await?;
-        let mut watcher = Watcher { peer, selectors, subscription, shutdown: self.shutdown.clone(), _place: place };
+        let ends = Ends { until, clock: Arc::clone(&self.clock), shutdown: self.shutdown.clone() };
+        let mut watcher = Watcher { peer, selectors, subscription, ends, _place: place };
         let state = tokio::select! {
             state = watcher.next() => state?,
             () = self.clock.sleep(self.first_answer) => return Err(Denial::NotReady),
@@ -83,6 +92,8 @@ pub(super) struct Admitted {
     /// What was found to be true of it.
     pub(super) selectors: Selectors,
     pub(super) place: Place,
+    /// The last moment of whoever asks for it; `None`: it asks itself.
+    pub(super) until: Option<Timestamp>,
 }
 
 /// One open stream's view of what its process is entitled to.
@@ -90,23 +101,50 @@ pub(super) struct Watcher {
     peer: Arc<Peer>,
     selectors: Selectors,
     subscription: Subscription,
-    shutdown: CancellationToken,
+    ends: Ends,
     _place: Place,
+}
+
+/// What ends a stream besides its process.
+struct Ends {
+    until: Option<Timestamp>,
+    clock: Arc<dyn Clock>,
+    shutdown: CancellationToken,
+}
+
+impl Ends {
+    async fn come(&self) -> Denial {
+        let expired = async {
+            match self.until {
+                Some(until) => {
+                    // Its last second is one of its own.
+                    self.clock.sleep_until(until.plus(Duration::from_secs(1))).await;
+                    until
+                }
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = self.shutdown.cancelled() => Stopped.into(),
+            until = expired => Denial::CallerExpired(until),
+        }
+    }
 }
 
 impl Watcher {
     /// The next state, which has an identity in it; or why there is none any more. Cancel safe.
     pub(super) async fn next(&mut self) -> Result<WorkloadState, Denial> {
-        let Self { peer, selectors, .. } = self;
+        let Self { peer, selectors, ends, .. } = self;
         tokio::select! {
             biased;
             () = peer.ended() => Err(AttestError::Gone(peer.pid()).into()),
-            () = self.shutdown.cancelled() => Err(Stopped.into()),
+            denial = ends.come() => Err(denial),
             state = self.subscription.next() => match state {
                 None => Err(Stopped.into()),
                 Some(state) if state.identities.is_empty() => {
                     debug!(pid = peer.pid(), uid = peer.uid(), %selectors, "no identity");
-                    Err(Denial::NoIdentity(selectors.clone()))
+                    Err(Denial::NoIdentity { pid: peer.pid(), selectors: selectors.clone() })
                 }
                 Some(state) => Ok(state),
             },
@@ -141,5 +179,67 @@ impl Watcher {
             }
         };
         Box::pin(unfold(Some((self, Some(first), None)), move |at| async move { next(at?).await }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Child, Command, Stdio};
+
+    use spiffe::time::Fake;
+
+    use super::super::places::{Holder, Places};
+    use super::*;
+    use crate::cache::{Mailbox, mailbox};
+
+    const NOW: Timestamp = Timestamp::from_unix(1_800_000_000);
+
+    /// A door and the cache behind it, and a process that somebody else has named until `until`.
+    fn named(until: Option<Timestamp>) -> (Door, Mailbox, Fake, Child, Admitted) {
+        let (cache, mailbox) = mailbox();
+        let clock = Fake::new(NOW);
+        let door = Door {
+            cache,
+            attestors: Arc::new(Attestors::new(Vec::new())),
+            first_answer: Duration::from_secs(10),
+            clock: Arc::new(clock.clone()),
+            shutdown: CancellationToken::new(),
+        };
+        let child = Command::new("sleep").arg("600").stdin(Stdio::null()).spawn().unwrap();
+        let peer = Arc::new(Peer::named(child.id()).unwrap());
+        let place = Places::new(1, 1).take(Holder::User(0)).unwrap();
+        (door, mailbox, clock, child, Admitted { peer, selectors: Selectors::default(), place, until })
+    }
+
+    fn end(mut child: Child) {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_process_that_ends_before_the_first_answer_gets_none() {
+        let (door, mut mailbox, _clock, child, admitted) = named(None);
+        let pid = child.id();
+        let opening = tokio::spawn(async move { door.open(admitted).await.map(drop) });
+        let subscribe = mailbox.next().await.unwrap();
+        // From now on its pid may be anybody's.
+        end(child);
+        let denial = opening.await.unwrap().unwrap_err();
+        assert!(matches!(denial, Denial::Attest(AttestError::Gone(gone)) if gone == pid), "{denial}");
+        subscribe.states.closed().await;
+    }
+
+    #[tokio::test]
+    async fn whoever_asks_for_another_gets_nothing_beyond_his_own_time() {
+        let (door, mut mailbox, clock, child, admitted) = named(Some(NOW.plus(Duration::from_secs(5))));
+        let opening = tokio::spawn(async move { door.open(admitted).await.map(drop) });
+        let _subscribe = mailbox.next().await.unwrap();
+        clock.advance(Duration::from_secs(5));
+        tokio::task::yield_now().await;
+        assert!(!opening.is_finished());
+        clock.advance(Duration::from_secs(1));
+        let denial = opening.await.unwrap().unwrap_err();
+        assert!(matches!(denial, Denial::CallerExpired(_)), "{denial}");
+        end(child);
     }
 }

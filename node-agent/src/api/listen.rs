@@ -1,4 +1,4 @@
-//! The socket file and the connections through it.
+//! Socket files, and the connections of workloads through theirs.
 //!
 //! - A socket file that nobody listens on any more is replaced; one that somebody listens on, and anything that is
 //!   no socket, never is.
@@ -36,7 +36,7 @@ pub const MAX_PATH_BYTES: usize = 107;
 /// Every local process may ask.
 pub const DEFAULT_MODE: u32 = 0o777;
 /// How long to wait when the kernel gives no connection, for want of file descriptors for example.
-const ACCEPT_AGAIN: Duration = Duration::from_secs(1);
+pub(super) const ACCEPT_AGAIN: Duration = Duration::from_secs(1);
 
 /// A bound unix socket. The file goes when this is dropped.
 #[derive(Debug)]
@@ -90,24 +90,28 @@ impl Listener {
 
     async fn next(&self, places: &Arc<Places>, clock: &dyn Clock) -> Connection {
         loop {
+            let (stream, peer) = self.accept(clock).await;
+            match places.take(Holder::User(peer.uid())) {
+                Ok(place) => return Connection { stream, peer, names: Authorities::default(), _place: place },
+                Err(full) => debug!(pid = peer.pid(), uid = peer.uid(), %full, "connection closed"),
+            }
+        }
+    }
+
+    /// The next connection, with its pinned process. Cancel safe.
+    pub(super) async fn accept(&self, clock: &dyn Clock) -> (UnixStream, Arc<Peer>) {
+        loop {
             let stream = match self.listener.accept().await {
                 Ok((stream, _)) => stream,
                 Err(error) => {
-                    warn!(%error, "no connection can be accepted on the workload socket");
+                    warn!(socket = %self.path.display(), %error, "no connection can be accepted");
                     clock.sleep(ACCEPT_AGAIN).await;
                     continue;
                 }
             };
-            let peer = match Peer::of(&stream) {
-                Ok(peer) => Arc::new(peer),
-                Err(error) => {
-                    debug!(%error, "connection closed: its process cannot be pinned");
-                    continue;
-                }
-            };
-            match places.take(Holder::User(peer.uid())) {
-                Ok(place) => return Connection { stream, peer, names: Authorities::default(), _place: place },
-                Err(full) => debug!(pid = peer.pid(), uid = peer.uid(), %full, "connection closed"),
+            match Peer::of(&stream) {
+                Ok(peer) => return (stream, Arc::new(peer)),
+                Err(error) => debug!(%error, "connection closed: its process cannot be pinned"),
             }
         }
     }

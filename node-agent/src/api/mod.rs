@@ -9,11 +9,13 @@
 //! | `answers` | what a state holds, as doors send it |
 //! | `workload` | the SPIFFE Workload API |
 //! | `status` | the only file that makes gRPC statuses of errors |
+//! | `broker` | a door of its own: the SPIFFE Broker Endpoint, with the Broker API |
 //!
 //! - Every service here asks for the security header of SPIFFE_Workload_Endpoint.md section 3, reflection too: the
 //!   standard exempts nothing ("every client request").
 //! - Every stream ends with the process that opened it, and when the agent stops.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,6 +34,7 @@ use crate::cache::Cache;
 
 mod answers;
 pub mod authority;
+pub mod broker;
 mod door;
 pub mod listen;
 mod places;
@@ -82,9 +85,27 @@ pub enum ApiError {
     /// The descriptors that reflection serves are broken.
     #[error("gRPC reflection cannot be served: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
+    /// The port is taken, or the address is none of this machine.
+    #[error("cannot listen on {key} {address}: {source}; choose another one")]
+    Port {
+        /// The key of the config.
+        key: &'static str,
+        /// Where.
+        address: SocketAddr,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// TLS cannot be set up.
+    #[error("TLS cannot be set up for brokers: {0}")]
+    Tls(#[from] rustls::Error),
     /// The gRPC server failed.
-    #[error("the workload socket cannot be served: {0}")]
-    Server(#[from] tonic::transport::Error),
+    #[error("the {what} cannot be served: {source}")]
+    Server {
+        /// Which one.
+        what: &'static str,
+        /// Why not.
+        source: tonic::transport::Error,
+    },
 }
 
 /// How much is served at once, and how long a workload waits for its first answer.
@@ -160,25 +181,39 @@ impl Endpoint {
         let places = Places::new(limits.connections, limits.connections_per_user);
         let connections = listener.connections(places, Arc::clone(&clock));
         let server = router.serve_with_incoming_shutdown(connections, shutdown.clone().cancelled_owned());
-        let deadline = async {
-            shutdown.cancelled().await;
-            clock.sleep(GRACE).await;
-        };
-        tokio::select! {
-            served = server => Ok(served?),
-            () = deadline => {
-                warn!("some streams of the workload socket did not end in time and were cut off");
-                Ok(())
-            }
+        until_stopped(server, clock.as_ref(), &shutdown, "workload socket").await
+    }
+}
+
+/// Runs `server`, which ends after `shutdown`; and does not wait for it longer than the streams may take to end.
+async fn until_stopped(
+    server: impl Future<Output = Result<(), tonic::transport::Error>>,
+    clock: &dyn Clock,
+    shutdown: &CancellationToken,
+    what: &'static str,
+) -> Result<(), ApiError> {
+    let deadline = async {
+        shutdown.cancelled().await;
+        clock.sleep(GRACE).await;
+    };
+    tokio::select! {
+        served = server => served.map_err(|source| ApiError::Server { what, source }),
+        () = deadline => {
+            warn!(what, "some streams did not end in time and were cut off");
+            Ok(())
         }
     }
 }
 
 /// Refuses a request without exactly one `workload.spiffe.io: true` (SPIFFE_Workload_Endpoint.md section 3).
 fn security_header(request: Request<()>) -> Result<Request<()>, tonic::Status> {
-    let mut values = request.metadata().get_all("workload.spiffe.io").iter();
-    let is_true = values.next().is_some_and(|value| value.as_bytes() == b"true") && values.next().is_none();
-    if is_true { Ok(request) } else { Err(status::no_security_header()) }
+    if has_header(&request, "workload.spiffe.io") { Ok(request) } else { Err(status::no_security_header()) }
+}
+
+/// Whether `name: true` is there, exactly once.
+fn has_header(request: &Request<()>, name: &str) -> bool {
+    let mut values = request.metadata().get_all(name).iter();
+    values.next().is_some_and(|value| value.as_bytes() == b"true") && values.next().is_none()
 }
 
 #[cfg(test)]

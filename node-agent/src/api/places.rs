@@ -2,19 +2,28 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use spiffe::id::SpiffeId;
 
 /// Who holds places.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Holder {
     /// A user of this machine.
     User(u32),
+    /// Whoever calls from there.
+    Address(IpAddr),
+    /// Whoever has this identity.
+    Broker(SpiffeId),
 }
 
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::User(uid) => write!(f, "user {uid}"),
+            Self::Address(address) => write!(f, "{address}"),
+            Self::Broker(id) => write!(f, "{id}"),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The only file that makes gRPC statuses of errors, by SPIFFE_Workload_Endpoint.md section 6.
+//! The only file of the Workload API that makes gRPC statuses of errors, by SPIFFE_Workload_Endpoint.md section 6.
 
 use spiffe::selector::Selectors;
 use tonic::Status;
@@ -21,7 +21,8 @@ pub(super) fn denied(denial: &Denial) -> Status {
     match denial {
         Denial::Full(full) => Status::resource_exhausted(full.to_string()),
         Denial::Attest(error) => attest(error),
-        Denial::NoIdentity(selectors) => no_identity(selectors),
+        Denial::NoIdentity { selectors, .. } => no_identity(selectors),
+        Denial::CallerExpired(_) => Status::unauthenticated(denial.to_string()),
         Denial::NotReady | Denial::Stopping(_) => Status::unavailable(denial.to_string()),
     }
 }
@@ -42,13 +43,17 @@ fn no_identity(selectors: &Selectors) -> Status {
 /// Nothing could be said of the process.
 fn attest(error: &AttestError) -> Status {
     match error {
-        AttestError::Credentials(_) | AttestError::Interrupted | AttestError::AllFailed(_) => {
-            Status::unavailable(error.to_string())
-        }
+        AttestError::Credentials(_)
+        | AttestError::Interrupted
+        | AttestError::TooLong(_)
+        | AttestError::Pin { .. }
+        | AttestError::AllFailed(_) => Status::unavailable(error.to_string()),
         AttestError::Hidden
         | AttestError::Gone(_)
         | AttestError::Reused(_)
         | AttestError::Changed(_)
+        | AttestError::Thread(_)
+        | AttestError::TwoUsers(_)
         | AttestError::ProcessFile { .. } => Status::permission_denied(error.to_string()),
     }
 }

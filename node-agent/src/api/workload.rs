@@ -40,7 +40,7 @@ impl WorkloadApi {
     async fn admit_peer(&self, peer: Arc<Peer>) -> Result<(Watcher, WorkloadState), Denial> {
         let place = self.streams.take(Holder::User(peer.uid()))?;
         let selectors = self.door.attest(&peer).await?;
-        self.door.open(Admitted { peer, selectors, place }).await
+        self.door.open(Admitted { peer, selectors, place, until: None }).await
     }
 }
 

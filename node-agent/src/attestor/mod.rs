@@ -1,10 +1,13 @@
-//! Attestors: what is true of the process at the other end of the workload socket, as selectors.
+//! Attestors: what is true of the process at the other end of the workload socket, or of the one that a broker names,
+//! as selectors.
 //!
-//! - A process is pinned when it connects ([`Peer`]): its facts are read only while it is provably the same one, and
+//! - A process is pinned when it connects or is named ([`Peer`]): its facts are read only while it is provably the same one, and
 //!   are thrown away when it is not any more afterwards.
 //! - A selector that is missing only ever takes identities away: an attestor that fails is logged and the others
 //!   still count. When all fail there is no answer, and the caller is to try again.
-//! - An attestor speaks only for its own selector type.
+//! - An attestor speaks only for its own selector type, and has a time limit.
+
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::join_all;
@@ -14,9 +17,13 @@ use tracing::{debug, warn};
 pub mod peer;
 pub mod process_file;
 pub mod systemd;
+mod turns;
 pub mod unix;
 
 pub use peer::Peer;
+
+/// How long one attestor may take: longer than [`unix`] waits for a hash.
+const LIMIT: Duration = Duration::from_secs(15);
 
 /// Why nothing can be said of a process.
 #[derive(Debug, thiserror::Error)]
@@ -35,9 +42,25 @@ pub enum AttestError {
     /// The pid now belongs to another process.
     #[error("process {0} has ended and its pid belongs to another process now")]
     Reused(u32),
-    /// The process acts for another user or group than when it connected, as after running a setuid program.
-    #[error("process {0} has changed its user or group since it connected: open a new connection")]
+    /// The process acts for another user or group than when it was pinned, as after running a setuid program.
+    #[error("process {0} has changed its user or group since it connected or was named: begin anew")]
     Changed(u32),
+    /// The process could not be pinned.
+    #[error("process {pid} cannot be pinned: {source}")]
+    Pin {
+        /// Which.
+        pid: u32,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The number is that of a thread.
+    #[error("{0} is no process but a thread, of a process or of the kernel: name the process itself")]
+    Thread(u32),
+    /// A setuid or setgid program.
+    #[error(
+        "process {0} acts for another user or group than started it (setuid): it is no workload of either until that ends"
+    )]
+    TwoUsers(u32),
     /// Something below `/proc` could not be read or understood.
     #[error("/proc/{pid}/{file} cannot be read: {reason}")]
     ProcessFile {
@@ -48,6 +71,9 @@ pub enum AttestError {
         /// Why not.
         reason: String,
     },
+    /// It took too long.
+    #[error("process {0} could not be looked at within 15 seconds")]
+    TooLong(u32),
     /// A task of the agent's own ended too early.
     #[error("the attestor was interrupted: the agent is stopping")]
     Interrupted,
@@ -79,7 +105,7 @@ impl Attestors {
     /// Everything that is true of `peer`, which was the same process from the first look to the last.
     pub async fn attest(&self, peer: &Peer) -> Result<Selectors, AttestError> {
         peer.check()?;
-        let answers = join_all(self.0.iter().map(|attestor| attestor.attest(peer))).await;
+        let answers = join_all(self.0.iter().map(|attestor| limited(peer, attestor.attest(peer)))).await;
         peer.check()?;
         let mut found = Vec::new();
         let mut failed = 0;
@@ -103,6 +129,15 @@ impl Attestors {
         #[expect(clippy::expect_used, reason = "cut to the limit in the lines above")]
         Ok(Selectors::new(found).expect("at most MAX_SELECTORS"))
     }
+}
+
+async fn limited(
+    peer: &Peer,
+    attesting: impl Future<Output = Result<Vec<Selector>, AttestError>>,
+) -> Result<Vec<Selector>, AttestError> {
+    #[expect(clippy::disallowed_methods, reason = "a time limit on what a local process has the agent read")]
+    let answer = tokio::time::timeout(LIMIT, attesting).await;
+    answer.unwrap_or(Err(AttestError::TooLong(peer.pid())))
 }
 
 /// `<kind>:<name>:<value>`, or nothing where that is no selector (a control character in a path, for example).

@@ -1,11 +1,16 @@
-//! The process at the other end of a unix socket, pinned.
+//! A process, pinned: the one at the other end of a unix socket ([`Peer::of`]), or one that somebody else names by its
+//! pid ([`Peer::named`]).
 //!
 //! - User and group are those with which it connected, from the kernel (`SO_PEERCRED`): no later `exec` changes them.
 //! - The pidfd is of the process that connected (`SO_PEERPIDFD`, Linux 6.5), so that a pid that was given to another
 //!   process meanwhile is noticed. Older kernels open it by number: the small time between connecting and that is
 //!   guarded by the connection still being held open, and by the user and group being those that connected.
+//! - Of a process that is named its pidfd is opened first and everything is read after: as long as the pidfd says that
+//!   the process has not ended, the pid cannot have become another's. Threads are none, the kernel's least of all; nor is a
+//!   setuid program: anybody may start one, and it acts for two users.
 //! - [`Peer::check`] says whether it is still the same process (not ended, same start time) and still acts for the
 //!   user and group that connected: a process that connects and then runs a setuid program proves nothing by it.
+//! - A pid is one of the agent's own pid namespace. Whoever is in another one means another process by the same number.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -18,9 +23,9 @@ use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
 
 use super::AttestError;
-use super::process_file::{Credentials, start_time};
+use super::process_file::{Credentials, is_kernel_thread, pid_namespaces, start_time};
 
-/// A process that has connected. See the head of this file.
+/// A process that has connected, or was named. See the head of this file.
 #[derive(Debug)]
 pub struct Peer {
     pid: u32,
@@ -51,17 +56,34 @@ impl Peer {
         Ok(peer)
     }
 
+    /// The process with this pid, which is somebody else's word. Must be called within a tokio runtime.
+    pub fn named(pid: u32) -> Result<Self, AttestError> {
+        let pidfd = watch(open_pidfd(pid)?).map_err(|source| AttestError::Pin { pid, source })?;
+        let stat = read(pid, "stat")?;
+        if is_kernel_thread(&stat).ok_or_else(|| malformed(pid, "stat"))? {
+            return Err(AttestError::Thread(pid));
+        }
+        let start_time = start_time(&stat).ok_or_else(|| malformed(pid, "stat"))?;
+        let now = credentials(pid)?;
+        if !now.are_of_one() {
+            return Err(AttestError::TwoUsers(pid));
+        }
+        let peer = Self { pid, uid: now.effective_uid, gid: now.effective_gid, start_time, pidfd };
+        peer.check()?;
+        Ok(peer)
+    }
+
     /// Its pid, in the agent's namespace.
     pub fn pid(&self) -> u32 {
         self.pid
     }
 
-    /// The user for whom it connected.
+    /// The user for whom it connected, or acted when it was named.
     pub fn uid(&self) -> u32 {
         self.uid
     }
 
-    /// The group for which it connected.
+    /// The group for which it connected, or acted when it was named.
     pub fn gid(&self) -> u32 {
         self.gid
     }
@@ -83,7 +105,12 @@ impl Peer {
 
     /// Its users and groups as they are now.
     pub fn credentials(&self) -> Result<Credentials, AttestError> {
-        Credentials::parse(&read(self.pid, "status")?).ok_or_else(|| malformed(self.pid, "status"))
+        credentials(self.pid)
+    }
+
+    /// Whether it calls processes by the same pids as the agent.
+    pub fn shares_pid_namespace(&self) -> Result<bool, AttestError> {
+        Ok(pid_namespaces(&read(self.pid, "status")?) == 1)
     }
 
     /// Returns when it has ended.
@@ -103,10 +130,7 @@ fn watch(pidfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
 
 /// For kernels that do not hand out the pidfd of a socket's peer.
 fn pidfd_by_number(stream: &UnixStream, pid: u32) -> Result<OwnedFd, AttestError> {
-    let number = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw).ok_or(AttestError::Hidden)?;
-    let pidfd = rustix::process::pidfd_open(number, rustix::process::PidfdFlags::empty()).map_err(|errno| {
-        if errno == rustix::io::Errno::SRCH { AttestError::Gone(pid) } else { AttestError::Credentials(errno.into()) }
-    })?;
+    let pidfd = open_pidfd(pid)?;
     // Looked at after the pidfd was opened: whoever connected has not let go of the connection until then.
     let mut polled = [PollFd::new(stream.as_fd(), PollFlags::empty())];
     poll(&mut polled, PollTimeout::ZERO).map_err(|errno| AttestError::Credentials(errno.into()))?;
@@ -116,10 +140,25 @@ fn pidfd_by_number(stream: &UnixStream, pid: u32) -> Result<OwnedFd, AttestError
     Ok(pidfd)
 }
 
+fn open_pidfd(pid: u32) -> Result<OwnedFd, AttestError> {
+    use rustix::io::Errno;
+    let number = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw).ok_or(AttestError::Gone(pid))?;
+    rustix::process::pidfd_open(number, rustix::process::PidfdFlags::empty()).map_err(|errno| match errno {
+        Errno::SRCH => AttestError::Gone(pid),
+        // Of a thread that does not lead its process: one or the other, by the age of the kernel.
+        Errno::INVAL | Errno::NOENT => AttestError::Thread(pid),
+        errno => AttestError::Pin { pid, source: errno.into() },
+    })
+}
+
 fn is_readable(pidfd: &OwnedFd) -> Result<bool, AttestError> {
     let mut polled = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
     let count = poll(&mut polled, PollTimeout::ZERO).map_err(|errno| AttestError::Credentials(errno.into()))?;
     Ok(count > 0)
+}
+
+fn credentials(pid: u32) -> Result<Credentials, AttestError> {
+    Credentials::parse(&read(pid, "status")?).ok_or_else(|| malformed(pid, "status"))
 }
 
 fn read_start_time(pid: u32) -> Result<u64, AttestError> {
@@ -202,6 +241,54 @@ mod tests {
         child.wait().unwrap();
         assert!(matches!(peer.check(), Err(AttestError::Gone(_))));
         assert!(matches!(read(child.id(), "stat"), Err(AttestError::Gone(_))));
+    }
+
+    #[tokio::test]
+    async fn a_process_that_is_named_is_who_it_is() {
+        let (mut child, expected) = child();
+        let peer = Peer::named(child.id()).unwrap();
+        assert_eq!((peer.pid(), peer.uid(), peer.gid()), (expected.pid(), expected.uid(), expected.gid()));
+        assert_eq!(peer.start_time, expected.start_time);
+        assert!(peer.shares_pid_namespace().unwrap());
+        child.kill().unwrap();
+        peer.ended().await;
+        assert!(matches!(peer.check(), Err(AttestError::Gone(_))));
+        // Until it is reaped it has its pid still.
+        assert!(matches!(Peer::named(child.id()), Err(AttestError::Gone(_))));
+        child.wait().unwrap();
+        assert!(matches!(Peer::named(child.id()), Err(AttestError::Gone(_))));
+    }
+
+    #[tokio::test]
+    async fn a_named_process_that_has_ended_is_refused_although_another_has_its_pid() {
+        let (mut first, peer) = child();
+        let (mut second, _) = child();
+        first.kill().unwrap();
+        first.wait().unwrap();
+        // As if the kernel had given its number to the second.
+        let peer = Peer { pid: second.id(), start_time: read_start_time(second.id()).unwrap(), ..peer };
+        assert!(matches!(peer.check(), Err(AttestError::Gone(_))));
+        second.kill().unwrap();
+        second.wait().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_thread_is_no_process() {
+        assert!(matches!(Peer::named(0), Err(AttestError::Gone(_))));
+        assert!(matches!(Peer::named(u32::MAX), Err(AttestError::Gone(_))));
+        let (tell, told) = std::sync::mpsc::channel();
+        let (_hold, held) = std::sync::mpsc::channel::<()>();
+        std::thread::spawn(move || {
+            tell.send(nix::unistd::gettid().as_raw()).unwrap();
+            let _ = held.recv();
+        });
+        let thread = u32::try_from(told.recv().unwrap()).unwrap();
+        assert!(std::fs::exists(format!("/proc/{thread}/stat")).unwrap());
+        assert!(matches!(Peer::named(thread), Err(AttestError::Thread(_))));
+        // On most machines, and not in every container: kthreadd.
+        if std::fs::read("/proc/2/stat").is_ok_and(|stat| is_kernel_thread(&stat) == Some(true)) {
+            assert!(matches!(Peer::named(2), Err(AttestError::Thread(2))));
+        }
     }
 
     #[tokio::test]

@@ -15,56 +15,32 @@
 //! - Reading `/proc/<pid>/exe` of another user's process takes `CAP_SYS_PTRACE`: without it there is neither path
 //!   nor hash.
 
-use std::collections::HashMap;
-use std::fs::{File, Metadata};
-use std::io::Read as _;
+use std::fs::File;
 use std::os::unix::ffi::OsStringExt as _;
-use std::os::unix::fs::MetadataExt as _;
-use std::sync::{Mutex, PoisonError};
 
 use async_trait::async_trait;
 use nix::unistd::{Gid, Group, Uid, User};
 use spiffe::selector::Selector;
-use tokio::sync::Semaphore;
 use tracing::debug;
 
+use self::hashing::{Hashing, Stamp};
+use super::turns::Turns;
 use super::{AttestError, Peer, WorkloadAttestor, selector};
+
+mod hashing;
 
 const KIND: &str = "unix";
 /// Each of them makes up to two selectors, and a set holds 256.
 const MAX_SUPPLEMENTARY: usize = 100;
-/// Hashes that are remembered; when there are more, all are forgotten.
-const MAX_HASHES: usize = 1024;
-/// Executables hashed at the same time.
-const HASHING: usize = 2;
+/// Processes looked at at the same time, in all and of one user: an executable may lie on a file system that hangs.
+const LOOKING: usize = 64;
+const LOOKING_OF_ONE: usize = 4;
 
 /// The `unix` attestor.
 pub struct Unix {
     hash_up_to: u64,
-    hashes: Mutex<HashMap<Stamp, String>>,
-    hashing: Semaphore,
-}
-
-/// What is the same as long as a file's content is the same.
-#[derive(Clone, PartialEq, Eq, Hash)]
-struct Stamp {
-    device: u64,
-    inode: u64,
-    size: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-impl Stamp {
-    fn of(metadata: &Metadata) -> Self {
-        Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            size: metadata.size(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-        }
-    }
+    hashing: Hashing,
+    looking: Turns,
 }
 
 /// What can be said without reading the executable, and the executable itself.
@@ -76,30 +52,7 @@ struct Facts {
 impl Unix {
     /// Executables of at most `hash_up_to` bytes get a `unix:sha256` selector; 0: none does, and none is read.
     pub fn new(hash_up_to: u64) -> Self {
-        Self { hash_up_to, hashes: Mutex::default(), hashing: Semaphore::new(HASHING) }
-    }
-
-    async fn hash(&self, (file, stamp): (File, Stamp)) -> Result<Option<String>, AttestError> {
-        if stamp.size > self.hash_up_to {
-            debug!(size = stamp.size, limit = self.hash_up_to, "executable is too large to be hashed");
-            return Ok(None);
-        }
-        // One at a time per executable would be enough; two in all keep a crowd of them from taking every core.
-        let _turn = self.hashing.acquire().await.map_err(|_| AttestError::Interrupted)?;
-        if let Some(hash) = self.hashes.lock().unwrap_or_else(PoisonError::into_inner).get(&stamp) {
-            return Ok(Some(hash.clone()));
-        }
-        let (hash, stamp) = tokio::task::spawn_blocking(move || (hash_unchanged(&file, &stamp), stamp))
-            .await
-            .map_err(|_| AttestError::Interrupted)?;
-        if let Some(hash) = &hash {
-            let mut hashes = self.hashes.lock().unwrap_or_else(PoisonError::into_inner);
-            if hashes.len() >= MAX_HASHES {
-                hashes.clear();
-            }
-            hashes.insert(stamp, hash.clone());
-        }
-        Ok(hash)
+        Self { hash_up_to, hashing: Hashing::new(hash_up_to), looking: Turns::new(LOOKING, LOOKING_OF_ONE) }
     }
 }
 
@@ -113,12 +66,16 @@ impl WorkloadAttestor for Unix {
         let groups = peer.credentials()?.groups;
         let (pid, uid, gid, open) = (peer.pid(), peer.uid(), peer.gid(), self.hash_up_to > 0);
         // Names may come over the network (NSS), and files from slow disks.
-        let facts = tokio::task::spawn_blocking(move || facts(pid, uid, gid, &groups, open))
-            .await
-            .map_err(|_| AttestError::Interrupted)?;
+        let turn = self.looking.take(uid).await.ok_or(AttestError::Interrupted)?;
+        let looking = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            facts(pid, uid, gid, &groups, open)
+        });
+        let facts = looking.await.map_err(|_| AttestError::Interrupted)?;
         let mut selectors = facts.selectors;
         if let Some(executable) = facts.executable {
-            selectors.extend(self.hash(executable).await?.and_then(|hash| selector(KIND, "sha256", hash)));
+            let hash = self.hashing.hash(uid, executable).await?;
+            selectors.extend(hash.and_then(|hash| selector(KIND, "sha256", hash)));
         }
         Ok(selectors)
     }
@@ -164,15 +121,6 @@ fn executable_path(link: Vec<u8>) -> Option<String> {
     (path.starts_with('/') && !path.ends_with(" (deleted)")).then_some(path)
 }
 
-/// The hash of the whole file, unless it changed while it was read.
-fn hash_unchanged(file: &File, stamp: &Stamp) -> Option<String> {
-    // One more byte than it should have shows that it grew.
-    let mut content = file.take(stamp.size.saturating_add(1));
-    let hash = spiffe::crypto::sha256_hex_of(&mut content).ok()?;
-    let whole = content.limit() == 1;
-    (whole && Stamp::of(&file.metadata().ok()?) == *stamp).then_some(hash)
-}
-
 #[cfg(test)]
 mod tests {
     use tokio::net::UnixStream;
@@ -210,22 +158,9 @@ mod tests {
         let exactly = Unix::new(content.len() as u64);
         assert!(own(&exactly).await.contains(&expected));
         assert!(own(&exactly).await.contains(&expected), "from memory");
-        assert_eq!(exactly.hashes.lock().unwrap().len(), 1);
+        assert_eq!(exactly.hashing.remembered(), 1);
         let found = own(&Unix::new(content.len() as u64 - 1)).await;
         assert!(!found.iter().any(|selector| selector.starts_with("unix:sha256:")), "{found:?}");
-    }
-
-    #[test]
-    fn a_file_that_changes_while_it_is_hashed_has_no_hash() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("program");
-        std::fs::write(&path, b"one").unwrap();
-        let file = File::open(&path).unwrap();
-        let stamp = Stamp::of(&file.metadata().unwrap());
-        std::fs::write(&path, b"three").unwrap();
-        assert_eq!(hash_unchanged(&file, &stamp), None);
-        let (file, stamp) = (File::open(&path).unwrap(), Stamp::of(&std::fs::metadata(&path).unwrap()));
-        assert_eq!(hash_unchanged(&file, &stamp), Some(spiffe::crypto::sha256_hex(b"three")));
     }
 
     #[test]
@@ -247,7 +182,7 @@ mod tests {
         let (file, stamp) = opened.unwrap();
         assert_eq!(path, None);
         assert_eq!(
-            hash_unchanged(&file, &stamp),
+            hashing::hash_unchanged(&file, &stamp),
             Some(spiffe::crypto::sha256_hex(&std::fs::read("/bin/sleep").unwrap()))
         );
         child.kill().unwrap();

@@ -60,18 +60,20 @@ pub struct Header {
 
 /// A token that was taken apart; nobody has looked at its signature yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Parsed<'a> {
+pub struct Parsed {
     /// What its header says.
     pub header: Header,
     /// Its claims.
     pub claims: Map<String, Value>,
-    signed: &'a str,
+    token: String,
+    /// How long the part of the token is that is signed.
+    signed: usize,
     signature: Vec<u8>,
 }
 
-impl<'a> Parsed<'a> {
+impl Parsed {
     /// Takes a token apart.
-    pub fn read(token: &'a str) -> Result<Self, JwsError> {
+    pub fn read(token: &str) -> Result<Self, JwsError> {
         if token.len() > MAX_TOKEN_BYTES {
             return Err(JwsError::TooLong(token.len()));
         }
@@ -79,16 +81,22 @@ impl<'a> Parsed<'a> {
         let [header, payload, signature] = parts.as_slice() else {
             return Err(JwsError::Parts(parts.len()));
         };
+        let signed = header.len() + 1 + payload.len();
         let header = read_header(header)?;
         let claims = parse_object(&decode("payload", payload)?).map_err(|error| JwsError::Json("payload", error))?;
         let signature = decode("signature", signature)?;
-        let signed = token.rsplit_once('.').map(|(signed, _)| signed).unwrap_or_default();
-        Ok(Self { header, claims, signed, signature })
+        Ok(Self { header, claims, token: token.to_owned(), signed, signature })
+    }
+
+    /// The token, as it was given.
+    pub fn token(&self) -> &str {
+        &self.token
     }
 
     /// Whether it was signed by the private half of `key`.
     pub fn verify(&self, key: &PublicKey) -> Result<(), JwsError> {
-        Ok(key.verify(self.header.algorithm, self.signed.as_bytes(), &self.signature)?)
+        let signed = self.token.get(..self.signed).unwrap_or_default();
+        Ok(key.verify(self.header.algorithm, signed.as_bytes(), &self.signature)?)
     }
 }
 

@@ -13,6 +13,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
@@ -27,6 +28,12 @@ const usage = `usage: interop-go <mode> [flags]; the socket is named by SPIFFE_E
   watch-bundles  [--updates N] [--patient]                    X.509 bundles, one JSON line each
   serve          [--listen HOST:PORT] --peer ID [--accepts N] mTLS server: prints its address, then each peer
   dial           --address HOST:PORT --peer ID                mTLS client: prints the peer
+  jwt            --audience A,B [--id ID]                     JWT-SVIDs, validated here and by the Workload API
+  validate-jwt   --audience A --token TOKEN                   the same for one token
+  watch-jwt-bundles, watch-wit-bundles, watch-wit [--id ID]   [--updates N] [--patient]
+  wit            [--id ID]                                    WIT-SVIDs, verified with the WIT bundles
+  bundle         --trust-domain T --url U --known FILE [--id ID]
+                 from a bundle endpoint: with --id by https_spiffe (FILE: a SPIFFE bundle), else https_web (FILE: PEM)
 flag of all: --timeout SECONDS (60; 0: never)`
 
 // line is what every client under tests/interop prints for an update.
@@ -69,6 +76,12 @@ func run(args []string) error {
 	listen := flags.String("listen", "127.0.0.1:0", "address to serve on")
 	address := flags.String("address", "", "address to dial")
 	peer := flags.String("peer", "", "the only SPIFFE ID accepted from the other side")
+	audience := flags.String("audience", "", "whom tokens are for, with commas between them")
+	id := flags.String("id", "", "a SPIFFE ID")
+	text := flags.String("token", "", "a token")
+	domain := flags.String("trust-domain", "", "whose bundle is fetched")
+	url := flags.String("url", "", "where it is")
+	known := flags.String("known", "", "a file with what the endpoint is known by")
 	accepts := flags.Int("accepts", 1, "serve this many connections, then exit")
 	if err := flags.Parse(args[1:]); err != nil {
 		return err
@@ -81,22 +94,44 @@ func run(args []string) error {
 	}
 
 	switch args[0] {
-	case "watch", "watch-bundles":
+	case "watch", "watch-bundles", "watch-jwt-bundles", "watch-wit-bundles", "watch-wit":
 		ctx, stop := context.WithCancelCause(ctx)
 		watcher := &watcher{left: *updates, patient: *patient, stop: stop}
-		var err error
-		if args[0] == "watch" {
-			err = workloadapi.WatchX509Context(ctx, watcher)
-		} else {
-			err = workloadapi.WatchX509Bundles(ctx, watcher)
-		}
-		return reason(ctx, err)
+		return reason(ctx, watch(ctx, args[0], watcher, *id))
+	case "jwt":
+		return fetchJWT(ctx, strings.Split(*audience, ","), *id)
+	case "validate-jwt":
+		return validateJWT(ctx, *text, *audience)
+	case "wit":
+		return fetchWIT(ctx, *id)
+	case "bundle":
+		return fetchBundle(ctx, *domain, *url, *id, *known)
 	case "serve":
 		return serve(ctx, *listen, *peer, *accepts)
 	case "dial":
 		return dial(ctx, *address, *peer)
 	}
 	return fmt.Errorf("unknown mode %q\n%s", args[0], usage)
+}
+
+func watch(ctx context.Context, what string, watcher *watcher, id string) error {
+	switch what {
+	case "watch":
+		return workloadapi.WatchX509Context(ctx, watcher)
+	case "watch-bundles":
+		return workloadapi.WatchX509Bundles(ctx, watcher)
+	case "watch-jwt-bundles":
+		return workloadapi.WatchJWTBundles(ctx, watcher)
+	}
+	client, err := workloadapi.New(ctx)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	if what == "watch-wit" {
+		return client.WatchWITSVIDs(ctx, watcher, id)
+	}
+	return client.WatchWITBundles(ctx, watcher)
 }
 
 var errDone = errors.New("all updates seen")
@@ -144,7 +179,7 @@ func (w *watcher) OnX509BundlesUpdate(update *x509bundle.Set) {
 func (w *watcher) OnX509ContextWatchError(err error) { w.failed(err) }
 func (w *watcher) OnX509BundlesWatchError(err error) { w.failed(err) }
 
-func (w *watcher) print(seen line) {
+func (w *watcher) print(seen any) {
 	if w.left <= 0 {
 		return
 	}

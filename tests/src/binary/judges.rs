@@ -1,6 +1,6 @@
 //! Programs that we did not write, or that stand on libraries that we did not write (`tests/interop/README.md`).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::command::{Command, Output};
 use super::house::House;
@@ -41,7 +41,7 @@ impl Judge {
             Self::Go => house.program(place("CHANCERY_INTEROP_GO")),
             Self::Rust => house.program(place("CHANCERY_INTEROP_RUST")),
             Self::Python => {
-                let script = interop("python/watch.py").display().to_string();
+                let script = interop("python/judge.py").display().to_string();
                 house.program(place("CHANCERY_INTEROP_PYTHON")).args([script])
             }
         }
@@ -70,14 +70,35 @@ pub fn update_of(judge: &Process) -> Vec<serde_json::Value> {
     lines.map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
 }
 
+/// Verifies a JWT-SVID from nothing but its issuer's URL, with PyJWT. `roots`: what the web server is known by.
+pub fn pyjwt(issuer: &str, audience: &str, token: &str, roots: &Path) -> Output {
+    Command::new(place("CHANCERY_INTEROP_PYTHON"))
+        .env("SSL_CERT_FILE", roots)
+        .args([&interop("python/discovery.py").display().to_string(), issuer, audience, token])
+        .run()
+}
+
+/// The same with `jose`, on Node.js.
+pub fn jose(issuer: &str, audience: &str, token: &str, roots: &Path) -> Output {
+    Command::new(in_path("node", "nodejs"))
+        .env("NODE_EXTRA_CA_CERTS", roots)
+        .args([&place("CHANCERY_INTEROP_NODE").display().to_string(), issuer, audience, token])
+        .run()
+}
+
+/// A program of this machine, and the Debian package that has it.
+fn in_path(name: &str, package: &str) -> PathBuf {
+    let found = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
+        .map(|folder| folder.join(name))
+        .find(|path| path.is_file());
+    found.unwrap_or_else(|| {
+        panic!("there is no {name} in PATH: install it (Debian: apt-get install {package}), or run ./check")
+    })
+}
+
 /// The `openssl` of this machine.
 pub fn openssl() -> Command {
-    let found = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
-        .map(|folder| folder.join("openssl"))
-        .find(|path| path.is_file());
-    Command::new(
-        found.expect("there is no openssl in PATH: install it (Debian: apt-get install openssl), or run ./check"),
-    )
+    Command::new(in_path("openssl", "openssl"))
 }
 
 /// Lints PEM files by RFC 5280; see `tests/interop/lint-certificate`.

@@ -23,7 +23,7 @@ mod session;
 
 pub use command::{Command, Output};
 pub use house::{House, free_port};
-pub use judges::{Judge, interop, openssl, pkilint, update_of};
+pub use judges::{Judge, interop, jose, openssl, pkilint, pyjwt, update_of};
 pub use patience::wait_for;
 pub use process::Process;
 pub use session::{Session, Step};

@@ -3,6 +3,7 @@
 //! - A batch becomes as few commits as the store allows. One that cannot be done is refused alone; the others go on.
 //! - No two entries have the same identity, parent and selectors: the store's `unique/` keys say so, however many
 //!   servers create at once.
+//! - One SPIFFE ID is an operator's by all of its entries or by none: see [`operators`](super::operators).
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use spiffe::id::{SpiffeId, TrustDomain};
 use spiffe::proto::{WireError, spiffe_id, trust_domain, v1};
 use spiffe::selector::{Selector, Selectors};
 
+use super::operators::Operators;
 use super::{Call, page, page_size};
 use crate::api::status::Refusal;
 use crate::audit::{Message, Outcome};
@@ -62,6 +64,7 @@ pub(super) async fn create(call: &Call<'_>, request: v1::CreateEntriesRequest) -
             view.entry_count()
         )));
     }
+    let mut operators = Operators::new(view, &request.entries);
     let plan = |(at, mut wire): (usize, v1::Entry)| {
         if wire.id.is_empty() {
             let place = u16::try_from(at).unwrap_or(u16::MAX);
@@ -70,6 +73,7 @@ pub(super) async fn create(call: &Call<'_>, request: v1::CreateEntriesRequest) -
         wire.created_at = now.unix();
         let entry = RegistrationEntry::try_from(wire)?;
         check(call, &entry)?;
+        operators.check(&entry)?;
         let (key, unique) = (keys::entry(&entry.id), keys::unique(&entry));
         let txn = Txn::new().absent(key.clone()).absent(unique.clone()).put(key, entry_to_record(&entry));
         Ok((txn.put(unique, entry.id.to_string()), entry))
@@ -78,11 +82,13 @@ pub(super) async fn create(call: &Call<'_>, request: v1::CreateEntriesRequest) -
 }
 
 pub(super) async fn update(call: &Call<'_>, request: v1::UpdateEntriesRequest) -> Result<v1::EntryResults, Refusal> {
+    let mut operators = Operators::new(&call.admitted.view, &request.entries);
     let plan = |mut wire: v1::Entry| {
         let before = find(&call.admitted.view, &wire.id)?;
         wire.created_at = before.created_at.unix();
         let entry = RegistrationEntry::try_from(wire)?;
         check(call, &entry)?;
+        operators.check(&entry)?;
         let key = keys::entry(&entry.id);
         let mut txn = Txn::new().expect(key.clone(), before.revision).put(key, entry_to_record(&entry));
         let (old, new) = (keys::unique(before), keys::unique(&entry));
@@ -163,7 +169,18 @@ fn check(call: &Call<'_>, entry: &RegistrationEntry) -> Result<(), Refusal> {
 /// What an operator may not have meant, although it is right; else nothing. A node may well be attested later.
 fn warn(call: &Call<'_>, entry: &RegistrationEntry) -> String {
     let (view, parent) = (&call.admitted.view, &entry.parent);
-    if view.knows_parent(parent) { String::new() } else { format!("no agent or node alias has the ID {parent} yet") }
+    let mut warnings = Vec::new();
+    if !view.knows_parent(parent) {
+        warnings.push(format!("no agent or node alias has the ID {parent} yet"));
+    }
+    if entry.selectors.iter().any(Selector::is_of_program) && !entry.selectors.iter().any(Selector::is_of_user) {
+        warnings.push(
+            "unix:path and unix:sha256 say what program a process runs now, which any user of the node may: add \
+             unix:uid or unix:user"
+                .to_owned(),
+        );
+    }
+    warnings.join("; ")
 }
 
 /// Commits what was planned, records each result, and answers in the order of the request.

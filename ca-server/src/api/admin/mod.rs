@@ -9,6 +9,7 @@ mod authorities;
 mod bundles;
 mod entries;
 mod mint;
+mod operators;
 mod tokens;
 
 use std::fmt::Display;

@@ -1,6 +1,7 @@
 //! Attest: a stranger proves which node it is, and gets the agent's first SVID.
 //!
-//! - How often strangers may try is limited before anything is looked at.
+//! - How often strangers may try, and how many at once, is limited before anything is looked at.
+//! - A stranger gets a place in the audit queue only while half of it is free: the rest is for those that are in.
 //! - The CSR's possession is proved first; the attestor binds its own proof to that same CSR.
 //! - The node's record, the end of a join token and the alias that came with it are one commit. On a conflict the SVID
 //!   is dropped, never sent: of two that use one token at once, one gets in.
@@ -20,6 +21,8 @@ use tonic::{Status, Streaming};
 
 use crate::api::Doors;
 use crate::api::caller::Caller;
+use crate::api::limits::TooMany;
+use crate::api::origin::Origin;
 use crate::api::rights::{Admitted, Denied};
 use crate::api::status::Refusal;
 use crate::attest::{Attempt, Attested, Step, Token};
@@ -64,18 +67,16 @@ impl Attesting {
 
     async fn decide(&self, requests: Streaming<v1::AttestRequest>) -> Result<v1::AttestResult, Refusal> {
         let doors = &self.doors;
-        if !doors.attesting.take(self.admitted.now) {
-            let refusal = Refusal::overloaded("too many nodes attest at once");
+        let busy = |what: TooMany| {
+            let refusal = Refusal::overloaded(&what.to_string());
             doors.metrics.refused(refusal.reason());
-            return Err(refusal);
-        }
-        // Before anything of the stranger's is read.
-        let Ok(_turn) = doors.open_attestations.try_acquire() else {
-            let refusal = Refusal::overloaded("too many nodes attest at once");
-            doors.metrics.refused(refusal.reason());
-            return Err(refusal);
+            refusal
         };
-        let mut record = doors.audit.reserve(1)?;
+        let origin = Origin::of(&self.admitted.caller);
+        doors.attesting.take(origin.clone(), self.admitted.now).map_err(busy)?;
+        // Before anything of the stranger's is read.
+        let _turn = doors.open_attestations.take(origin).ok_or_else(|| busy(TooMany::InAll))?;
+        let mut record = doors.audit.reserve_spare()?;
         let mut trace = Trace::default();
         #[expect(clippy::disallowed_methods, reason = "a time limit on what a stranger on the network may take")]
         let attested = tokio::time::timeout(TIME_LIMIT, self.exchange(requests, &mut trace)).await;

@@ -8,14 +8,16 @@ mod sync;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use futures_util::Stream;
+use futures_util::{Stream, StreamExt as _};
 use spiffe::proto::v1;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::Doors;
+use super::origin::Origin;
 use super::rights::Admitted;
+use super::status::Refusal;
 use crate::authority::issuer::Signed;
 pub use issue::MOST_REQUESTS;
 
@@ -53,8 +55,11 @@ impl v1::node_server::Node for NodeDoor {
 
     async fn sync(&self, request: Request<Streaming<v1::SyncRequest>>) -> Result<Response<Self::SyncStream>, Status> {
         let admitted = admitted(&request)?;
-        let holder = admitted.agent().map_err(super::status::Refusal::from)?.clone();
-        let (to, answers) = mpsc::channel(WAITING);
+        let holder = admitted.agent().map_err(Refusal::from)?.clone();
+        let open = self.0.syncing.take(Origin::Agent(holder.id.clone())).ok_or_else(|| {
+            Refusal::overloaded("this agent has too many Sync streams that it does not read: it has to close them")
+        })?;
+        let (to, answers) = mpsc::channel(sync::WAITING);
         let syncing = sync::Syncing {
             holder,
             views: Arc::clone(&self.0.views),
@@ -64,7 +69,9 @@ impl v1::node_server::Node for NodeDoor {
             to,
         };
         tokio::spawn(syncing.run(request.into_inner()));
-        Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
+        // The place is free when the answers are gone, read or not.
+        let answers = ReceiverStream::new(answers).inspect(move |_| _ = &open);
+        Ok(Response::new(Box::pin(answers)))
     }
 
     async fn issue_x509_svids(

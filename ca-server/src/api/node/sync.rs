@@ -3,10 +3,14 @@
 //!
 //! - What is sent is the difference between what the agent knows and what it should know: a snapshot is the
 //!   difference from nothing, so that start-up and catching up are one path.
-//! - The stream ends with the caller's certificate, with its ban or eviction, and when it is replaced.
+//! - The stream ends with the caller's certificate, with its ban or eviction, and when it is replaced: at once, whether
+//!   the agent reads or not.
+//! - An agent that does not read costs one message on its way and the rest of one difference. What is committed
+//!   meanwhile is folded: next it is told the difference to the View of that moment.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use spiffe::bundle::Bundle;
 use spiffe::entry::{EntryId, RegistrationEntry};
@@ -57,11 +61,11 @@ impl Difference {
     }
 
     /// As messages of at most [`CHUNK`] entries each.
-    fn into_messages(mut self, revision: Revision, snapshot: bool) -> Vec<v1::SyncResponse> {
-        let mut messages = Vec::new();
+    fn into_messages(mut self, revision: Revision, snapshot: bool) -> VecDeque<v1::SyncResponse> {
+        let mut messages = VecDeque::new();
         loop {
             let rest = self.entries.split_off(self.entries.len().min(CHUNK));
-            messages.push(v1::SyncResponse {
+            messages.push_back(v1::SyncResponse {
                 revision,
                 snapshot: snapshot && messages.is_empty(),
                 more: !rest.is_empty(),
@@ -181,6 +185,9 @@ fn concerns_parents(change: &Change, agent: &SpiffeId) -> bool {
     }
 }
 
+/// How many messages may be on their way to an agent, and one place more for the reason of the end.
+pub(super) const WAITING: usize = 2;
+
 /// One agent's stream.
 pub(super) struct Syncing {
     pub(super) holder: Holder,
@@ -188,18 +195,27 @@ pub(super) struct Syncing {
     pub(super) connected: Connected,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) stop: CancellationToken,
+    /// Of [`WAITING`] places.
     pub(super) to: mpsc::Sender<Result<v1::SyncResponse, Status>>,
+}
+
+/// A View that came while the agent had not read what was sent before.
+struct Missed {
+    view: Arc<View>,
+    /// Whether the agent has to start anew.
+    snapshot: bool,
 }
 
 impl Syncing {
     /// Runs until the agent goes, the server stops, or the agent's right ends; then says why.
     pub(super) async fn run(self, mut acknowledgements: Streaming<v1::SyncRequest>) {
+        // Kept for the end, so that an agent that did not read hears of it when it does.
+        let last_word = self.to.clone().try_reserve_owned();
         let (view, mut listener) = self.views.listen();
         let stream = self.connected.open(self.holder.id.clone());
         let ended = self.follow(view, &mut listener, &stream, &mut acknowledgements).await;
-        if let Err(status) = ended {
-            // The agent may be gone already.
-            let _ = self.to.try_send(Err(status));
+        if let (Err(status), Ok(last_word)) = (ended, last_word) {
+            last_word.send(Err(status));
         }
     }
 
@@ -211,24 +227,40 @@ impl Syncing {
         acknowledgements: &mut Streaming<v1::SyncRequest>,
     ) -> Result<(), Status> {
         let mut known = Known::default();
-        self.tell(&mut known, &view, None, true, stream).await?;
-        let after_the_end = self.holder.not_after.plus(std::time::Duration::from_secs(1));
-        let end = self.clock.sleep_until(after_the_end);
+        let mut outgoing = self.tell(&mut known, &view, None, true, stream)?;
+        let mut missed: Option<Missed> = None;
+        let end = self.clock.sleep_until(self.holder.not_after.plus(Duration::from_secs(1)));
         tokio::pin!(end);
         loop {
+            if outgoing.is_empty()
+                && let Some(Missed { view, snapshot }) = missed.take()
+            {
+                outgoing = self.tell(&mut known, &view, None, snapshot, stream)?;
+            }
             tokio::select! {
+                place = self.to.reserve(), if !outgoing.is_empty() => {
+                    let place = place.map_err(|_| Status::cancelled("the agent has gone"))?;
+                    if let Some(message) = outgoing.pop_front() {
+                        place.send(Ok(message));
+                    }
+                }
                 published = listener.next() => {
                     let Some(published) = published else { return Ok(()) };
                     let snapshot = published.changes.is_none();
-                    self.tell(&mut known, &published.view, published.changes.as_deref(), snapshot, stream).await?;
-                    if stream.is_replaced() {
-                        return Err(Status::aborted("this agent has opened another Sync stream"));
+                    if outgoing.is_empty() {
+                        outgoing =
+                            self.tell(&mut known, &published.view, published.changes.as_deref(), snapshot, stream)?;
+                    } else {
+                        admit_agent(&self.holder, &published.view).map_err(Refusal::from)?;
+                        let snapshot = snapshot || missed.is_some_and(|missed| missed.snapshot);
+                        missed = Some(Missed { view: published.view, snapshot });
                     }
                 }
                 message = acknowledgements.message() => match message {
                     Ok(Some(message)) => stream.acknowledged(message.acknowledged),
                     Ok(None) | Err(_) => return Ok(()),
                 },
+                () = stream.replaced() => return Err(Status::aborted("this agent has opened another Sync stream")),
                 () = &mut end => return Err(Refusal::from(Denied::Expired(self.holder.not_after)).into()),
                 () = self.stop.cancelled() => {
                     return Err(Status::unavailable("the server is stopping: connect again, here or to another one"));
@@ -237,29 +269,24 @@ impl Syncing {
         }
     }
 
-    /// Sends what `view` changes for this agent, if anything, and notes how far the agent was considered.
-    async fn tell(
+    /// The messages of what `view` changes for this agent, if anything; notes how far the agent was considered.
+    fn tell(
         &self,
         known: &mut Known,
         view: &View,
         changes: Option<&[Change]>,
         snapshot: bool,
         stream: &Stream,
-    ) -> Result<(), Status> {
+    ) -> Result<VecDeque<v1::SyncResponse>, Status> {
         admit_agent(&self.holder, view).map_err(Refusal::from)?;
         // Admitted: it has a node.
-        let Some(node) = view.node(&self.holder.id) else { return Ok(()) };
+        let Some(node) = view.node(&self.holder.id) else { return Ok(VecDeque::new()) };
         if snapshot {
             *known = Known::default();
         }
         let difference = known.update(view, node, changes, self.clock.now());
         let send = snapshot || !difference.is_empty();
         stream.considered(view.revision(), send);
-        if send {
-            for message in difference.into_messages(view.revision(), snapshot) {
-                self.to.send(Ok(message)).await.map_err(|_| Status::cancelled("the agent has gone"))?;
-            }
-        }
-        Ok(())
+        Ok(if send { difference.into_messages(view.revision(), snapshot) } else { VecDeque::new() })
     }
 }

@@ -1,6 +1,9 @@
-//! Judges Chancery from outside with the public `spiffe` crate: watches X.509 contexts and prints one JSON line for
-//! each. The crate parses and checks the profile; that key and certificate belong together, and that each chain ends
+//! Judges Chancery from outside with the public `spiffe` crate: watches X.509 contexts and JWT bundles, fetches and
+//! validates JWT-SVIDs, acts as a broker, and prints one JSON line for each thing that it saw. Of X.509 the crate parses and checks the profile; that key and certificate belong together, and that each chain ends
 //! at a root beside it, is checked here, since the crate leaves both to its user. See `../README.md`.
+
+mod broker;
+mod tokens;
 
 use std::error::Error;
 use std::time::Duration;
@@ -15,9 +18,22 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
-const USAGE: &str = "usage: interop-rust watch [--updates N] [--patient] [--timeout SECONDS]";
+const USAGE: &str = "usage: interop-rust <mode> [--updates N] [--patient] [--timeout SECONDS]
+  watch                                             X.509 contexts
+  watch-jwt-bundles                                 JWT bundles
+  jwt     --audience A,B [--id ID]                  JWT-SVIDs, validated here and by the Workload API
+  broker  --pid N --socket PATH|--address HOST:PORT --peer ID [--audience A]
+          the SVIDs, bundles and (with --audience) JWT-SVIDs of that process, from the Broker API of the peer";
 
+#[derive(Default)]
 struct Arguments {
+    mode: String,
+    audience: Vec<String>,
+    id: Option<String>,
+    pid: i32,
+    socket: Option<String>,
+    address: Option<String>,
+    peer: String,
     updates: usize,
     /// Watch with `X509Source`, which connects again by itself, instead of with one bare stream.
     patient: bool,
@@ -40,7 +56,14 @@ async fn main() {
 async fn run() -> Outcome<()> {
     let arguments = parse(std::env::args().skip(1))?;
     let watching = async {
-        if arguments.patient { watch_source(arguments.updates).await } else { watch_stream(arguments.updates).await }
+        match arguments.mode.as_str() {
+            "watch" if arguments.patient => watch_source(arguments.updates).await,
+            "watch" => watch_stream(arguments.updates).await,
+            "watch-jwt-bundles" => tokens::watch_bundles(arguments.updates).await,
+            "jwt" => tokens::fetch(&arguments.audience, arguments.id.as_deref()).await,
+            "broker" => broker::act(&arguments).await,
+            _ => Err(USAGE.into()),
+        }
     };
     if arguments.timeout == 0 {
         return watching.await;
@@ -51,13 +74,17 @@ async fn run() -> Outcome<()> {
 }
 
 fn parse(mut words: impl Iterator<Item = String>) -> Outcome<Arguments> {
-    if words.next().as_deref() != Some("watch") {
-        return Err(USAGE.into());
-    }
-    let mut arguments = Arguments { updates: 1, patient: false, timeout: 60 };
+    let mode = words.next().ok_or(USAGE)?;
+    let mut arguments = Arguments { mode, updates: 1, timeout: 60, ..Arguments::default() };
     while let Some(word) = words.next() {
         match word.as_str() {
             "--patient" => arguments.patient = true,
+            "--audience" => arguments.audience = words.next().ok_or(USAGE)?.split(',').map(str::to_owned).collect(),
+            "--id" => arguments.id = Some(words.next().ok_or(USAGE)?),
+            "--pid" => arguments.pid = words.next().ok_or(USAGE)?.parse()?,
+            "--socket" => arguments.socket = Some(words.next().ok_or(USAGE)?),
+            "--address" => arguments.address = Some(words.next().ok_or(USAGE)?),
+            "--peer" => arguments.peer = words.next().ok_or(USAGE)?,
             "--updates" => arguments.updates = words.next().ok_or(USAGE)?.parse()?,
             "--timeout" => arguments.timeout = words.next().ok_or(USAGE)?.parse()?,
             _ => return Err(USAGE.into()),

@@ -1,0 +1,126 @@
+//! The SPIFFE Broker API (SPIFFE_Broker_API.md): what a workload would be told, told to a broker that may act for it.
+//!
+//! - In this order: may the broker ask at all, what does it name, may it name that so, is it there, who is it, may the
+//!   broker act for such a one. Only then the workload's state is looked at.
+//! - The process is pinned before anything of it is read, and stays so as long as the stream lasts: a pid that is given
+//!   to another process never leads to that one's identities.
+//! - A stream ends with its process, and with the broker's SVID.
+
+use std::sync::Arc;
+
+use spiffe::proto::broker::api_server::Api;
+use spiffe::proto::broker::{
+    FetchJwtsvidRequest, FetchJwtsvidResponse, SubscribeToJwtBundlesRequest, SubscribeToJwtBundlesResponse,
+    SubscribeToX509BundlesRequest, SubscribeToX509BundlesResponse, SubscribeToX509svidRequest,
+    SubscribeToX509svidResponse, WorkloadReference, X509svid,
+};
+use tonic::{Extensions, Request, Response, Status};
+use tracing::{debug, info};
+
+use super::listen::Caller;
+use super::policy::Policy;
+use super::reference::Reference;
+use super::status::{Refusal, denied};
+use crate::api::answers::{self, X509Answer};
+use crate::api::door::{Admitted, Denial, Door, Responses, Watcher};
+use crate::api::places::{Holder, Places};
+use crate::attestor::Peer;
+use crate::cache::WorkloadState;
+use crate::config::broker::ReferenceKind;
+
+/// The Broker API of this agent.
+pub(super) struct BrokerApi {
+    pub(super) door: Door,
+    pub(super) policy: Arc<Policy>,
+    /// Open streams.
+    pub(super) streams: Arc<Places>,
+}
+
+impl BrokerApi {
+    /// Lets the caller of a request in, for the workload that it names.
+    async fn admit(
+        &self,
+        extensions: &Extensions,
+        reference: Option<WorkloadReference>,
+    ) -> Result<(Watcher, WorkloadState), Status> {
+        let caller = Arc::clone(extensions.get::<Arc<Caller>>().ok_or(Refusal::NoCaller)?);
+        let admitted = self.admit_caller(&caller, reference).await;
+        Ok(admitted.inspect_err(|refusal| debug!(broker = %caller.id(), %refusal, "broker is refused"))?)
+    }
+
+    async fn admit_caller(
+        &self,
+        caller: &Caller,
+        reference: Option<WorkloadReference>,
+    ) -> Result<(Watcher, WorkloadState), Refusal> {
+        let rights = self.policy.rights_of(caller.id())?;
+        let pid = Reference::parse(reference)?.process(caller.whence)?;
+        let rights = rights.by(ReferenceKind::Pid)?;
+        let place = self.streams.take(Holder::Broker(caller.id().clone())).map_err(Denial::from)?;
+        let peer = Arc::new(Peer::named(pid).map_err(Denial::from)?);
+        let selectors = self.door.attest(&peer).await?;
+        rights.over(pid, &selectors)?;
+        let (broker, uid, until) = (caller.id(), peer.uid(), Some(caller.svid.lifetime().not_after));
+        let opened = self.door.open(Admitted { peer, selectors, place, until }).await?;
+        info!(%broker, pid, uid, "broker acts for a process");
+        Ok(opened)
+    }
+}
+
+#[tonic::async_trait]
+impl Api for BrokerApi {
+    type SubscribeToX509SVIDStream = Responses<SubscribeToX509svidResponse>;
+    type SubscribeToX509BundlesStream = Responses<SubscribeToX509BundlesResponse>;
+    type SubscribeToJWTBundlesStream = Responses<SubscribeToJwtBundlesResponse>;
+
+    async fn subscribe_to_x509svid(
+        &self,
+        request: Request<SubscribeToX509svidRequest>,
+    ) -> Result<Response<Self::SubscribeToX509SVIDStream>, Status> {
+        let (_, extensions, message) = request.into_parts();
+        let (watcher, first) = self.admit(&extensions, message.reference).await?;
+        Ok(Response::new(watcher.responses(first, svids, denied)))
+    }
+
+    async fn subscribe_to_x509_bundles(
+        &self,
+        request: Request<SubscribeToX509BundlesRequest>,
+    ) -> Result<Response<Self::SubscribeToX509BundlesStream>, Status> {
+        let (_, extensions, message) = request.into_parts();
+        let (watcher, first) = self.admit(&extensions, message.reference).await?;
+        Ok(Response::new(watcher.responses(first, bundles, denied)))
+    }
+
+    async fn fetch_jwtsvid(&self, _: Request<FetchJwtsvidRequest>) -> Result<Response<FetchJwtsvidResponse>, Status> {
+        Err(no_jwt())
+    }
+
+    async fn subscribe_to_jwt_bundles(
+        &self,
+        _: Request<SubscribeToJwtBundlesRequest>,
+    ) -> Result<Response<Self::SubscribeToJWTBundlesStream>, Status> {
+        Err(no_jwt())
+    }
+}
+
+/// Section 5.2.1.
+fn svids(state: &WorkloadState) -> SubscribeToX509svidResponse {
+    let svid = |answer: X509Answer| {
+        let X509Answer { spiffe_id, chain, key, bundle, hint } = answer;
+        X509svid { spiffe_id, x509_svid: chain, x509_svid_key: key, bundle, hint }
+    };
+    SubscribeToX509svidResponse {
+        svids: answers::x509_svids(state).map(svid).collect(),
+        crl: Vec::new(),
+        federated_bundles: answers::foreign_x509_bundles(state),
+    }
+}
+
+/// Section 5.2.2.
+fn bundles(state: &WorkloadState) -> SubscribeToX509BundlesResponse {
+    SubscribeToX509BundlesResponse { crl: Vec::new(), bundles: answers::x509_bundles(state) }
+}
+
+fn no_jwt() -> Status {
+    Status::unimplemented("this agent does not serve the JWT-SVID profile: use the X.509-SVID profile")
+}

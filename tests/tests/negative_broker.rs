@@ -1,0 +1,425 @@
+//! The broker endpoint: what a broker gets, and everything that it, and who is none, does not get.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+use std::time::Duration;
+
+use nix::unistd::getuid;
+use spiffe::bundle::{Bundle, X509Authority};
+use spiffe::proto::broker::{
+    FetchJwtsvidRequest, KubernetesObjectKey, KubernetesObjectReference, KubernetesObjectType,
+    SubscribeToX509BundlesRequest, SubscribeToX509BundlesResponse, SubscribeToX509svidRequest,
+    SubscribeToX509svidResponse, WorkloadPidReference, WorkloadReference,
+};
+use spiffe::proto::v1;
+use spiffe::x509_svid::X509Svid;
+use tests::broker::{Broker, Door, Sleeper, error_info, pid, reference, with_header};
+use tests::certificates::{root, svid_params};
+use tests::house::{id, text};
+use tests::operator::entry;
+use tests::patience::{soon, that};
+use tests::{House, Node};
+use tonic::{Code, Request, Status, Streaming};
+use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+use tonic_reflection::pb::v1::{ServerReflectionRequest, server_reflection_request, server_reflection_response};
+
+/// How long the SVID of a broker is good.
+const BROKER_LIFE: Duration = Duration::from_secs(300);
+
+/// A node with the workload `/web` (every `sleep`), the broker `/proxy`, and `/other`, which is no broker; both of these
+/// are this very process.
+struct Scene {
+    house: House,
+    node: Node,
+    proxy: Broker,
+    other: Broker,
+}
+
+impl Scene {
+    /// With these rules, as TOML: `id` is added.
+    async fn start(rules: &[&str]) -> Self {
+        let house = House::start(&[]).await;
+        let rules: Vec<String> = rules.iter().map(|rule| format!("{{id = '{}', {rule}}}", id("/proxy"))).collect();
+        let settings = [
+            ("broker.socket", text(&house.path("broker.sock"))),
+            ("broker.listen", "127.0.0.1:0".into()),
+            ("broker.allow", format!("[{}]", rules.join(", "))),
+        ];
+        let settings: Vec<(&str, &str)> = settings.iter().map(|(key, value)| (*key, value.as_str())).collect();
+        let node = Node::start(&house, "node", &settings).await;
+        let operator = house.operator().await;
+        let of = |path: &str, program: String| {
+            let mut entry = entry(&node.id(), path);
+            entry.selectors.push(format!("unix:path:{program}"));
+            entry
+        };
+        let program = text(&std::env::current_exe().unwrap());
+        operator.register(of("/web", text(&Sleeper::program()))).await;
+        let short = |path| v1::Entry { x509_ttl: BROKER_LIFE.as_secs(), ..of(path, program.clone()) };
+        operator.register(short("/proxy")).await;
+        operator.register(short("/other")).await;
+        let workload = node.workload(&house).await;
+        let (proxy, other) = house
+            .eventually("the brokers have their SVIDs", async || {
+                let context = workload.context()?;
+                let broker = |path| {
+                    let identity = context.identity(path)?;
+                    Ok::<_, String>(Broker {
+                        svid: Some((identity.svid.clone(), identity.key.clone())),
+                        bundle: identity.bundle.clone(),
+                        agent: node.id(),
+                        clock: house.clock(),
+                    })
+                };
+                Ok((broker("/proxy")?, broker("/other")?))
+            })
+            .await;
+        Self { house, node, proxy, other }
+    }
+
+    fn socket(&self) -> Door {
+        Door::Socket(self.house.path("broker.sock"))
+    }
+
+    fn port(&self) -> Door {
+        Door::Port(self.node.broker_address())
+    }
+
+    /// What `broker` gets for a workload on the socket.
+    async fn svids(&self, broker: &Broker, workload: Option<WorkloadReference>) -> Answer {
+        svids(broker, &self.socket(), workload).await
+    }
+
+    /// How the proxy is refused on the socket, for a workload.
+    async fn refused(&self, workload: Option<WorkloadReference>) -> Status {
+        self.svids(&self.proxy, workload).await.unwrap_err()
+    }
+}
+
+type Answer = Result<Streaming<SubscribeToX509svidResponse>, Status>;
+
+async fn svids(broker: &Broker, door: &Door, workload: Option<WorkloadReference>) -> Answer {
+    let mut api = broker.api(door).await;
+    let request = with_header(SubscribeToX509svidRequest { reference: workload });
+    soon("an answer", api.subscribe_to_x509svid(request)).await.map(tonic::Response::into_inner)
+}
+
+async fn next<T>(stream: &mut Streaming<T>) -> Result<T, Status> {
+    soon("a message", stream.message()).await.map(Option::unwrap)
+}
+
+fn info(reason: &str, pid: Option<i32>) -> Option<(String, String, Option<String>)> {
+    Some((reason.into(), "spiffe.io".into(), pid.map(|pid| pid.to_string())))
+}
+
+const PIDS: &str = "references = ['pid']";
+
+#[tokio::test]
+async fn a_broker_is_told_what_the_workload_would_be() {
+    let scene = Scene::start(&[PIDS]).await;
+    let web = Sleeper::start();
+    let mut stream = scene.svids(&scene.proxy, pid(web.pid())).await.unwrap();
+    let first = next(&mut stream).await.unwrap();
+    let [svid] = &first.svids[..] else { panic!("one SVID, not {}", first.svids.len()) };
+    assert_eq!(svid.spiffe_id, "spiffe://example.org/web");
+    let parsed = X509Svid::parse(tests::workload::certificates(&svid.x509_svid)).unwrap();
+    parsed.key_fits(&svid.x509_svid_key).unwrap();
+    parsed.verify(&scene.proxy.bundle, scene.house.now()).unwrap();
+    assert!(first.crl.is_empty() && first.federated_bundles.is_empty());
+
+    let request = with_header(SubscribeToX509BundlesRequest { reference: pid(web.pid()) });
+    let mut api = scene.proxy.api(&scene.socket()).await;
+    let mut stream = api.subscribe_to_x509_bundles(request).await.unwrap().into_inner();
+    let SubscribeToX509BundlesResponse { crl, bundles } = next(&mut stream).await.unwrap();
+    assert!(crl.is_empty());
+    assert_eq!(bundles.keys().collect::<Vec<_>>(), ["spiffe://example.org"]);
+    assert_eq!(bundles["spiffe://example.org"], svid.bundle);
+
+    // The entry goes: the broker is told so, and may ask again once there is another.
+    let mut stream = scene.svids(&scene.proxy, pid(web.pid())).await.unwrap();
+    next(&mut stream).await.unwrap();
+    let operator = scene.house.operator().await;
+    let entries = operator.door.clone().list_entries(v1::ListEntriesRequest::default()).await.unwrap().into_inner();
+    let entry = entries.entries.into_iter().find(|entry| entry.spiffe_id.ends_with("/web")).unwrap();
+    operator.delete(&entry.id).await;
+    let refused = next(&mut stream).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
+    assert_eq!(error_info(&refused), info("WORKLOAD_NOT_ENTITLED", Some(web.pid())));
+}
+
+#[tokio::test]
+async fn without_the_security_header_nothing_is_answered() {
+    let scene = Scene::start(&[PIDS]).await;
+    let web = Sleeper::start();
+    let expected = "security header is missing: send the metadata \"broker.spiffe.io: true\" once with every request";
+    for values in [&[][..], &["True"], &["false"], &[""], &["true", "true"], &["true", "false"]] {
+        let with = |message| {
+            let mut request = Request::new(message);
+            for value in values {
+                request.metadata_mut().append("broker.spiffe.io", value.parse().unwrap());
+            }
+            // That of the other endpoint counts for nothing here.
+            request.metadata_mut().append("workload.spiffe.io", "true".parse().unwrap());
+            request
+        };
+        let mut api = scene.proxy.api(&scene.socket()).await;
+        let message = SubscribeToX509svidRequest { reference: pid(web.pid()) };
+        let refused = api.subscribe_to_x509svid(with(message)).await.unwrap_err();
+        assert_eq!((refused.code(), refused.message()), (Code::InvalidArgument, expected), "{values:?}");
+    }
+    let mut api = scene.proxy.api(&scene.socket()).await;
+    let refused = api.fetch_jwtsvid(Request::new(FetchJwtsvidRequest::default())).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+    let mut reflection = ServerReflectionClient::new(scene.proxy.channel(&scene.socket()).await);
+    let refused = reflection.server_reflection_info(Request::new(list_services())).await.unwrap_err();
+    assert_eq!((refused.code(), refused.message()), (Code::InvalidArgument, expected));
+}
+
+#[tokio::test]
+async fn reflection_is_for_brokers_and_lists_the_broker_api() {
+    let scene = Scene::start(&[PIDS]).await;
+    let mut reflection = ServerReflectionClient::new(scene.proxy.channel(&scene.socket()).await);
+    let mut answers = reflection.server_reflection_info(with_header(list_services())).await.unwrap().into_inner();
+    let answer = next(&mut answers).await.unwrap().message_response.unwrap();
+    let server_reflection_response::MessageResponse::ListServicesResponse(list) = answer else { panic!("{answer:?}") };
+    let names: Vec<_> = list.service.iter().map(|service| service.name.as_str()).collect();
+    assert!(names.contains(&"spiffe.broker.API") && !names.contains(&"SpiffeWorkloadAPI"), "{names:?}");
+    let mut reflection = ServerReflectionClient::new(scene.other.channel(&scene.socket()).await);
+    let refused = reflection.server_reflection_info(with_header(list_services())).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
+}
+
+fn list_services() -> tokio_stream::Iter<std::vec::IntoIter<ServerReflectionRequest>> {
+    let question = server_reflection_request::MessageRequest::ListServices(String::new());
+    let request = ServerReflectionRequest { host: String::new(), message_request: Some(question) };
+    tokio_stream::iter(vec![request])
+}
+
+#[tokio::test]
+async fn who_is_not_listed_is_denied_whatever_it_asks() {
+    let scene = Scene::start(&[PIDS]).await;
+    let web = Sleeper::start();
+    for workload in [pid(web.pid()), pid(0), None] {
+        let refused = scene.svids(&scene.other, workload).await.unwrap_err();
+        assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
+        assert!(refused.message().contains("spiffe://example.org/other is no broker of this agent"), "{refused}");
+        // It is about the caller, not about the workload.
+        assert_eq!(error_info(&refused), None);
+    }
+}
+
+#[tokio::test]
+async fn a_broker_may_not_have_another_users_process() {
+    let (own, foreign) = (getuid().as_raw(), getuid().as_raw() + 1);
+    let rule = format!("{PIDS}, selectors = ['unix:uid:{foreign}']");
+    let scene = Scene::start(&[&rule]).await;
+    let web = Sleeper::start();
+    let refused = scene.refused(pid(web.pid())).await;
+    assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
+    assert_eq!(error_info(&refused), info("WORKLOAD_NOT_ENTITLED", Some(web.pid())));
+    // It does not learn what would be true of the process.
+    assert!(!refused.message().contains("unix:"), "{refused}");
+
+    // One of its rules is enough.
+    let scene = Scene::start(&[&rule, &format!("{PIDS}, selectors = ['unix:uid:{own}']")]).await;
+    scene.svids(&scene.proxy, pid(web.pid())).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_reference_that_is_none_is_invalid() {
+    let scene = Scene::start(&[PIDS]).await;
+    let empty = Some(WorkloadReference { reference: None });
+    let unknown = reference("example.org.Workload", &WorkloadPidReference { pid: 1 });
+    let broken = Some(WorkloadReference {
+        reference: Some(prost_types::Any {
+            type_url: "type.googleapis.com/spiffe.broker.WorkloadPIDReference".into(),
+            value: vec![0x0a, 0x7f],
+        }),
+    });
+    let cases = [
+        (None, "workload reference is missing"),
+        (empty, "workload reference is missing"),
+        (pid(0), "has the pid 0: a pid is a positive number"),
+        (pid(-7), "has the pid -7: a pid is a positive number"),
+        (unknown, "of the unknown type \"type.googleapis.com/example.org.Workload\""),
+        (broken, "cannot be read as spiffe.broker.WorkloadPIDReference"),
+        (pod(""), "has no key and no uid"),
+        (pod("web"), "a UID is a UUID"),
+        (pod("a1b2c3d4-e5f6-7890-abcd-ef1234567890"), "Kubernetes is not set up on this agent"),
+    ];
+    for (workload, words) in cases {
+        let refused = scene.refused(workload).await;
+        assert!(refused.message().contains(words), "{refused}\n(wanted: {words})");
+        assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+        assert_eq!(error_info(&refused), info("WORKLOAD_REFERENCE_INVALID", None));
+    }
+}
+
+fn pod(uid: &str) -> Option<WorkloadReference> {
+    let kind = KubernetesObjectType { plural: "pods".into(), group: "core".into() };
+    let key = (uid == "web").then(|| KubernetesObjectKey { namespace: "shop".into(), name: uid.into() });
+    let object = KubernetesObjectReference { r#type: Some(kind), key, uid: uid.into() };
+    reference("spiffe.broker.KubernetesObjectReference", &object)
+}
+
+#[tokio::test]
+async fn a_process_that_is_not_there_is_not_found() {
+    let scene = Scene::start(&[PIDS]).await;
+    let mut web = Sleeper::start();
+    web.kill();
+    // No kernel gives out so high a number.
+    for gone in [web.pid(), i32::MAX] {
+        let refused = scene.refused(pid(gone)).await;
+        assert_eq!(refused.code(), Code::NotFound, "{refused}");
+        assert_eq!(error_info(&refused), info("WORKLOAD_NOT_FOUND", Some(gone)));
+    }
+}
+
+#[tokio::test]
+async fn the_end_of_a_process_ends_its_streams_and_no_others() {
+    let scene = Scene::start(&[PIDS]).await;
+    let (mut web, lasting) = (Sleeper::start(), Sleeper::start());
+    let mut api = scene.proxy.api(&scene.socket()).await;
+    let mut streams = Vec::new();
+    for workload in [web.pid(), lasting.pid()] {
+        let request = with_header(SubscribeToX509svidRequest { reference: pid(workload) });
+        let mut stream = api.subscribe_to_x509svid(request).await.unwrap().into_inner();
+        next(&mut stream).await.unwrap();
+        streams.push(stream);
+    }
+    web.kill();
+    let ended = next(&mut streams[0]).await.unwrap_err();
+    assert_eq!(ended.code(), Code::NotFound, "{ended}");
+    assert_eq!(error_info(&ended), info("WORKLOAD_NOT_FOUND", Some(web.pid())));
+    // The connection goes on, and with it the other stream.
+    let request = with_header(SubscribeToX509svidRequest { reference: pid(lasting.pid()) });
+    next(&mut api.subscribe_to_x509svid(request).await.unwrap().into_inner()).await.unwrap();
+    assert!(is_silent(&mut streams[1]).await);
+}
+
+/// Whether it is open, and nothing new has come.
+async fn is_silent<T>(stream: &mut Streaming<T>) -> bool {
+    tokio::select! {
+        biased;
+        _ = stream.message() => false,
+        () = tokio::task::yield_now() => true,
+    }
+}
+
+#[tokio::test]
+async fn over_the_network_a_pid_is_nobody() {
+    let scene = Scene::start(&[PIDS]).await;
+    let web = Sleeper::start();
+    let refused = svids(&scene.proxy, &scene.port(), pid(web.pid())).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+    assert!(refused.message().contains("a pid means nothing over the network"), "{refused}");
+    assert_eq!(error_info(&refused), info("WORKLOAD_REFERENCE_INVALID", None));
+    let refused = svids(&scene.other, &scene.port(), pid(web.pid())).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
+}
+
+#[tokio::test]
+async fn who_has_no_svid_of_the_trust_domain_is_turned_away_in_the_handshake() {
+    let scene = Scene::start(&[PIDS]).await;
+    let foreign = root("another root");
+    let forged = |name: &str| {
+        let key = spiffe::crypto::generate_key(spiffe::entry::KeyType::P256).unwrap();
+        let name = spiffe::id::SpiffeId::parse(name).unwrap();
+        let leaf = svid_params(&name).signed_by(&key, &foreign).unwrap().der().clone();
+        Some((X509Svid::parse(vec![leaf]).unwrap(), key.serialize_der()))
+    };
+    for door in [scene.socket(), scene.port()] {
+        for svid in [None, forged("spiffe://other.org/proxy"), forged("spiffe://example.org/proxy")] {
+            let stranger = Broker { svid, ..scene.proxy.clone() };
+            stranger.knock(&door).await.unwrap_err();
+        }
+        scene.proxy.knock(&door).await.unwrap();
+        // And the broker turns away who is not its agent.
+        let wrong = Broker { agent: id("/chancery/agent/other"), ..scene.proxy.clone() };
+        let refused = wrong.knock(&door).await.unwrap_err();
+        assert!(refused.contains("is not let in here, but only"), "{refused}");
+        let roots = vec![X509Authority::from_der(foreign.der().clone()).unwrap()];
+        let bundle = Bundle::new(tests::house::trust_domain(), roots, 1, None).unwrap();
+        Broker { bundle, ..scene.proxy.clone() }.knock(&door).await.unwrap_err();
+    }
+    // Without TLS there is nothing.
+    let plain = tests::operator::unix(&scene.house.path("broker.sock")).await;
+    if let Ok(channel) = plain {
+        let mut api = spiffe::proto::broker::api_client::ApiClient::new(channel);
+        let request = with_header(SubscribeToX509svidRequest { reference: pid(1) });
+        soon("an end", api.subscribe_to_x509svid(request)).await.unwrap_err();
+    }
+}
+
+#[tokio::test]
+async fn a_connection_does_not_outlive_the_svid_of_its_broker() {
+    let scene = Scene::start(&[PIDS]).await;
+    let web = Sleeper::start();
+    let mut api = scene.proxy.api(&scene.socket()).await;
+    let request = || with_header(SubscribeToX509svidRequest { reference: pid(web.pid()) });
+    let mut stream = api.subscribe_to_x509svid(request()).await.unwrap().into_inner();
+    next(&mut stream).await.unwrap();
+    scene.house.jump(BROKER_LIFE + Duration::from_secs(120));
+    let ended = loop {
+        match next(&mut stream).await {
+            Ok(_) => {}
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(ended.code(), Code::Unauthenticated, "{ended}");
+    let refused = api.subscribe_to_x509svid(request()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unauthenticated, "{refused}");
+    assert!(refused.message().contains("connect anew with a fresh one"), "{refused}");
+    // Nor is it let in anew.
+    scene.proxy.knock(&scene.socket()).await.unwrap_err();
+}
+
+#[tokio::test]
+async fn the_svid_of_a_broker_counts_only_as_long_as_its_root_is_in_the_bundle() {
+    let scene = Scene::start(&[PIDS]).await;
+    let web = Sleeper::start();
+    let mut api = scene.proxy.api(&scene.socket()).await;
+    let mut ask = async || {
+        let request = with_header(SubscribeToX509BundlesRequest { reference: pid(web.pid()) });
+        api.subscribe_to_x509_bundles(request).await.map(drop)
+    };
+    ask().await.unwrap();
+    let operator = scene.house.operator().await;
+    let old = operator.active().await;
+    let fresh = operator.prepare().await;
+    operator.activate(&fresh.id).await.unwrap();
+    operator.taint(&old.id).await.unwrap();
+    let revoke = v1::AuthorityRequest { id: old.id.clone(), force: true };
+    operator.door.clone().revoke_authority(revoke).await.unwrap();
+    let refused = scene
+        .house
+        .eventually("the agent knows that the root is gone", async || match ask().await {
+            Err(refused) => Ok(refused),
+            Ok(()) => Err("it is still answered".into()),
+        })
+        .await;
+    assert_eq!(refused.code(), Code::Unauthenticated, "{refused}");
+}
+
+#[tokio::test]
+async fn streams_of_one_broker_are_bounded_and_given_back() {
+    let mut scene = Scene::start(&[PIDS]).await;
+    let web = Sleeper::start();
+    scene.node.stop_agent().await;
+    scene.node.set("broker.streams_per_broker", "2");
+    scene.node.start_agent(&scene.house).await.unwrap();
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        held.push(scene.svids(&scene.proxy, pid(web.pid())).await.unwrap());
+    }
+    let refused = scene.refused(pid(web.pid())).await;
+    assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+    assert!(refused.message().contains("spiffe://example.org/proxy has taken all 2 places"), "{refused}");
+    held.pop();
+    scene
+        .house
+        .eventually("a place is given back", async || {
+            let answer = scene.svids(&scene.proxy, pid(web.pid())).await;
+            that(answer.is_ok(), || format!("{answer:?}"))
+        })
+        .await;
+}
