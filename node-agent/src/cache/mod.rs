@@ -13,12 +13,14 @@ use spiffe::x509_svid::X509Svid;
 use zeroize::Zeroizing;
 
 mod attempts;
+pub mod directory;
 pub mod event;
 mod follow;
 pub mod machine;
 pub mod run;
 pub mod subscription;
 mod svid;
+pub mod tokens;
 
 pub use subscription::{Cache, Mailbox, Stopped, Subscribe, Subscription, mailbox};
 pub use svid::Svid;
