@@ -3,9 +3,12 @@
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
+use rustls_pki_types::CertificateDer;
+use spiffe::bundle::Bundle;
+use spiffe::federation::Relationship;
 use spiffe::id::TrustDomain;
 use spiffe::mtls::{self, CurrentBundles, CurrentSvid, Peers};
 use spiffe::proto::v1::admin_server::AdminServer;
@@ -32,8 +35,9 @@ use crate::authority::State;
 use crate::authority::keys::{Disk, KeyError, KeyStore, Memory};
 use crate::authority::plan::{Policy, PolicyError};
 use crate::authority::upstream::{Upstream, UpstreamError};
-use crate::config::{Config, ConfigError, Keys, StoreKind};
+use crate::config::{self, Config, ConfigError, Keys, StoreKind};
 use crate::connected::Connected;
+use crate::federation::{self, Federation, WebRoots};
 use crate::health::{self, Readiness};
 use crate::issuance::Profile;
 use crate::metrics::{Metrics, Observed};
@@ -148,6 +152,8 @@ struct Judged {
     upstream: Option<Upstream>,
     policy: Policy,
     attestors: Attestors,
+    relationships: Vec<(Relationship, Option<Bundle>)>,
+    web_roots: Vec<CertificateDer<'static>>,
 }
 
 /// Whether a server could start by `config` at `now`, as far as its values and the files that it names go. Changes nothing.
@@ -163,13 +169,19 @@ fn judge(config: &Config, now: Timestamp) -> Result<Judged, AppError> {
     let longest = config.svid.max_ttl.max(config.svid.agent_ttl);
     let ceiling = upstream.as_ref().map(|upstream| upstream.window().not_after);
     let policy = Policy::new(config.name.as_str().into(), config.authority.ca_ttl, longest, ceiling)?;
-    Ok(Judged { upstream, policy, attestors: Attestors::from_config(&config.attest)? })
+    let configured = config.federation.relationships.iter();
+    let relationships = configured.map(|one| Ok((one.relationship.clone(), one.initial_bundle()?)));
+    let relationships = relationships.collect::<Result<_, ConfigError>>()?;
+    let web_roots = config.federation.web_roots.as_ref();
+    let web_roots = web_roots.map(|path| config::certificates("federation.web_roots", path)).transpose()?;
+    let attestors = Attestors::from_config(&config.attest)?;
+    Ok(Judged { upstream, policy, attestors, relationships, web_roots: web_roots.unwrap_or_default() })
 }
 
 impl Server {
     /// Starts a server and returns when it answers on all of its addresses.
     pub async fn start(config: Config, clock: Arc<dyn Clock>) -> Result<Self, AppError> {
-        let Judged { upstream, policy, attestors } = judge(&config, clock.now())?;
+        let Judged { upstream, policy, attestors, relationships, web_roots } = judge(&config, clock.now())?;
         // Before the socket in it, whose folder would be made for everybody to enter.
         make_data_dir(&config)?;
         let listeners = Listeners::bind(&config).await?;
@@ -189,9 +201,10 @@ impl Server {
         }
         let views = Views::new(view);
         let connected = Connected::default();
+        let polled = Arc::default();
         let metrics = Arc::new(Metrics::new(
             env!("CARGO_PKG_VERSION"),
-            observe(Arc::clone(&views), connected.clone(), audit.clone(), Arc::clone(&clock)),
+            observe(Arc::clone(&views), connected.clone(), audit.clone(), Arc::clone(&clock), Arc::clone(&polled)),
         ));
         let stop = CancellationToken::new();
         let loops = TaskTracker::new();
@@ -261,6 +274,23 @@ impl Server {
             attesting: Attempts::new(config.limits.attest_per_second, config.limits.attest_burst, clock.now()),
             stop: stop.clone(),
         });
+        let (federation, asks) = Federation::new(federation::Parts {
+            configured: relationships,
+            most: config.federation.most,
+            limits: federation::Limits {
+                timeout: config.federation.timeout,
+                allow_networks: config.federation.allow_networks.clone(),
+            },
+            web_roots: WebRoots::new(web_roots, Arc::clone(&clock)),
+            store: Arc::clone(&doors.store),
+            views: Arc::clone(&views),
+            audit: audit.clone(),
+            metrics: Arc::clone(&metrics),
+            clock: Arc::clone(&clock),
+        });
+        // The numbers are older than the loop that they are asked of.
+        let _ = polled.set(Arc::downgrade(&federation));
+        spawn.run(Arc::clone(&federation).run(asks));
         let settings = AdminSettings {
             version: env!("CARGO_PKG_VERSION"),
             address: advertised,
@@ -268,6 +298,7 @@ impl Server {
             most_tokens: config.limits.join_tokens,
             token_max_ttl: config.attest.join_token.max_ttl,
             rotator,
+            federation,
         };
         let admin = AdminDoor { doors: Arc::clone(&doors), settings: Arc::new(settings) };
         let agents_after = config.purge.agents_expired_for;
@@ -498,8 +529,16 @@ async fn wake_rotation(rotator: Arc<Rotator>, views: Arc<Views>, connected: Conn
     }
 }
 
-fn observe(views: Arc<Views>, connected: Connected, audit: Audit, clock: Arc<dyn Clock>) -> crate::metrics::Observe {
+fn observe(
+    views: Arc<Views>,
+    connected: Connected,
+    audit: Audit,
+    clock: Arc<dyn Clock>,
+    polled: Arc<OnceLock<Weak<Federation>>>,
+) -> crate::metrics::Observe {
     Arc::new(move || {
+        let federation = polled.get().and_then(Weak::upgrade);
+        let (ages, federation_failing) = federation.map(|federation| federation.ages()).unwrap_or_default();
         let (view, now) = (views.load(), clock.now());
         let (lag_max, lag_sum) = connected.lag(view.revision());
         let authorities = view.authorities().iter();
@@ -515,6 +554,8 @@ fn observe(views: Arc<Views>, connected: Connected, audit: Audit, clock: Arc<dyn
             revision: view.revision(),
             audit_depth: audit.depth() as u64,
             audit_writable: audit.failure().is_none(),
+            bundle_ages: ages.into_iter().map(|(name, age)| (name.to_string(), age)).collect(),
+            federation_failing,
         }
     })
 }

@@ -13,13 +13,16 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use serde::Deserialize;
 use spiffe::entry::{DnsName, KeyType};
+use spiffe::federation::RelationshipError;
 use spiffe::id::TrustDomain;
 use spiffe::settings::{self, SettingsError};
 
 use self::document::{Document, default_max_chain, default_max_rsa_bits, default_min_rsa_bits};
+pub use self::federation::{Configured, Federation, Network};
 pub use self::values::{Address, MAX_SOCKET_PATH_BYTES, Mode, ServerName, SocketPath};
 
 mod document;
+mod federation;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -99,6 +102,12 @@ pub enum ConfigError {
         /// Its length.
         bytes: usize,
     },
+    /// A federation relationship is wrong.
+    #[error("[[federation.relationship]]: {0}")]
+    Relationship(#[from] RelationshipError),
+    /// Two relationships with one trust domain.
+    #[error("[[federation.relationship]]: {0} is there twice: leave one")]
+    RelationshipTwice(TrustDomain),
     /// A file that the config names is no good.
     #[error("{key}: {path}: {reason}")]
     File {
@@ -148,6 +157,8 @@ pub struct Config {
     pub limits: Limits,
     /// What is forgotten by itself.
     pub purge: Purge,
+    /// Other trust domains.
+    pub federation: Federation,
 }
 
 /// `[store]`.
@@ -343,6 +354,12 @@ impl Config {
                     reason: format!("a certificate in it cannot be a trust anchor ({error})"),
                 })?;
             }
+        }
+        if let Some(path) = &self.federation.web_roots {
+            certificates("federation.web_roots", path)?;
+        }
+        for configured in &self.federation.relationships {
+            configured.initial_bundle()?;
         }
         Ok(())
     }

@@ -12,6 +12,7 @@ pub mod audit;
 pub mod authority;
 pub mod config;
 pub mod connected;
+pub mod federation;
 pub mod health;
 pub mod issuance;
 pub mod metrics;

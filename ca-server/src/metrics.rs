@@ -2,7 +2,8 @@
 //!
 //! - What is counted on the way is counted in atomics that exist from the start: no lock where SVIDs are signed.
 //! - What is a state of the house (agents, authorities, the queue) is asked for at each scrape ([`Observed`]).
-//! - Labels come from closed sets. There is none for an agent, an entry or a workload.
+//! - Labels come from closed sets. There is none for an agent, an entry or a workload; one for each federated trust
+//!   domain, which operators name.
 
 use std::fmt;
 use std::sync::Arc;
@@ -84,6 +85,10 @@ pub struct Observed {
     pub audit_depth: u64,
     /// Whether the audit record can be written.
     pub audit_writable: bool,
+    /// Each federated trust domain, and seconds since its endpoint was last found in order.
+    pub bundle_ages: Vec<(String, u64)>,
+    /// Federation relationships whose last poll failed.
+    pub federation_failing: u64,
 }
 
 /// Asks for the state of the house. Has to be cheap and must not block.
@@ -98,6 +103,7 @@ pub struct Metrics {
     refused: [Counter; REASONS.len()],
     calls: Family<Label, Histogram, fn() -> Histogram>,
     store_commits: Histogram,
+    polls: Family<Label, Counter>,
 }
 
 impl fmt::Debug for Metrics {
@@ -120,6 +126,8 @@ impl Metrics {
         registry.register("refusals", "Requests refused, by reason", refused.clone());
         let calls = Family::<Label, Histogram, fn() -> Histogram>::new_with_constructor(latencies);
         registry.register_with_unit("rpc_duration", "How long calls took, by method", Unit::Seconds, calls.clone());
+        let polls = Family::<Label, Counter>::default();
+        registry.register("federation_polls", "Polls of foreign bundle endpoints, by outcome", polls.clone());
         let store_commits = latencies();
         let help = "How long commits to the store took";
         registry.register_with_unit("store_commit_duration", help, Unit::Seconds, store_commits.clone());
@@ -131,6 +139,7 @@ impl Metrics {
             registry,
             calls,
             store_commits,
+            polls,
         }
     }
 
@@ -148,6 +157,11 @@ impl Metrics {
         if let Some(counter) = at.and_then(|at| self.refused.get(at)) {
             counter.inc();
         }
+    }
+
+    /// Counts one poll of a bundle endpoint.
+    pub fn polled(&self, outcome: &'static str) {
+        self.polls.get_or_create_owned(&[("outcome", outcome)]).inc();
     }
 
     /// Measures a call of `method` until the timer is dropped.
@@ -209,10 +223,19 @@ impl Collector for State {
             ("view_revision", "The revision that requests are answered by", now.revision),
             ("audit_queue_decisions", "Decisions that wait to be recorded", now.audit_depth),
             ("audit_writable", "Whether decisions can be recorded: 1 or 0", u64::from(now.audit_writable)),
+            ("federation_failing", "Federation relationships whose last poll failed", now.federation_failing),
         ];
         for (name, help, value) in numbers {
             let gauge = ConstGauge::new(value);
             gauge.encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)?;
+        }
+        if !now.bundle_ages.is_empty() {
+            let help = "Seconds since a foreign bundle was last confirmed by its endpoint";
+            let unit = Some(&Unit::Seconds);
+            let mut family = encoder.encode_descriptor("federation_bundle_age", help, unit, MetricType::Gauge)?;
+            for (trust_domain, seconds) in &now.bundle_ages {
+                ConstGauge::new(*seconds).encode(family.encode_family(&[("trust_domain", trust_domain.as_str())])?)?;
+            }
         }
         if now.authorities.is_empty() {
             return Ok(());
@@ -238,6 +261,8 @@ mod tests {
             agents_connected: 3,
             lag_max: 2,
             audit_writable: true,
+            bundle_ages: vec![("other.org".into(), 12)],
+            federation_failing: 1,
             ..Observed::default()
         }
     }
@@ -250,6 +275,7 @@ mod tests {
         metrics.refused(Reason::Banned);
         drop(metrics.time("IssueX509Svids"));
         drop(metrics.store_commit());
+        metrics.polled("updated");
         let text = metrics.encode().unwrap();
         for line in [
             "chancery_svids_issued_total{for=\"workload\"} 2",
@@ -265,6 +291,9 @@ mod tests {
             "# UNIT chancery_authority_remaining_seconds seconds",
             "chancery_authority_remaining_seconds{id=\"ab\",state=\"active\"} 3600",
             "chancery_authority_remaining_seconds{id=\"cd\",state=\"prepared\"} 7200",
+            "chancery_federation_polls_total{outcome=\"updated\"} 1",
+            "chancery_federation_bundle_age_seconds{trust_domain=\"other.org\"} 12",
+            "chancery_federation_failing 1",
             "# EOF",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");

@@ -17,6 +17,7 @@ use ca_server::authority::keys::{KeyStore, Memory};
 use ca_server::authority::plan::Policy;
 use ca_server::config;
 use ca_server::connected::Connected;
+use ca_server::federation::{self, Federation, WebRoots};
 use ca_server::issuance::Profile;
 use ca_server::metrics::{Metrics, Observed};
 use ca_server::prune;
@@ -88,6 +89,17 @@ impl House {
             attesting: Attempts::new(1, 1, clock.now()),
             stop: CancellationToken::new(),
         };
+        let (federation, _) = Federation::new(federation::Parts {
+            configured: Vec::new(),
+            most: 2,
+            limits: federation::Limits { timeout: DAY, allow_networks: Vec::new() },
+            web_roots: WebRoots::new(Vec::new(), Arc::clone(&doors.clock)),
+            store: Arc::clone(&doors.store),
+            views: Arc::clone(&doors.views),
+            audit: doors.audit.clone(),
+            metrics: Arc::clone(&doors.metrics),
+            clock: Arc::clone(&doors.clock),
+        });
         let settings = AdminSettings {
             version: "0",
             address: "ca.example.org:8443".into(),
@@ -95,6 +107,7 @@ impl House {
             most_tokens: 2,
             token_max_ttl: DAY,
             rotator,
+            federation,
         };
         let door = AdminDoor { doors: Arc::new(doors), settings: Arc::new(settings) };
         Self { door, clock, audit, writer }
@@ -426,7 +439,7 @@ async fn bundles_are_set_federated_with_and_deleted() {
     };
     assert_eq!(
         words(delete(false).await),
-        "FailedPrecondition: 1 entry federates with other.org, the first is a: update them, or delete the bundle with --dissociate"
+        "FailedPrecondition: 1 entry federates with other.org, the first is a: update them, or delete with --dissociate"
     );
     delete(true).await.unwrap();
     let shown = house.door.show_entry(house.ask(v1::ShowEntryRequest { id: "a".into() })).await.unwrap().into_inner();

@@ -12,7 +12,7 @@ use crate::log::LogFormat;
 use crate::output::Output;
 use crate::refusal;
 use crate::svid_files::hint_at_others;
-use crate::{agent, authority, bundle, completions, dev, entry, fetch, healthcheck, server, token, x509};
+use crate::{agent, authority, bundle, completions, dev, entry, federation, fetch, healthcheck, server, token, x509};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -78,6 +78,9 @@ pub(crate) enum Noun {
     /// Trust bundles: our own, and those of foreign trust domains.
     #[command(subcommand)]
     Bundle(bundle::Verb),
+    /// Federation: from where the bundles of foreign trust domains are fetched.
+    #[command(subcommand)]
+    Federation(federation::Verb),
     /// The CA's own certificates and their rotation.
     #[command(subcommand)]
     Authority(authority::Verb),
@@ -122,6 +125,7 @@ impl Chancery {
             Noun::Agent(verb) => verb.run(globals).await,
             Noun::Token(verb) => verb.run(globals).await,
             Noun::Bundle(verb) => verb.run(globals).await,
+            Noun::Federation(verb) => verb.run(globals).await,
             Noun::Authority(verb) => verb.run(globals).await,
             Noun::X509(verb) => verb.run(globals).await,
             Noun::Fetch(verb) => verb.run(globals).await,

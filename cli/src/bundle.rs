@@ -1,6 +1,6 @@
 //! `chancery bundle`: trust bundles.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Subcommand, ValueEnum};
@@ -94,12 +94,7 @@ impl Verb {
                 output.show(&document, || table(&document.bundles, moments::now()))
             }
             Self::Set { trust_domain, format, file, wait } => {
-                let content = files::read(&file)?;
-                let bundle = match format {
-                    Format::Pem => Bundle::from_pem(trust_domain.clone(), &content),
-                    Format::Spiffe => Bundle::from_jwks(trust_domain.clone(), &content),
-                };
-                let bundle = bundle.map_err(|error| Failure::Refused(format!("{}: {error}", file.display())))?;
+                let bundle = read_file(&trust_domain, format, &file)?;
                 let mut admin = connect::admin(globals).await?;
                 let answer = admin.set_bundle(v1::SetBundleRequest { bundle: Some((&bundle).into()) }).await;
                 let revision = answer.map_err(|status| refusal::failure(&status))?.into_inner().revision;
@@ -127,6 +122,16 @@ impl Verb {
 pub(crate) async fn show(admin: &mut Admin, trust_domain: String) -> Outcome<v1::Bundle> {
     let answer = admin.show_bundle(v1::ShowBundleRequest { trust_domain }).await;
     Ok(answer.map_err(|status| refusal::failure(&status))?.into_inner())
+}
+
+/// The bundle of `trust_domain` in a file.
+pub(crate) fn read_file(trust_domain: &TrustDomain, format: Format, file: &Path) -> Outcome<Bundle> {
+    let content = files::read(file)?;
+    let bundle = match format {
+        Format::Pem => Bundle::from_pem(trust_domain.clone(), &content),
+        Format::Spiffe => Bundle::from_jwks(trust_domain.clone(), &content),
+    };
+    bundle.map_err(|error| Failure::Refused(format!("{}: {error}", file.display())))
 }
 
 fn parse(wire: v1::Bundle) -> Outcome<Bundle> {

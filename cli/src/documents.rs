@@ -293,6 +293,44 @@ pub(crate) struct Bundles {
     pub(crate) bundles: Vec<Bundle>,
 }
 
+/// `federation show|refresh`, and an element of `federation list`.
+#[derive(Debug, Serialize)]
+pub(crate) struct Relationship {
+    /// Whose bundle it is.
+    pub(crate) trust_domain: String,
+    /// Where it is fetched from.
+    pub(crate) url: String,
+    /// `https_web` or `https_spiffe`.
+    pub(crate) profile: String,
+    /// The SPIFFE ID that the endpoint shows; empty for `https_web`.
+    pub(crate) endpoint_spiffe_id: String,
+    /// `store` or `config`.
+    pub(crate) source: String,
+    /// When the server that answers has polled last; null: not yet.
+    pub(crate) last_poll_at: Moment,
+    /// When a poll last found the endpoint in order; null: not yet.
+    pub(crate) last_success_at: Moment,
+    /// `unchanged`, `updated`, `emptied`, `rolled_back` or `failed`; empty: none yet.
+    pub(crate) last_outcome: String,
+    /// Why the last poll brought nothing; empty: it did.
+    pub(crate) last_error: String,
+    /// When it polls next; null: not known yet.
+    pub(crate) next_poll_at: Moment,
+    /// Of the bundle that is known; null: none is.
+    pub(crate) sequence: Option<u64>,
+    /// How often that bundle asks to be fetched; null: it does not say.
+    pub(crate) refresh_hint: Option<String>,
+    /// How many X.509 roots it has; null: none is known.
+    pub(crate) x509_authorities: Option<u32>,
+}
+
+/// `federation list`.
+#[derive(Debug, Serialize)]
+pub(crate) struct Relationships {
+    /// In the order of their trust domains.
+    pub(crate) relationships: Vec<Relationship>,
+}
+
 /// `authority prepare|activate|taint|revoke`, and an element of `authority list`.
 #[derive(Debug, Serialize)]
 pub(crate) struct Authority {

@@ -230,6 +230,44 @@ impl Admin for FakeServer {
         self.0.lock().unwrap().change()
     }
 
+    async fn create_relationship(&self, _: Request<v1::CreateRelationshipRequest>) -> Answer<v1::ChangeResponse> {
+        self.0.lock().unwrap().change()
+    }
+
+    async fn list_relationships(
+        &self,
+        _: Request<v1::ListRelationshipsRequest>,
+    ) -> Answer<v1::ListRelationshipsResponse> {
+        Ok(Response::new(v1::ListRelationshipsResponse::default()))
+    }
+
+    async fn show_relationship(&self, _: Request<v1::ShowRelationshipRequest>) -> Answer<v1::RelationshipStatus> {
+        let relationship = v1::Relationship {
+            trust_domain: "other.org".into(),
+            profile: "https_spiffe".into(),
+            endpoint_spiffe_id: "spiffe://other.org/x".into(),
+            ..Default::default()
+        };
+        Ok(Response::new(v1::RelationshipStatus { relationship: Some(relationship), ..Default::default() }))
+    }
+
+    /// What is not given stays; an ID that a profile does not have goes.
+    async fn update_relationship(&self, request: Request<v1::UpdateRelationshipRequest>) -> Answer<v1::ChangeResponse> {
+        let relationship = request.into_inner().relationship.unwrap();
+        assert_eq!(relationship.endpoint_spiffe_id.is_empty(), relationship.profile == "https_web");
+        assert_eq!(relationship.url, "https://elsewhere.org/");
+        self.0.lock().unwrap().change()
+    }
+
+    async fn refresh_relationship(&self, _: Request<v1::RefreshRelationshipRequest>) -> Answer<v1::RelationshipStatus> {
+        let last_error = "nobody answers".to_owned();
+        Ok(Response::new(v1::RelationshipStatus { last_error, ..Default::default() }))
+    }
+
+    async fn delete_relationship(&self, _: Request<v1::DeleteRelationshipRequest>) -> Answer<v1::ChangeResponse> {
+        self.0.lock().unwrap().change()
+    }
+
     async fn list_authorities(&self, _: Request<v1::ListAuthoritiesRequest>) -> Answer<v1::ListAuthoritiesResponse> {
         Ok(Response::new(v1::ListAuthoritiesResponse::default()))
     }
@@ -318,6 +356,7 @@ mod tests {
         let (exit, text) = code("token revoke t1").await;
         assert_eq!((exit, text.as_str()), (3, "cannot be answered now: the store is not there; try again"));
         assert_eq!(code("authority revoke a1").await.0, 1);
+        assert_eq!(code("federation refresh other.org").await, (1, "the poll brought nothing: nobody answers".into()));
     }
 
     #[tokio::test]
@@ -345,6 +384,12 @@ mod tests {
             "bundle show",
             "bundle list",
             "bundle delete other.org --dissociate",
+            "federation create other.org --url https://other.org/ --profile https_web",
+            "federation list",
+            "federation show other.org -o json",
+            "federation update other.org --url https://elsewhere.org/",
+            "federation update other.org --url https://elsewhere.org/ --profile https_web",
+            "federation delete other.org --dissociate --wait=1s",
             "authority list",
             "authority activate a1",
             "authority taint a1 -o json",

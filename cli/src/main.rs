@@ -21,6 +21,7 @@ mod entry_file;
 mod exit;
 #[cfg(test)]
 mod fake_server;
+mod federation;
 mod fetch;
 mod files;
 mod folders;

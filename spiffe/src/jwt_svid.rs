@@ -155,7 +155,7 @@ impl JwtClaims {
         claims.insert("exp".into(), json!(self.expires_at.unix()));
         claims.extend(self.issuer.iter().map(|issuer| ("iss".into(), json!(issuer))));
         claims.extend(self.jti.iter().map(|jti| ("jti".into(), json!(jti))));
-        jose::write("JWT", kid, &claims, signer)
+        jose::write("JWT", Some(kid), &claims, signer)
     }
 }
 

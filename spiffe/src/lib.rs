@@ -7,6 +7,7 @@ pub mod bundle;
 pub mod crypto;
 pub mod csr;
 pub mod entry;
+pub mod federation;
 pub mod id;
 pub mod jose;
 pub mod jwt_svid;
@@ -17,6 +18,7 @@ pub mod settings;
 pub mod time;
 pub mod token;
 pub mod wit_svid;
+pub mod wpt;
 pub mod x509_svid;
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use crate::bundle::{Bundle, BundleError, JwkAuthority, X509Authority};
 use crate::entry::{
     DnsName, EntryError, EntryId, MAX_DNS_NAMES, MAX_FEDERATES_WITH, MAX_HINT_BYTES, RegistrationEntry,
 };
+use crate::federation::{EndpointUrl, Relationship, RelationshipError};
 use crate::id::{IdError, SpiffeId, TrustDomain};
 use crate::jose::{Jwk, JwkError};
 use crate::selector::{SelectorError, Selectors};
@@ -107,6 +108,9 @@ pub enum WireError {
     /// A key for tokens is wrong.
     #[error(transparent)]
     Jwk(#[from] JwkError),
+    /// A federation relationship is wrong.
+    #[error(transparent)]
+    Relationship(#[from] RelationshipError),
 }
 
 impl TryFrom<v1::Entry> for RegistrationEntry {
@@ -227,6 +231,29 @@ fn seconds(wire: u64) -> Option<Duration> {
     (wire > 0).then(|| Duration::from_secs(wire))
 }
 
+impl TryFrom<v1::Relationship> for Relationship {
+    type Error = WireError;
+
+    fn try_from(wire: v1::Relationship) -> Result<Self, WireError> {
+        let trust_domain = trust_domain("trust_domain", &wire.trust_domain)?;
+        let id = wire.endpoint_spiffe_id;
+        let endpoint_id = (!id.is_empty()).then(|| spiffe_id("endpoint_spiffe_id", &id)).transpose()?;
+        let url = EndpointUrl::parse(&wire.url).map_err(RelationshipError::from)?;
+        Ok(Self::new(trust_domain, url, wire.profile.parse()?, endpoint_id)?)
+    }
+}
+
+impl From<&Relationship> for v1::Relationship {
+    fn from(relationship: &Relationship) -> Self {
+        Self {
+            trust_domain: relationship.trust_domain.to_string(),
+            url: relationship.url.to_string(),
+            profile: relationship.profile.name().to_string(),
+            endpoint_spiffe_id: relationship.profile.endpoint_id().map(ToString::to_string).unwrap_or_default(),
+        }
+    }
+}
+
 /// Parses the SPIFFE ID in the field `field`, which has to be there.
 pub fn spiffe_id(field: &'static str, text: &str) -> Result<SpiffeId, WireError> {
     if text.is_empty() {
@@ -280,6 +307,19 @@ mod tests {
         let mut sorted = entry();
         sorted.selectors.sort();
         assert_eq!(v1::Entry::from(&parsed), sorted);
+    }
+
+    #[test]
+    fn a_relationship_survives_the_wire() {
+        let wire = v1::Relationship {
+            trust_domain: "other.org".into(),
+            url: "https://bundles.other.org:8443/a".into(),
+            profile: "https_spiffe".into(),
+            endpoint_spiffe_id: "spiffe://other.org/chancery/server".into(),
+        };
+        assert_eq!(v1::Relationship::from(&Relationship::try_from(wire.clone()).unwrap()), wire);
+        let wrong = Relationship::try_from(v1::Relationship { profile: String::new(), ..wire }).unwrap_err();
+        assert!(wrong.to_string().contains("use https_web or https_spiffe"), "{wrong}");
     }
 
     #[test]

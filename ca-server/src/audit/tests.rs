@@ -44,7 +44,7 @@ fn revisions(path: &Path) -> Vec<u64> {
 
 #[test]
 fn who_has_proved_nothing_yet_does_not_use_up_the_places() {
-    let (audit, _writer) = Audit::to_stream(Box::new(std::io::sink()), 16);
+    let (audit, _writer) = Audit::to_stream(Box::new(io::sink()), 16);
     let spare: Vec<Permit> = std::iter::from_fn(|| audit.reserve_spare().ok()).collect();
     assert_eq!(spare.len(), 8);
     let others = audit.reserve(8).unwrap();

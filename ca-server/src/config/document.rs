@@ -9,6 +9,7 @@ use spiffe::entry::{DnsName, KeyType, MAX_DNS_NAMES};
 use spiffe::id::TrustDomain;
 use spiffe::settings::optional_duration;
 
+use super::federation::FederationDocument;
 use super::{
     Address, Attest, Audit, AuditTarget, Authority, Config, ConfigError, JoinToken, Keys, LIFETIMES_PER_CA, Limits,
     Mode, Purge, ServerName, SocketPath, Store, StoreKind, Svid, Upstream,
@@ -50,6 +51,8 @@ pub(super) struct Document {
     limits: Limits,
     #[serde(default)]
     purge: Purge,
+    #[serde(default)]
+    federation: FederationDocument,
 }
 
 #[derive(Deserialize)]
@@ -211,6 +214,7 @@ impl TryFrom<Document> for Config {
             audit: Audit { to, queue: document.audit.queue },
             limits: document.limits,
             purge: document.purge,
+            federation: document.federation.read(&trust_domain)?,
             trust_domain,
             data_dir,
             listen,
@@ -287,7 +291,7 @@ fn whole_seconds(duration: Duration) -> Duration {
     Duration::from_secs(duration.as_secs())
 }
 
-fn in_range<N: PartialOrd + ToString + Copy>(
+pub(super) fn in_range<N: PartialOrd + ToString + Copy>(
     key: &'static str,
     value: N,
     least: N,
@@ -300,7 +304,12 @@ fn in_range<N: PartialOrd + ToString + Copy>(
     Err(ConfigError::Range { key, value, least, most })
 }
 
-fn lifetime_in_range(key: &'static str, value: Duration, least: Duration, most: Duration) -> Result<(), ConfigError> {
+pub(super) fn lifetime_in_range(
+    key: &'static str,
+    value: Duration,
+    least: Duration,
+    most: Duration,
+) -> Result<(), ConfigError> {
     if value >= least && value <= most {
         return Ok(());
     }

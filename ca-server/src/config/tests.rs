@@ -22,9 +22,19 @@ fn the_sample_has_every_key_and_shows_the_defaults() {
     assert!(sample.authority.upstream.is_some());
     let attest = Attest { x509pop: None, ..sample.attest.clone() };
     let authority = Authority { upstream: None, ..sample.authority.clone() };
+    let other = sample.federation.relationships.first().unwrap();
+    assert!(other.bundle.is_some() && other.relationship.is_self_serving());
+    assert!(sample.federation.web_roots.is_some() && !sample.federation.allow_networks.is_empty());
+    let federation = Federation {
+        relationships: Vec::new(),
+        allow_networks: Vec::new(),
+        web_roots: None,
+        ..sample.federation.clone()
+    };
     let examples = Config {
         attest,
         authority,
+        federation,
         address: defaults.address.clone(),
         dns_names: defaults.dns_names.clone(),
         ..sample
@@ -168,4 +178,20 @@ fn files_are_checked_apart() {
     assert!(message.contains("attest.x509pop.ca_bundle") && message.contains("holds no certificate"), "{message}");
     let message = Config::load(Some(&path("none.toml"))).unwrap_err().to_string();
     assert!(message.contains("none.toml: No such file"), "{message}");
+}
+
+#[test]
+fn relationships_of_the_config_are_judged() {
+    let relationship = |rest: &str| format!("[[federation.relationship]]\ntrust_domain = 'other.org'\n{rest}");
+    let web = "url = 'https://other.org/'\nprofile = 'https_web'\n";
+    assert_eq!(parse(&relationship(web)).unwrap().federation.relationships.len(), 1);
+    let twice = format!("{}{}", relationship(web), relationship(web));
+    assert_eq!(error(&twice), "[[federation.relationship]]: other.org is there twice: leave one");
+    let with_id = format!("{web}endpoint_spiffe_id = 'spiffe://other.org/x'");
+    assert!(error(&relationship(&with_id)).contains("takes no endpoint SPIFFE ID"));
+    assert!(error(&relationship("url = 'https://other.org/'\nprofile = 'https_spiffe'")).contains("needs an endpoint"));
+    assert!(error(&relationship("url = 'http://other.org/'\nprofile = 'https_web'")).contains("begin with https://"));
+    assert!(error(&relationship("url = 'https://other.org/'")).contains("profile"));
+    assert!(error(&relationship(web).replace("other.org'\nurl", "example.org'\nurl")).contains("own trust domain"));
+    assert!(error("[federation]\nallow_networks = ['everything']").contains("write it like 10.0.0.0/8"));
 }

@@ -8,7 +8,7 @@ use spiffe::bundle::{Bundle, X509Authority};
 use spiffe::entry::{EntryId, RegistrationEntry};
 use spiffe::id::{SpiffeId, TrustDomain};
 
-use super::record::{JoinToken, Node, RecordError, bundle_from_record, entry_from_record};
+use super::record::{JoinToken, Node, RecordError, bundle_from_record, entry_from_record, relationship_from_record};
 use super::{Held, View, ViewError, keys};
 use crate::authority::{self, Authority, State};
 use crate::store::{Commit, KeyValue, Revision, Write};
@@ -29,6 +29,8 @@ pub enum Change {
     Bundle,
     /// The bundle of a foreign trust domain.
     ForeignBundle(TrustDomain),
+    /// The relationship with a foreign trust domain.
+    Relationship(TrustDomain),
 }
 
 impl View {
@@ -102,6 +104,11 @@ impl View {
             let bundle = bundle_from_record(value)?;
             changes.push(Change::ForeignBundle(bundle.trust_domain().clone()));
             self.foreign.insert_mut(bundle.trust_domain().clone(), Arc::new(Held { value: bundle, revision }));
+        } else if key.starts_with(keys::FEDERATION) {
+            let relationship = relationship_from_record(value)?;
+            let trust_domain = relationship.trust_domain.clone();
+            changes.push(Change::Relationship(trust_domain.clone()));
+            self.relationships.insert_mut(trust_domain, Arc::new(Held { value: relationship, revision }));
         }
         // unique/ guards writers only; a prefix of a later release means nothing to this one.
         Ok(())
@@ -126,6 +133,11 @@ impl View {
         {
             self.foreign.remove_mut(&trust_domain);
             changes.push(Change::ForeignBundle(trust_domain));
+        } else if let Some(name) = key.strip_prefix(keys::FEDERATION)
+            && let Ok(trust_domain) = TrustDomain::parse(name)
+        {
+            self.relationships.remove_mut(&trust_domain);
+            changes.push(Change::Relationship(trust_domain));
         }
     }
 
@@ -323,6 +335,22 @@ mod tests {
                 );
             });
         }
+    }
+
+    #[test]
+    fn a_relationship_comes_and_goes() {
+        let other = TrustDomain::parse("other.org").unwrap();
+        let url = spiffe::federation::EndpointUrl::parse("https://bundles.other.org/").unwrap();
+        let web = spiffe::federation::ProfileName::HttpsWeb;
+        let made = spiffe::federation::Relationship::new(other.clone(), url, web, None).unwrap();
+        let (key, value) = (keys::relationship(&other), crate::view::record::relationship_to_record(&made));
+        let commit = |revision, write| Commit { revision, writes: vec![write] };
+        let put = Write::Put { key: key.clone(), value };
+        let (view, changes) = View::empty(domain()).apply(&commit(1, put)).unwrap();
+        assert!(matches!(&changes[..], [Change::Relationship(of)] if *of == other));
+        assert_eq!(view.relationship(&other).unwrap().value, made);
+        let (view, _) = view.apply(&commit(2, Write::Delete { key })).unwrap();
+        assert_eq!((view.relationship_count(), view.relationship(&other).is_none()), (0, true));
     }
 
     #[test]

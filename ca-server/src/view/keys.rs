@@ -8,6 +8,7 @@
 //! | `token/<sha256 of the token>` | a join token, never the token itself |
 //! | `authority/<kind>/<id>` | a CA certificate and its state, never its key |
 //! | `bundle/<foreign trust domain>` | the bundle of another trust domain |
+//! | `federation/<foreign trust domain>` | a relationship: from where that bundle is fetched |
 //!
 //! The own bundle is not stored: it is what the authorities say.
 
@@ -27,6 +28,9 @@ pub const TOKENS: &str = "token/";
 pub const AUTHORITIES: &str = "authority/";
 /// Where foreign bundles are.
 pub const BUNDLES: &str = "bundle/";
+
+/// Where federation relationships are.
+pub const FEDERATION: &str = "federation/";
 
 /// The key of an entry.
 pub fn entry(id: &EntryId) -> String {
@@ -54,4 +58,9 @@ pub fn token(hash: &str) -> String {
 /// The key of a foreign bundle.
 pub fn bundle(trust_domain: &TrustDomain) -> String {
     format!("{BUNDLES}{trust_domain}")
+}
+
+/// The key of a federation relationship.
+pub fn relationship(trust_domain: &TrustDomain) -> String {
+    format!("{FEDERATION}{trust_domain}")
 }

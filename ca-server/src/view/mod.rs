@@ -15,6 +15,7 @@ use std::sync::Arc;
 use rpds::{HashTrieMapSync, HashTrieSetSync, RedBlackTreeMapSync, RedBlackTreeSetSync};
 use spiffe::bundle::Bundle;
 use spiffe::entry::{EntryId, RegistrationEntry};
+use spiffe::federation::Relationship;
 use spiffe::id::{SpiffeId, TrustDomain};
 use spiffe::time::Timestamp;
 
@@ -67,6 +68,7 @@ pub struct View {
     authorities: Arc<[Held<Authority>]>,
     bundle: Bundle,
     foreign: RedBlackTreeMapSync<TrustDomain, Arc<Held<Bundle>>>,
+    relationships: RedBlackTreeMapSync<TrustDomain, Arc<Held<Relationship>>>,
     issuer: Option<Arc<Issuer>>,
 }
 
@@ -86,6 +88,7 @@ impl View {
             tokens: RedBlackTreeMapSync::new_sync(),
             authorities: Arc::new([]),
             foreign: RedBlackTreeMapSync::new_sync(),
+            relationships: RedBlackTreeMapSync::new_sync(),
             issuer: None,
         }
     }
@@ -205,6 +208,21 @@ impl View {
     /// The bundles of foreign trust domains.
     pub fn foreign_bundles(&self) -> impl Iterator<Item = &Arc<Held<Bundle>>> {
         self.foreign.values()
+    }
+
+    /// The stored relationship with a foreign trust domain.
+    pub fn relationship(&self, trust_domain: &TrustDomain) -> Option<&Arc<Held<Relationship>>> {
+        self.relationships.get(trust_domain)
+    }
+
+    /// The stored relationships, in the order of their trust domains.
+    pub fn relationships(&self) -> impl Iterator<Item = &Arc<Held<Relationship>>> {
+        self.relationships.values()
+    }
+
+    /// How many relationships are stored.
+    pub fn relationship_count(&self) -> usize {
+        self.relationships.size()
     }
 
     /// What signs now; `None` until this server has an active authority.

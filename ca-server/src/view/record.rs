@@ -4,6 +4,7 @@ use bytes::Bytes;
 use prost::Message;
 use spiffe::bundle::Bundle;
 use spiffe::entry::RegistrationEntry;
+use spiffe::federation::Relationship;
 use spiffe::id::SpiffeId;
 use spiffe::proto::{WireError, spiffe_id, v1};
 use spiffe::selector::Selectors;
@@ -169,6 +170,16 @@ pub fn bundle_to_record(bundle: &Bundle) -> Bytes {
 /// A foreign bundle, from the store.
 pub fn bundle_from_record(value: &Bytes) -> Result<Bundle, RecordError> {
     Ok(decode::<v1::Bundle>(value)?.try_into()?)
+}
+
+/// A federation relationship, as the store keeps it.
+pub fn relationship_to_record(relationship: &Relationship) -> Bytes {
+    encode(&v1::Relationship::from(relationship))
+}
+
+/// A federation relationship, from the store.
+pub fn relationship_from_record(value: &Bytes) -> Result<Relationship, RecordError> {
+    Ok(decode::<v1::Relationship>(value)?.try_into()?)
 }
 
 #[cfg(test)]

@@ -100,9 +100,17 @@ impl Parsed {
     }
 }
 
-/// Signs `claims`. The header has `alg`, `kid` and `typ`, nothing else.
-pub fn write(typ: &str, kid: &str, claims: &Map<String, Value>, signer: &Signer) -> Result<String, SignatureError> {
-    let header = serde_json::json!({ "alg": signer.algorithm().name(), "kid": kid, "typ": typ });
+/// Signs `claims`. The header has `alg`, `typ` and, if there is one, `kid`, nothing else.
+pub fn write(
+    typ: &str,
+    kid: Option<&str>,
+    claims: &Map<String, Value>,
+    signer: &Signer,
+) -> Result<String, SignatureError> {
+    let mut header = serde_json::json!({ "alg": signer.algorithm().name(), "typ": typ });
+    if let Some(kid) = kid {
+        header["kid"] = kid.into();
+    }
     let mut token = String::with_capacity(512);
     URL_SAFE_NO_PAD.encode_string(header.to_string(), &mut token);
     token.push('.');
@@ -147,7 +155,7 @@ mod tests {
         let jwk = Jwk::from_spki(&rcgen::PublicKeyData::subject_public_key_info(&pair)).unwrap();
         let signer = Signer::from_pkcs8(&pair.serialize_der()).unwrap();
         let claims = parse_object(br#"{"sub":"spiffe://example.org/web","exp":12}"#).unwrap();
-        (write("JWT", jwk.kid().unwrap(), &claims, &signer).unwrap(), jwk)
+        (write("JWT", jwk.kid(), &claims, &signer).unwrap(), jwk)
     }
 
     fn with_header(header: &str) -> String {

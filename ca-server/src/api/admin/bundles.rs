@@ -70,31 +70,43 @@ pub(super) async fn delete(call: &Call<'_>, request: v1::DeleteBundleRequest) ->
     let work = async {
         let view = &call.admitted.view;
         let held = view.foreign_bundle(&name).ok_or_else(|| unknown(&name))?;
-        let federated: Vec<&Arc<Held<RegistrationEntry>>> =
-            view.entries_after(None).filter(|entry| entry.federates_with.contains(&name)).collect();
-        if let Some(first) = federated.first().filter(|_| !request.dissociate) {
+        if let Some(url) = call.settings.federation.status(view, &name).map(|status| status.relationship.url) {
             return Err(Refusal::precondition(format_args!(
-                "{} with {name}, the first is {}: update them, or delete the bundle with --dissociate",
-                match federated.len() {
-                    1 => "1 entry federates".to_owned(),
-                    entries => format!("{entries} entries federate"),
-                },
-                first.id
+                "the bundle of {name} is fetched from {url} and would come back: use \"chancery federation delete {name}\""
             )));
         }
-        for batch in federated.chunks(BATCH) {
-            let txn = batch.iter().fold(Txn::new(), |txn, entry| {
-                let mut alone = entry.value.clone();
-                alone.federates_with.retain(|other| *other != name);
-                let key = keys::entry(&entry.id);
-                txn.expect(key.clone(), entry.revision).put(key, entry_to_record(&alone))
-            });
-            call.doors.commit(txn).await?;
-        }
+        dissociate(call, &name, request.dissociate).await?;
         let key = keys::bundle(&name);
         let txn = Txn::new().expect(key.clone(), held.revision).delete(key);
         Ok(((), call.doors.commit(txn).await?))
     };
     let ((), revision) = call.change(About::subject(&name.id()), work).await?;
     Ok(v1::ChangeResponse { revision })
+}
+
+/// Takes `name` out of the entries that federate with it. Where it may not, they make this fail.
+pub(super) async fn dissociate(call: &Call<'_>, name: &TrustDomain, may: bool) -> Result<(), Refusal> {
+    let entries = call.admitted.view.entries_after(None);
+    let federated: Vec<&Arc<Held<RegistrationEntry>>> =
+        entries.filter(|entry| entry.federates_with.contains(name)).collect();
+    if let Some(first) = federated.first().filter(|_| !may) {
+        return Err(Refusal::precondition(format_args!(
+            "{} with {name}, the first is {}: update them, or delete with --dissociate",
+            match federated.len() {
+                1 => "1 entry federates".to_owned(),
+                entries => format!("{entries} entries federate"),
+            },
+            first.id
+        )));
+    }
+    for batch in federated.chunks(BATCH) {
+        let txn = batch.iter().fold(Txn::new(), |txn, entry| {
+            let mut alone = entry.value.clone();
+            alone.federates_with.retain(|other| other != name);
+            let key = keys::entry(&entry.id);
+            txn.expect(key.clone(), entry.revision).put(key, entry_to_record(&alone))
+        });
+        call.doors.commit(txn).await?;
+    }
+    Ok(())
 }

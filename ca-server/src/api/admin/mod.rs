@@ -8,6 +8,7 @@ mod agents;
 mod authorities;
 mod bundles;
 mod entries;
+mod federation;
 mod mint;
 mod operators;
 mod tokens;
@@ -27,6 +28,7 @@ use super::caller::Caller;
 use super::rights::Admitted;
 use super::status::Refusal;
 use crate::audit::{Event, Message, Outcome};
+use crate::federation::Federation;
 use crate::rotate::Rotator;
 use crate::store::Revision;
 
@@ -50,6 +52,8 @@ pub struct AdminSettings {
     pub token_max_ttl: Duration,
     /// What rotates the authorities, and does with them what operators say.
     pub rotator: Arc<Rotator>,
+    /// What polls the endpoints of foreign trust domains.
+    pub federation: Arc<Federation>,
 }
 
 /// The service of `admin.proto`.
@@ -222,6 +226,18 @@ door! {
         = bundles::list;
     "SetBundle" set_bundle(v1::SetBundleRequest) -> v1::ChangeResponse = bundles::set;
     "DeleteBundle" delete_bundle(v1::DeleteBundleRequest) -> v1::ChangeResponse = bundles::delete;
+    "CreateRelationship" create_relationship(v1::CreateRelationshipRequest) -> v1::ChangeResponse
+        = federation::create;
+    "ListRelationships" list_relationships(v1::ListRelationshipsRequest) -> v1::ListRelationshipsResponse
+        = federation::list;
+    "ShowRelationship" show_relationship(v1::ShowRelationshipRequest) -> v1::RelationshipStatus
+        = federation::show;
+    "UpdateRelationship" update_relationship(v1::UpdateRelationshipRequest) -> v1::ChangeResponse
+        = federation::update;
+    "RefreshRelationship" refresh_relationship(v1::RefreshRelationshipRequest) -> v1::RelationshipStatus
+        = federation::refresh;
+    "DeleteRelationship" delete_relationship(v1::DeleteRelationshipRequest) -> v1::ChangeResponse
+        = federation::delete;
     "ListAuthorities" list_authorities(v1::ListAuthoritiesRequest) -> v1::ListAuthoritiesResponse
         = authorities::list;
     "PrepareAuthority" prepare_authority(v1::PrepareAuthorityRequest) -> v1::AuthorityResponse = authorities::prepare;

@@ -181,7 +181,7 @@ fn concerns_parents(change: &Change, agent: &SpiffeId) -> bool {
     match change {
         Change::Entry { before, after } => [before, after].into_iter().flatten().any(|entry| entry.is_node_alias()),
         Change::Node(id) => id == agent,
-        Change::Bundle | Change::ForeignBundle(_) => false,
+        Change::Bundle | Change::ForeignBundle(_) | Change::Relationship(_) => false,
     }
 }
 

@@ -110,6 +110,7 @@ fn attest(error: &AttestError) -> Status {
         | AttestError::Hidden
         | AttestError::Pin { .. }
         | AttestError::Interrupted
+        | AttestError::TooLong(_)
         | AttestError::AllFailed(_) => return Status::unavailable(error.to_string()),
     };
     detailed(reason, error.to_string(), Some(pid))
