@@ -19,7 +19,8 @@ use tests::broker::{Broker, Door, Sleeper, error_info, pid, reference, with_head
 use tests::certificates::{root, svid_params};
 use tests::house::id;
 use tests::patience::{soon, that};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::{TcpStream, UnixListener, UnixStream};
 use tonic::{Code, Request, Streaming};
 use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_reflection::pb::v1::{ServerReflectionRequest, server_reflection_request, server_reflection_response};
@@ -398,6 +399,41 @@ async fn the_svid_of_a_broker_counts_only_as_long_as_its_root_is_in_the_bundle()
         })
         .await;
     assert_eq!(refused.code(), Code::Unauthenticated, "{refused}");
+}
+
+#[tokio::test]
+async fn who_connects_and_says_nothing_is_not_waited_for() {
+    let scene = Scene::start(&[PIDS]).await;
+    let Door::Port(address) = scene.port() else { panic!("a port") };
+    let mut socket = UnixStream::connect(scene.house.path("broker.sock")).await.unwrap();
+    let mut port = TcpStream::connect(address).await.unwrap();
+    let began = scene.house.now();
+    let ends = tokio::spawn(async move { tokio::join!(socket.read_u8(), port.read_u8()) });
+    let hung_up = async || that(ends.is_finished(), || "it still listens".into());
+    scene.house.eventually("the agent hangs up", hung_up).await;
+    let (socket, port) = ends.await.unwrap();
+    assert!(socket.is_err() && port.is_err(), "{socket:?} {port:?}");
+    let waited = scene.house.now().since(began);
+    assert!((10..60).contains(&waited.as_secs()), "{waited:?}");
+}
+
+#[tokio::test]
+async fn connections_of_one_broker_are_bounded_and_given_back() {
+    let mut scene = Scene::start(&[PIDS]).await;
+    scene.node.stop_agent().await;
+    scene.node.set("broker.connections_per_broker", "2");
+    scene.node.start_agent(&scene.house).await.unwrap();
+    let mut held = [scene.proxy.api(&scene.socket()).await, scene.proxy.api(&scene.port()).await];
+    for api in &mut held {
+        // A refusal: by then the agent has taken it up.
+        api.subscribe_to_x509svid(with_header(SubscribeToX509svidRequest::default())).await.unwrap_err();
+    }
+    scene.proxy.knock(&scene.socket()).await.unwrap_err();
+    // Who is none has other places.
+    scene.other.knock(&scene.socket()).await.unwrap();
+    drop(held);
+    let again = async || scene.proxy.knock(&scene.socket()).await;
+    scene.house.eventually("a place is given back", again).await;
 }
 
 #[tokio::test]
