@@ -559,6 +559,3 @@ fn renewal(token: &Token, now: Timestamp) -> Timestamp {
 
 #[cfg(test)]
 mod tests;
-
-#[cfg(test)]
-mod tests;
