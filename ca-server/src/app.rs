@@ -34,7 +34,7 @@ use crate::api::rights::{Guard, Operators};
 use crate::attest::Attestors;
 use crate::audit::{self, Audit, AuditError};
 use crate::authority::State;
-use crate::authority::keys::{Disk, KeyError, KeyStore, Memory};
+use crate::authority::keys::{Disk, KeyError, KeyStore, Memory, owned};
 use crate::authority::plan::{Policy, PolicyError};
 use crate::authority::upstream::{Upstream, UpstreamError};
 use crate::config::{self, Config, ConfigError, Keys, StoreKind};
@@ -341,10 +341,11 @@ impl Server {
         let opening = config.limits.handshake_timeout;
         let arrivals = Arrivals { to, opening, clock: Arc::clone(&clock), stop: stop.clone() };
         loops.spawn(listen::accept_tls(listeners.tls, Arc::new(tls), config.limits.connections, arrivals.clone()));
-        loops.spawn(listen::accept_unix(listeners.admin, arrivals));
         let mut uids = config.admin_uids.clone();
         uids.extend([0, nix::unistd::geteuid().as_raw()]);
-        let guard = Guard { views, operators: Operators { uids: uids.into() }, clock };
+        let operators = Operators { uids: uids.into() };
+        loops.spawn(listen::accept_unix(listeners.admin, operators.clone(), arrivals));
+        let guard = Guard { views, operators, clock };
         let ended = CancellationToken::new();
         let serving = serve(Arc::clone(&doors), admin, guard, config.limits.request_timeout, connections);
         let serving = tokio::spawn({
@@ -499,7 +500,7 @@ async fn serve(
 }
 
 /// Makes `data_dir` for this user alone; others may pass through it where its admin socket is for them too. One that is
-/// there is the operator's: its mode stays, and one that is too wide is told of. What lies in it has narrow modes itself.
+/// there is this user's or root's, and the operator's affair: its mode stays, and one that is too wide is told of. What lies in it has narrow modes itself.
 fn make_data_dir(config: &Config) -> Result<(), AppError> {
     use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
     let (path, socket) = (config.data_dir.as_path(), config.admin_socket.as_path());
@@ -510,6 +511,7 @@ fn make_data_dir(config: &Config) -> Result<(), AppError> {
     }
     let mode = if is_passed { 0o711 } else { 0o700 };
     std::fs::DirBuilder::new().recursive(true).mode(mode).create(path).map_err(failed)?;
+    owned(path)?;
     let found = std::fs::metadata(path).map_err(failed)?.permissions().mode() & 0o7777;
     if found & 0o066 != 0 {
         let mode = format!("{found:04o}");
