@@ -344,7 +344,9 @@ impl Machine {
         let token = self.token(&asked.entry, &answer.outcome, now);
         let name = match asked.job {
             Job::Held(name) => name,
-            Job::Alone(waiter) => return self.answered_alone((waiter, asked.entry), answer.outcome, token, now, actions),
+            Job::Alone(waiter) => {
+                return self.answered_alone((waiter, asked.entry), answer.outcome, token, now, actions);
+            }
         };
         let is_outdated = asked.bundle != *self.directory.own();
         let Some(slot) = self.slot(&name).filter(|slot| slot.progress == Progress::UnderWay(answer.request)) else {
