@@ -28,6 +28,7 @@ mod folders;
 mod healthcheck;
 mod log;
 mod moments;
+mod open_files;
 mod output;
 mod overrides;
 mod refusal;

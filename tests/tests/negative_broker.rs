@@ -1,9 +1,12 @@
 //! The broker endpoint: what a broker gets, and everything that it, and who is none, does not get.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "tests")]
 
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use nix::unistd::getuid;
+use node_agent::attestor::unix::Unix;
+use node_agent::attestor::{AttestError, Attestors, Peer};
 use spiffe::bundle::{Bundle, X509Authority};
 use spiffe::proto::broker::{
     FetchJwtsvidRequest, KubernetesObjectKey, KubernetesObjectReference, KubernetesObjectType,
@@ -18,6 +21,7 @@ use tests::house::{id, text};
 use tests::operator::entry;
 use tests::patience::{soon, that};
 use tests::{House, Node};
+use tokio::net::{UnixListener, UnixStream};
 use tonic::{Code, Request, Status, Streaming};
 use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_reflection::pb::v1::{ServerReflectionRequest, server_reflection_request, server_reflection_response};
@@ -225,6 +229,29 @@ async fn a_broker_may_not_have_another_users_process() {
 }
 
 #[tokio::test]
+async fn a_broker_never_gets_the_identity_of_an_operator() {
+    let scene = Scene::start(&[PIDS]).await;
+    let web = Sleeper::start();
+    let operator = scene.house.operator().await;
+    let entries = operator.door.clone().list_entries(v1::ListEntriesRequest::default()).await.unwrap().into_inner();
+    let entry = entries.entries.into_iter().find(|entry| entry.spiffe_id.ends_with("/web")).unwrap();
+    let admin = v1::Entry { id: String::new(), spiffe_id: id("/operator").to_string(), admin: true, ..entry.clone() };
+    operator.register(admin).await;
+    // A third one, by which it is seen that the agent knows the second.
+    let sign = v1::Entry { id: String::new(), spiffe_id: id("/sign").to_string(), ..entry.clone() };
+    operator.register(sign.clone()).await;
+    let mut stream = scene.svids(&scene.proxy, pid(web.pid())).await.unwrap();
+    let svids = loop {
+        let svids = next(&mut stream).await.unwrap().svids;
+        if svids.iter().any(|svid| svid.spiffe_id == sign.spiffe_id) {
+            break svids;
+        }
+    };
+    assert_eq!(svids.len(), 2, "{:?}", svids.iter().map(|svid| &svid.spiffe_id).collect::<Vec<_>>());
+    assert!(svids.iter().all(|svid| !svid.spiffe_id.ends_with("/operator")));
+}
+
+#[tokio::test]
 async fn a_reference_that_is_none_is_invalid() {
     let scene = Scene::start(&[PIDS]).await;
     let empty = Some(WorkloadReference { reference: None });
@@ -315,6 +342,105 @@ async fn over_the_network_a_pid_is_nobody() {
     assert_eq!(error_info(&refused), info("WORKLOAD_REFERENCE_INVALID", None));
     let refused = svids(&scene.other, &scene.port(), pid(web.pid())).await.unwrap_err();
     assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
+}
+
+#[tokio::test]
+async fn to_a_broker_of_another_pid_namespace_the_same_pid_is_another_process() {
+    let Some(apart) = own_pids() else { return };
+    let scene = Scene::start(&[PIDS]).await;
+    let web = Sleeper::start();
+    let relayed = scene.house.path("relayed.sock");
+    let mut relay = Command::new(apart[0])
+        .args(&apart[1..])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "a_relay_of_another_pid_namespace", "--nocapture"])
+        .env(RELAY_FROM, &relayed)
+        .env(RELAY_TO, scene.house.path("broker.sock"))
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let there = async || that(relayed.exists(), || "it does not listen yet".into());
+    tests::eventually("the relay listens", there).await;
+    let refused = svids(&scene.proxy, &Door::Socket(relayed), pid(web.pid())).await.unwrap_err();
+    relay.kill().unwrap();
+    relay.wait().unwrap();
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+    assert!(refused.message().contains("the broker is in another pid namespace than the agent"), "{refused}");
+    assert_eq!(error_info(&refused), info("WORKLOAD_REFERENCE_INVALID", None));
+}
+
+const RELAY_FROM: &str = "CHANCERY_TEST_RELAY_FROM";
+const RELAY_TO: &str = "CHANCERY_TEST_RELAY_TO";
+
+/// No test by itself: the process of the test above that connects to the agent, from a pid namespace of its own.
+#[tokio::test]
+async fn a_relay_of_another_pid_namespace() {
+    let (Some(from), Some(to)) = (std::env::var_os(RELAY_FROM), std::env::var_os(RELAY_TO)) else { return };
+    let (mut near, _) = UnixListener::bind(from).unwrap().accept().await.unwrap();
+    let mut far = UnixStream::connect(to).await.unwrap();
+    let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+}
+
+#[test]
+fn a_pid_that_was_given_to_another_process_between_reference_and_issue_leads_to_nobody() {
+    let Some(apart) = own_pids() else { return };
+    let output = Command::new(apart[0])
+        .args(&apart[1..])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "pids_come_again_in_a_pid_namespace", "--nocapture"])
+        .env(PIDS_COME_AGAIN, "1")
+        .output()
+        .unwrap();
+    let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    assert!(output.status.success() && text.contains("the pid came again"), "{}: {text}", output.status);
+}
+
+const PIDS_COME_AGAIN: &str = "CHANCERY_TEST_PIDS_COME_AGAIN";
+
+/// No test by itself: the agent's side of the test above, where the next pid can be chosen.
+#[tokio::test]
+async fn pids_come_again_in_a_pid_namespace() {
+    if std::env::var_os(PIDS_COME_AGAIN).is_none() {
+        return;
+    }
+    let attestors = Attestors::new(vec![Box::new(Unix::new(0))]);
+    // A thread may come between and take the number.
+    for _ in 0..100 {
+        let mut first = Sleeper::start();
+        let number = first.pid();
+        let named = Peer::named(number.unsigned_abs()).unwrap();
+        attestors.attest(&named).await.unwrap();
+        first.kill();
+        std::fs::write("/proc/sys/kernel/ns_last_pid", (number - 1).to_string()).unwrap();
+        let second = Sleeper::start();
+        if second.pid() == number {
+            // The same user, the same program, the same number, and not the process that was meant.
+            attestors.attest(&Peer::named(number.unsigned_abs()).unwrap()).await.unwrap();
+            let refused = attestors.attest(&named).await.unwrap_err();
+            assert!(matches!(refused, AttestError::Gone(_)), "{refused}");
+            println!("the pid came again");
+            return;
+        }
+    }
+    panic!("no pid came again");
+}
+
+/// A wrapper that gives a pid namespace of its own, in which everything ends with it.
+fn own_pids() -> Option<&'static [&'static str]> {
+    const CHOICES: [&[&str]; 2] = [
+        &["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"],
+        &["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child", "--mount-proc"],
+    ];
+    let works = |choice: &&[&str]| {
+        let run = Command::new(choice[0]).args(&choice[1..]).arg("true").output();
+        run.is_ok_and(|output| output.status.success())
+    };
+    let found = CHOICES.into_iter().find(works);
+    if found.is_none() {
+        assert!(std::env::var_os("CI").is_none(), "cannot make a pid namespace here, and CI must");
+        println!("NOT RUN: cannot make a pid namespace here");
+    }
+    found
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@ use spiffe::id::TrustDomain;
 use spiffe::settings::optional_duration;
 
 use super::federation::FederationDocument;
+use super::web::WebDocument;
 use super::{
     Address, Attest, Audit, AuditTarget, Authority, Config, ConfigError, JoinToken, Keys, LIFETIMES_PER_CA, Limits,
     Mode, Purge, ServerName, SocketPath, Store, StoreKind, Svid, Upstream,
@@ -53,6 +54,8 @@ pub(super) struct Document {
     purge: Purge,
     #[serde(default)]
     federation: FederationDocument,
+    #[serde(default)]
+    web: WebDocument,
 }
 
 #[derive(Deserialize)]
@@ -215,6 +218,7 @@ impl TryFrom<Document> for Config {
             limits: document.limits,
             purge: document.purge,
             federation: document.federation.read(&trust_domain)?,
+            web: document.web.read(authority.ca_ttl)?,
             trust_domain,
             data_dir,
             listen,

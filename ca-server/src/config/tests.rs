@@ -31,7 +31,10 @@ fn the_sample_has_every_key_and_shows_the_defaults() {
         web_roots: None,
         ..sample.federation.clone()
     };
+    assert!(sample.web.https_web.is_some() && sample.web.https_spiffe.is_some());
+    let web = Web { https_web: None, https_spiffe: None, ..sample.web.clone() };
     let examples = Config {
+        web,
         attest,
         authority,
         federation,
@@ -194,4 +197,16 @@ fn relationships_of_the_config_are_judged() {
     assert!(error(&relationship("url = 'https://other.org/'")).contains("profile"));
     assert!(error(&relationship(web).replace("other.org'\nurl", "example.org'\nurl")).contains("own trust domain"));
     assert!(error("[federation]\nallow_networks = ['everything']").contains("write it like 10.0.0.0/8"));
+}
+
+#[test]
+fn the_refresh_hint_leaves_five_polls_before_a_root_signs() {
+    let hint = |text: &str| parse(text).map(|config| config.web.refresh_hint.as_secs());
+    assert_eq!(hint(""), Ok(300));
+    assert_eq!(hint("[authority]\nca_ttl = '1h'"), Ok(120));
+    assert_eq!(hint("[authority]\nca_ttl = '1m'"), Ok(10));
+    assert_eq!(hint("[web]\nrefresh_hint = '1d'"), Ok(86_400));
+    assert!(error("[web]\nrefresh_hint = '2d'").contains("web.refresh_hint"));
+    assert!(error("[web]\nrefresh_hint = '5s'").contains("use \"10s\""));
+    assert!(error("[web]\npath = 'bundle'").contains("begin it with /"));
 }

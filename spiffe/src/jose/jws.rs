@@ -77,9 +77,11 @@ impl Parsed {
         if token.len() > MAX_TOKEN_BYTES {
             return Err(JwsError::TooLong(token.len()));
         }
-        let parts: Vec<&str> = token.split('.').collect();
-        let [header, payload, signature] = parts.as_slice() else {
-            return Err(JwsError::Parts(parts.len()));
+        let mut parts = token.split('.');
+        let (Some(header), Some(payload), Some(signature), None) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
+            return Err(JwsError::Parts(token.split('.').count()));
         };
         let signed = header.len() + 1 + payload.len();
         let header = read_header(header)?;
