@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use serde_json::Value;
-use tests::binary::{House, Judge, Output, Process, free_port, openssl, wait_for};
+use tests::binary::{House, Judge, Output, Process, free_port, jose, openssl, pyjwt, wait_for};
 
 /// A trust domain that serves its bundle by its own SVID and may fetch from this machine.
 fn served(trust_domain: &str) -> (House, String) {
@@ -222,5 +222,37 @@ fn go_spiffe_fetches_the_bundle_by_both_profiles() {
         let words =
             ["s_client", "-connect", &address, version, "-CAfile", "web-ca.pem", "-verify_return_error", "-brief"];
         openssl().folder(house.folder()).args(words).run().succeeded();
+    }
+}
+
+#[test]
+fn pyjwt_and_jose_verify_a_token_from_nothing_but_the_discovery_url() {
+    for algorithm in ["ES256", "ES384", "RS256"] {
+        let web = free_port();
+        let issuer = format!("https://localhost:{web}");
+        let house = House::empty(&format!(
+            "web.https_web = {{ listen = '127.0.0.1:{web}', certificate = 'web.pem', key = 'web.key' }}\n\
+             web.oidc.issuer = '{issuer}'\njwt = {{ algorithm = '{algorithm}', issuer = '{issuer}' }}"
+        ));
+        web_certificate(&house);
+        let house = house.start("");
+        house.entry("web", &House::of_us(), &[]);
+        let token = house.run(&["fetch", "jwt", "--audience", "cloud", "-o", "json"]).succeeded().json();
+        let token = token["svids"][0]["token"].as_str().unwrap_or_else(|| panic!("{token}")).to_owned();
+        let roots = house.path("web-ca.pem");
+        for judge in [pyjwt, jose] {
+            let claims = judge(&issuer, "cloud", &token, &roots).succeeded().json();
+            assert_eq!(
+                (&claims["sub"], &claims["iss"]),
+                (&house.id("web").into(), &issuer.as_str().into()),
+                "{claims}"
+            );
+            // And refuses what it should.
+            assert_ne!(judge(&issuer, "other", &token, &roots).code, Some(0));
+            let (rest, signature) = token.rsplit_once('.').unwrap();
+            let first = if signature.starts_with('A') { "B" } else { "A" };
+            let forged = format!("{rest}.{first}{}", &signature[1..]);
+            assert_ne!(judge(&issuer, "cloud", &forged, &roots).code, Some(0));
+        }
     }
 }
