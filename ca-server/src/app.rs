@@ -39,8 +39,9 @@ use crate::authority::plan::{Policy, PolicyError};
 use crate::authority::upstream::{Upstream, UpstreamError};
 use crate::config::{self, Config, ConfigError, Keys, StoreKind};
 use crate::connected::Connected;
-use crate::federation::{self, Federation, WebRoots};
+use crate::federation::{self, Federation};
 use crate::health;
+use crate::https::WebRoots;
 use crate::issuance::Profile;
 use crate::metrics::Metrics;
 use crate::own_svid::{OwnSvid, OwnSvidError};
@@ -326,7 +327,7 @@ impl Server {
 
         let web = web::serve(
             listeners.web,
-            web::Parts {
+            &web::Parts {
                 config: &config.web,
                 svid: svid.clone(),
                 views: Arc::clone(&views),

@@ -90,14 +90,14 @@ pub struct Parts<'a> {
 }
 
 /// Serves on `ports` until `stop`.
-pub fn serve(ports: Ports, parts: Parts<'_>) -> Result<Addresses, WebError> {
+pub fn serve(ports: Ports, parts: &Parts<'_>) -> Result<Addresses, WebError> {
     let (path, refresh_hint) = (parts.config.path.clone(), parts.config.refresh_hint);
     let site = Site { path, refresh_hint, oidc: None };
     let mut addresses = Addresses::default();
     if let (Some(port), Some(web)) = (ports.https_web, &parts.config.https_web) {
         let files = Files::open(web)?;
         let site = Site { oidc: parts.config.oidc.clone(), ..site.clone() };
-        addresses.https_web = Some(begin(port, files.shown(), site, &parts)?);
+        addresses.https_web = Some(begin(port, files.shown(), site, parts)?);
         let (stop, clock) = (parts.stop.clone(), Arc::clone(&parts.clock));
         parts.loops.spawn(async move {
             tokio::select! {
@@ -107,7 +107,7 @@ pub fn serve(ports: Ports, parts: Parts<'_>) -> Result<Addresses, WebError> {
         });
     }
     if let Some(port) = ports.https_spiffe {
-        addresses.https_spiffe = Some(begin(port, Arc::new(parts.svid.clone()), site, &parts)?);
+        addresses.https_spiffe = Some(begin(port, Arc::new(parts.svid.clone()), site, parts)?);
     }
     Ok(addresses)
 }
