@@ -329,6 +329,7 @@ impl Server {
             listeners.web,
             &web::Parts {
                 config: &config.web,
+                acme_dir: config.acme_dir(),
                 svid: svid.clone(),
                 views: Arc::clone(&views),
                 clock: Arc::clone(&clock),
