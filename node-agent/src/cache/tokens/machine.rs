@@ -294,8 +294,9 @@ impl Machine {
                     self.review(&name, now);
                 }
             } else {
-                for name in names {
-                    for waiter in self.remove(&name) {
+                let gone: Vec<_> = names.into_iter().map(|name| (self.remove(&name), name)).collect();
+                for (waiters, name) in gone {
+                    for waiter in waiters {
                         self.waiters.remove(&waiter);
                         self.want(waiter, name.clone(), now, actions);
                     }
@@ -481,7 +482,7 @@ impl Machine {
             while batch.len() < MAX_BATCH
                 && let Some((_, job)) = self.queue.pop_first()
             {
-                batch.extend(self.request(job));
+                batch.extend(self.request(job, actions));
             }
             if batch.is_empty() {
                 return;
@@ -491,12 +492,18 @@ impl Machine {
         }
     }
 
-    fn request(&mut self, job: Job) -> Option<Request> {
+    fn request(&mut self, job: Job, actions: &mut Vec<Action>) -> Option<Request> {
         let (id, audience) = match &job {
             Job::Held(name) => name.clone(),
             Job::Alone(waiter) => self.waiters.get(waiter).cloned()?,
         };
-        let entry = self.directory.entry(&id).cloned()?;
+        let Some(entry) = self.directory.entry(&id).cloned() else {
+            if let Job::Alone(waiter) = job {
+                self.waiters.remove(&waiter);
+                actions.push(Action::Tell(waiter, Told::Gone));
+            }
+            return None;
+        };
         self.next_number += 1;
         let request = Request { id: self.next_number, entry, audience };
         if let Job::Held(name) = &job {
@@ -558,9 +565,6 @@ fn renewal(token: &Token, now: Timestamp) -> Timestamp {
     let life = token.svid().expires_at().since(now);
     renew_at(now, now.plus(life * 4 / 5), token.svid().token().as_bytes()).max(now.plus(Duration::from_secs(1)))
 }
-
-#[cfg(test)]
-mod tests;
 
 #[cfg(test)]
 mod tests;
