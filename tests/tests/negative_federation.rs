@@ -200,6 +200,20 @@ async fn a_redirect_is_followed_for_this_once_and_to_nowhere_worse() {
 }
 
 #[tokio::test]
+async fn a_redirect_leads_to_nobody_who_would_not_be_believed_himself() {
+    let scene = Scene::federated(&[]).await;
+    let answer = Answer::Document(document(&["elsewhere"], Some(6)));
+    let stranger = certificates::web(&["127.0.0.1"], &certificates::root("Stranger"));
+    let other_name = certificates::web(&["bundles.other.org"], &scene.ca);
+    for (certificate, said) in [(stranger, "UnknownIssuer"), (other_name, "NotValidForName")] {
+        let target = BundleEndpoint::start(&certificate, answer.clone()).await;
+        let error = scene.refused(Answer::Head(302, format!("Location: {}\r\n", target.url()))).await;
+        assert!(error.contains(said) || error.contains("not valid for name"), "{error}");
+        assert_eq!(target.asked(), 0);
+    }
+}
+
+#[tokio::test]
 async fn addresses_that_are_not_public_are_not_polled() {
     let scene = Scene::start(&[("federation.allow_networks", "[]")]).await;
     for (with, host, kind) in [
