@@ -211,7 +211,13 @@ impl Server {
         let polled = Arc::default();
         let metrics = Arc::new(Metrics::new(
             env!("CARGO_PKG_VERSION"),
-            observe::observe(Arc::clone(&views), connected.clone(), audit.clone(), Arc::clone(&clock), Arc::clone(&polled)),
+            observe::observe(
+                Arc::clone(&views),
+                connected.clone(),
+                audit.clone(),
+                Arc::clone(&clock),
+                Arc::clone(&polled),
+            ),
         ));
         let stop = CancellationToken::new();
         let loops = TaskTracker::new();

@@ -19,8 +19,8 @@ use spiffe::settings::{self, SettingsError};
 
 use self::document::{Document, default_max_chain, default_max_rsa_bits, default_min_rsa_bits};
 pub use self::federation::{Configured, Federation, Network};
-pub use self::web::{HttpsSpiffe, HttpsWeb, Web};
 pub use self::values::{Address, MAX_SOCKET_PATH_BYTES, Mode, ServerName, SocketPath};
+pub use self::web::{HttpsSpiffe, HttpsWeb, Web};
 
 mod document;
 mod federation;

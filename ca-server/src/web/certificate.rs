@@ -108,7 +108,9 @@ impl Files {
                 self.shown.0.store(Arc::new(pair));
                 info!(path = %self.config.certificate.display(), "the certificate of the web is another one now");
             }
-            Err(error) => error!(%error, "the certificate of the web was changed to one that is no good: the last one stays"),
+            Err(error) => {
+                error!(%error, "the certificate of the web was changed to one that is no good: the last one stays")
+            }
         }
     }
 }
