@@ -20,7 +20,7 @@ use spiffe::settings::{self, SettingsError};
 use self::document::{Document, default_max_chain, default_max_rsa_bits, default_min_rsa_bits};
 pub use self::federation::{Configured, Federation, Network};
 pub use self::values::{Address, MAX_SOCKET_PATH_BYTES, Mode, ServerName, SocketPath};
-pub use self::web::{HttpsSpiffe, HttpsWeb, Web};
+pub use self::web::{HttpsSpiffe, HttpsWeb, Issuer, Oidc, Web};
 
 mod document;
 mod federation;
@@ -113,6 +113,9 @@ pub enum ConfigError {
     /// The path of the bundle is none.
     #[error("web.path = {0:?} is no path: begin it with /, and use letters, digits and -._~/ only, 256 at most")]
     WebPath(String),
+    /// OpenID Connect Discovery without a listener that those who ask for it can trust.
+    #[error("web.oidc is served where https_web is: add [web.https_web]")]
+    OidcWithoutWeb,
     /// A file that the config names is no good.
     #[error("{key}: {path}: {reason}")]
     File {

@@ -1,11 +1,11 @@
 //! The listeners: TLS on the network, and the admin unix socket. Each accepted connection carries its [`Caller`] to
 //! every request on it.
 //!
-//! - A handshake runs in a task of its own, with a time limit and a bound on how many run at once, in all and from one
-//!   network. Beyond it a connection is closed at once: those who mean it come again.
+//! - A handshake runs in a task of its own, with a time limit and a bound on how many run at once (`handshakes`).
+//!   Beyond a bound a connection is closed at once: those who mean it come again.
 //! - A peer whose certificate does not verify is turned away in the handshake; one without a certificate is a stranger.
-//! - Strangers shut out no agent, and other users of the machine no operator ([`room`]); who says nothing does not stay
-//!   ([`patience`]).
+//! - Strangers shut out no agent, and other users of the machine no operator (`room`); who says nothing does not stay
+//!   (`patience`).
 
 use std::io;
 use std::net::SocketAddr;
@@ -26,19 +26,18 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 use tracing::{debug, warn};
 
+use self::handshakes::Handshakes;
 use self::patience::{End, Patient};
 use self::room::{AdminRoom, Held, NetworkRoom};
 use super::caller::Caller;
-use super::origin::{Origin, Places};
 use super::rights::Operators;
 
+mod handshakes;
 mod patience;
 mod room;
 
-/// How many handshakes may run at once, in all and from one network: whoever opens connections and says nothing holds up
-/// nobody else.
-pub const HANDSHAKES: usize = 1024;
-const HANDSHAKES_OF_ONE: usize = 256;
+pub use self::handshakes::HANDSHAKES;
+
 /// The longest path of a unix socket that the kernel takes, in bytes.
 pub const SOCKET_PATH_LIMIT: usize = 107;
 
@@ -212,7 +211,7 @@ impl Arrivals {
 /// Accepts TLS connections until told to stop, with at most `connections` open, and hands them on.
 pub async fn accept_tls(listener: TcpListener, config: Arc<ServerConfig>, connections: usize, arrivals: Arrivals) {
     let acceptor = TlsAcceptor::from(config);
-    let handshakes = Places::new(HANDSHAKES, HANDSHAKES_OF_ONE);
+    let handshakes = Handshakes::new();
     let room = NetworkRoom::new(connections);
     loop {
         let accepted = tokio::select! {
@@ -228,7 +227,7 @@ pub async fn accept_tls(listener: TcpListener, config: Arc<ServerConfig>, connec
                 continue;
             }
         };
-        let Some(turn) = handshakes.take(Origin::network(address.ip())) else {
+        let Some(turn) = handshakes.begin(address.ip()) else {
             debug!(%address, "too many handshakes: turned away");
             continue;
         };
@@ -236,7 +235,12 @@ pub async fn accept_tls(listener: TcpListener, config: Arc<ServerConfig>, connec
         tokio::spawn(async move {
             let _ = stream.set_nodelay(true);
             #[expect(clippy::disallowed_methods, reason = "a time limit on network input")]
-            let stream = match tokio::time::timeout(arrivals.opening, acceptor.accept(stream)).await {
+            let accepting = tokio::time::timeout(arrivals.opening, acceptor.accept(stream));
+            let accepted = tokio::select! {
+                accepted = accepting => accepted,
+                () = turn.over() => return debug!(%address, "handshake gave way to another"),
+            };
+            let stream = match accepted {
                 Ok(Ok(stream)) => stream,
                 Ok(Err(error)) => return debug!(%address, %error, "handshake failed"),
                 Err(_) => return debug!(%address, "handshake took too long"),

@@ -31,8 +31,8 @@ fn the_sample_has_every_key_and_shows_the_defaults() {
         web_roots: None,
         ..sample.federation.clone()
     };
-    assert!(sample.web.https_web.is_some() && sample.web.https_spiffe.is_some());
-    let web = Web { https_web: None, https_spiffe: None, ..sample.web.clone() };
+    assert!(sample.web.https_web.is_some() && sample.web.https_spiffe.is_some() && sample.web.oidc.is_some());
+    let web = Web { https_web: None, https_spiffe: None, oidc: None, ..sample.web.clone() };
     let examples = Config {
         web,
         attest,
@@ -209,4 +209,16 @@ fn the_refresh_hint_leaves_five_polls_before_a_root_signs() {
     assert!(error("[web]\nrefresh_hint = '2d'").contains("web.refresh_hint"));
     assert!(error("[web]\nrefresh_hint = '5s'").contains("use \"10s\""));
     assert!(error("[web]\npath = 'bundle'").contains("begin it with /"));
+}
+
+#[test]
+fn an_issuer_is_a_plain_url_and_needs_a_listener() {
+    let web = "[web.https_web]\nlisten = '0.0.0.0:443'\ncertificate = 'a'\nkey = 'b'\n";
+    let oidc = |issuer: &str| format!("{web}[web.oidc]\nissuer = '{issuer}'");
+    let found = parse(&oidc("https://oidc.example.org:8443/prod")).unwrap().web.oidc.unwrap();
+    assert_eq!((found.allowed_hosts, found.issuer.path()), (vec!["oidc.example.org".to_owned()], "/prod"));
+    assert!(error(&oidc("https://oidc.example.org/")).contains("slash at its end"));
+    assert!(error(&oidc("https://oidc.example.org?x")).contains("query"));
+    assert!(error(&oidc("http://oidc.example.org")).contains("begin with https://"));
+    assert!(error("[web.oidc]\nissuer = 'https://a.org'").contains("add [web.https_web]"));
 }

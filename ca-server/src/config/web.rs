@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
+use spiffe::federation::EndpointUrl;
 use spiffe::settings::optional_duration;
 
 use super::ConfigError;
@@ -35,6 +36,8 @@ pub struct Web {
     pub https_web: Option<HttpsWeb>,
     /// `[web.https_spiffe]`: known by the server's own SVID; `None`: not served so.
     pub https_spiffe: Option<HttpsSpiffe>,
+    /// `[web.oidc]`: served where `https_web` is; `None`: not served.
+    pub oidc: Option<Oidc>,
 }
 
 /// `[web.https_web]`.
@@ -57,6 +60,55 @@ pub struct HttpsSpiffe {
     pub listen: SocketAddr,
 }
 
+/// `[web.oidc]`: OpenID Connect Discovery, for verifiers that know no SPIFFE.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Oidc {
+    /// The issuer, as JWT-SVIDs name it in `iss`.
+    pub issuer: Issuer,
+    /// The hosts for which it is answered.
+    pub allowed_hosts: Vec<String>,
+}
+
+/// The URL of an issuer of tokens: `https`, no query, no slash at its end.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Issuer {
+    text: String,
+    url: EndpointUrl,
+}
+
+impl Issuer {
+    /// The URL as it was written: verifiers compare it letter by letter.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// Its path; empty where there is none.
+    pub fn path(&self) -> &str {
+        self.url.target().trim_end_matches('/')
+    }
+}
+
+impl TryFrom<String> for Issuer {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let url = EndpointUrl::parse(&text).map_err(|error| format!("issuer {text:?} is no issuer: {error}"))?;
+        if text.ends_with('/') || text.contains('?') {
+            return Err(format!("issuer {text:?} has a slash at its end, or a query: leave that out"));
+        }
+        Ok(Self { text, url })
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OidcDocument {
+    issuer: Issuer,
+    #[serde(default)]
+    allowed_hosts: Vec<String>,
+}
+
 /// The table as it is written.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -67,19 +119,21 @@ pub(super) struct WebDocument {
     connections: usize,
     https_web: Option<HttpsWeb>,
     https_spiffe: Option<HttpsSpiffe>,
+    oidc: Option<OidcDocument>,
 }
 
 impl Default for WebDocument {
     /// A thousand connections: those of a few hundred thousand pollers.
     fn default() -> Self {
-        Self { path: "/".into(), refresh_hint: None, connections: 1000, https_web: None, https_spiffe: None }
+        let path = "/".to_owned();
+        Self { path, refresh_hint: None, connections: 1000, https_web: None, https_spiffe: None, oidc: None }
     }
 }
 
 impl WebDocument {
     /// As a server whose CAs live this long takes it.
     pub(super) fn read(self, ca_ttl: Duration) -> Result<Web, ConfigError> {
-        let Self { path, refresh_hint, connections, https_web, https_spiffe } = self;
+        let Self { path, refresh_hint, connections, https_web, https_spiffe, oidc } = self;
         let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte);
         if !path.starts_with('/') || path.len() > LONGEST_PATH || !path.bytes().all(is_plain) {
             return Err(ConfigError::WebPath(path));
@@ -88,6 +142,15 @@ impl WebDocument {
         let slowest = Duration::from_secs((ca_ttl / PREPARED_SHARE / POLLS_BEFORE_USE).as_secs()).max(SHORTEST_HINT);
         let refresh_hint = refresh_hint.unwrap_or(slowest.min(USUAL_HINT));
         lifetime_in_range("web.refresh_hint", refresh_hint, SHORTEST_HINT, slowest)?;
-        Ok(Web { path, refresh_hint, connections, https_web, https_spiffe })
+        let oidc = oidc.map(|OidcDocument { issuer, mut allowed_hosts }| {
+            if allowed_hosts.is_empty() {
+                allowed_hosts.push(issuer.url.host().to_string());
+            }
+            Oidc { issuer, allowed_hosts }
+        });
+        if oidc.is_some() && https_web.is_none() {
+            return Err(ConfigError::OidcWithoutWeb);
+        }
+        Ok(Web { path, refresh_hint, connections, https_web, https_spiffe, oidc })
     }
 }

@@ -1,6 +1,7 @@
 //! Which request gets what. Pure: a head and a View make an answer.
 //!
 //! - GET and HEAD of the bundle's path: the bundle as a SPIFFE JWKS document, with an ETag; 304 to who has it already.
+//! - OpenID Connect Discovery, where it is served, answers for its own hosts only: 421 to others.
 //! - `Cache-Control` lets caches keep it for half of the refresh hint: whoever polls through one has what is prepared
 //!   before it is used, as whoever polls here.
 //! - A body is never read.
@@ -14,6 +15,8 @@ use http::{HeaderValue, Method, Response, StatusCode};
 use http_body_util::Full;
 use spiffe::crypto::sha256_hex;
 
+use super::discovery;
+use crate::config::Oidc;
 use crate::view::View;
 
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -26,6 +29,8 @@ pub(super) struct Site {
     pub(super) path: String,
     /// How often it should be fetched.
     pub(super) refresh_hint: Duration,
+    /// What verifiers that know no SPIFFE are told.
+    pub(super) oidc: Option<Oidc>,
 }
 
 impl Site {
@@ -39,6 +44,15 @@ impl Site {
         if head.uri.path() == self.path {
             let document = view.bundle().clone().with_refresh_hint(Some(self.refresh_hint)).to_jwks();
             return cached(head, document, self.refresh_hint / 2);
+        }
+        if let Some(oidc) = &self.oidc
+            && let Some(asked) = discovery::asked(oidc, head)
+        {
+            if !discovery::is_for_us(oidc, head) {
+                let text = "this host is none of those that are answered for: see web.oidc.allowed_hosts\n";
+                return respond(head, StatusCode::MISDIRECTED_REQUEST, TEXT, text.into());
+            }
+            return cached(head, discovery::document(oidc, asked, view.bundle()), self.refresh_hint / 2);
         }
         respond(head, StatusCode::NOT_FOUND, TEXT, "there is nothing here\n".into())
     }
@@ -89,7 +103,7 @@ mod tests {
 
     use super::*;
 
-    const SITE: fn() -> Site = || Site { path: "/".into(), refresh_hint: Duration::from_secs(300) };
+    const SITE: fn() -> Site = || Site { path: "/".into(), refresh_hint: Duration::from_secs(300), oidc: None };
 
     fn ask(method: &str, path: &str, tag: Option<&str>) -> (Response<()>, String) {
         let mut request = Request::builder().method(method).uri(path);
@@ -127,6 +141,24 @@ mod tests {
             assert_eq!(again.headers()[ETAG], tag.as_str());
         }
         assert_eq!(ask("GET", "/", Some("\"other\"")).0.status(), 200);
+    }
+
+    #[test]
+    fn discovery_answers_for_its_own_host_only() {
+        let issuer = crate::config::Issuer::try_from("https://oidc.example.org".to_owned()).unwrap();
+        let oidc = Some(Oidc { issuer, allowed_hosts: vec!["oidc.example.org".into()] });
+        let view = View::empty(TrustDomain::parse("example.org").unwrap());
+        let ask = |host: &str, path: &str| {
+            let request = Request::get(path).header("host", host).body(()).unwrap();
+            Site { oidc: oidc.clone(), ..SITE() }.answer(&request.into_parts().0, &view)
+        };
+        let answer = ask("oidc.example.org", "/keys");
+        assert_eq!(answer.status(), 200);
+        assert_eq!(answer.headers()[CONTENT_TYPE], "application/json");
+        assert_eq!(answer.headers()[CACHE_CONTROL], "public, max-age=150");
+        assert_eq!(ask("evil.net", "/keys").status(), 421);
+        assert_eq!(ask("evil.net", "/.well-known/openid-configuration").status(), 421);
+        assert_eq!(ask("evil.net", "/").status(), 200, "the bundle is the same under any name");
     }
 
     #[test]

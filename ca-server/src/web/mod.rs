@@ -4,6 +4,7 @@
 //! | file | owns |
 //! |---|---|
 //! | `answer` | which request gets what (pure) |
+//! | `discovery` | OpenID Connect Discovery, for verifiers of JWT-SVIDs that know no SPIFFE (pure) |
 //! | `certificate` | the certificate of the web, read again when its files change |
 //! | `listen` | connections, bounded in every way |
 //!
@@ -13,6 +14,7 @@
 
 mod answer;
 mod certificate;
+mod discovery;
 mod listen;
 
 use std::net::SocketAddr;
@@ -89,11 +91,13 @@ pub struct Parts<'a> {
 
 /// Serves on `ports` until `stop`.
 pub fn serve(ports: Ports, parts: Parts<'_>) -> Result<Addresses, WebError> {
-    let site = Arc::new(Site { path: parts.config.path.clone(), refresh_hint: parts.config.refresh_hint });
+    let (path, refresh_hint) = (parts.config.path.clone(), parts.config.refresh_hint);
+    let site = Site { path, refresh_hint, oidc: None };
     let mut addresses = Addresses::default();
     if let (Some(port), Some(web)) = (ports.https_web, &parts.config.https_web) {
         let files = Files::open(web)?;
-        addresses.https_web = Some(begin(port, files.shown(), &site, &parts)?);
+        let site = Site { oidc: parts.config.oidc.clone(), ..site.clone() };
+        addresses.https_web = Some(begin(port, files.shown(), site, &parts)?);
         let (stop, clock) = (parts.stop.clone(), Arc::clone(&parts.clock));
         parts.loops.spawn(async move {
             tokio::select! {
@@ -103,7 +107,7 @@ pub fn serve(ports: Ports, parts: Parts<'_>) -> Result<Addresses, WebError> {
         });
     }
     if let Some(port) = ports.https_spiffe {
-        addresses.https_spiffe = Some(begin(port, Arc::new(parts.svid.clone()), &site, &parts)?);
+        addresses.https_spiffe = Some(begin(port, Arc::new(parts.svid.clone()), site, &parts)?);
     }
     Ok(addresses)
 }
@@ -111,12 +115,12 @@ pub fn serve(ports: Ports, parts: Parts<'_>) -> Result<Addresses, WebError> {
 fn begin(
     port: TcpListener,
     shown: Arc<dyn ResolvesServerCert>,
-    site: &Arc<Site>,
+    site: Site,
     parts: &Parts<'_>,
 ) -> Result<SocketAddr, WebError> {
     let address = port.local_addr()?;
     let tls = Arc::new(tls(shown, Arc::clone(&parts.clock))?);
-    let door = listen::Door { tls, site: Arc::clone(site), views: Arc::clone(&parts.views) };
+    let door = listen::Door { tls, site: Arc::new(site), views: Arc::clone(&parts.views) };
     parts.loops.spawn(listen::accept(port, door, parts.config.connections, parts.stop.clone()));
     info!(%address, "the bundle is served");
     Ok(address)
