@@ -12,7 +12,9 @@ use crate::log::LogFormat;
 use crate::output::Output;
 use crate::refusal;
 use crate::svid_files::hint_at_others;
-use crate::{agent, authority, bundle, completions, dev, entry, federation, fetch, healthcheck, server, token, x509};
+use crate::{
+    agent, authority, bundle, completions, dev, entry, federation, fetch, healthcheck, server, token, validate, x509,
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -90,6 +92,9 @@ pub(crate) enum Noun {
     /// What this process gets from the Workload API of the agent on this machine.
     #[command(subcommand)]
     Fetch(fetch::Verb),
+    /// Whether a token that somebody has shown to this process is good.
+    #[command(subcommand)]
+    Validate(validate::Verb),
     Dev(dev::Dev),
     Healthcheck(healthcheck::Healthcheck),
     Completions(completions::Completions),
@@ -129,6 +134,7 @@ impl Chancery {
             Noun::Authority(verb) => verb.run(globals).await,
             Noun::X509(verb) => verb.run(globals).await,
             Noun::Fetch(verb) => verb.run(globals).await,
+            Noun::Validate(verb) => verb.run(globals).await,
             Noun::Server(verb) => verb.run(globals).await,
             Noun::Dev(dev) => dev.run(globals).await,
             Noun::Healthcheck(check) => check.run(globals).await,
