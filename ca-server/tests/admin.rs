@@ -555,14 +555,14 @@ async fn keys_for_tokens_are_changed_as_cas_are() {
         let [first] = <[_; 1]>::try_from(keys(bundle())).unwrap();
         let made = prepare(kind).await.unwrap().into_inner().authority.unwrap();
         assert_eq!((made.kind.as_str(), made.state.as_str(), made.upstream), (kind, "prepared", false));
-        assert_eq!(made.fingerprint, keys(bundle())[1].kid(), "known before it signs");
+        assert!(keys(bundle()).iter().any(|key| key.kid() == made.fingerprint), "known before it signs");
         house.door.activate_authority(by(&made.id)).await.unwrap();
         let listed = house.door.list_authorities(house.ask(v1::ListAuthoritiesRequest {})).await.unwrap().into_inner();
         let old = listed.authorities.iter().find(|authority| authority.fingerprint == first.kid()).unwrap();
         assert_eq!((old.state.as_str(), old.next_change_at), ("retired", old.not_after + 1));
         assert!(words(house.door.revoke_authority(by(&old.id)).await).contains("taint it first"));
         house.door.taint_authority(by(&old.id)).await.unwrap();
-        assert_eq!(keys(bundle()).iter().map(JwkAuthority::is_tainted).collect::<Vec<_>>(), [true, false]);
+        assert!(keys(bundle()).iter().all(|key| key.is_tainted() == (key.kid() == first.kid())));
         house.door.revoke_authority(by(&old.id)).await.unwrap();
         assert_eq!(keys(bundle()).iter().map(JwkAuthority::kid).collect::<Vec<_>>(), [&made.fingerprint]);
     }
