@@ -1,11 +1,12 @@
 //! The only place that joins things: store, keys, View, doors and loops become a running server, and stop as one.
 
 mod lives;
+mod observe;
 
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustls_pki_types::CertificateDer;
@@ -34,14 +35,14 @@ use crate::api::rights::{Guard, Operators};
 use crate::attest::Attestors;
 use crate::audit::{self, Audit, AuditError};
 use crate::authority::State;
-use crate::authority::keys::{Disk, KeyError, KeyStore, Memory};
+use crate::authority::keys::{Disk, KeyError, KeyStore, Memory, owned};
 use crate::authority::plan::PolicyError;
 use crate::authority::upstream::{Upstream, UpstreamError};
 use crate::config::{self, Config, ConfigError, Keys, StoreKind};
 use crate::connected::Connected;
 use crate::federation::{self, Federation, WebRoots};
-use crate::health::{self, Readiness};
-use crate::metrics::{Metrics, Observed, ObservedAuthority};
+use crate::health;
+use crate::metrics::Metrics;
 use crate::own_svid::{OwnSvid, OwnSvidError};
 use crate::prune;
 use crate::rotate::{self, Acknowledged, RotateError, Rotator, Rule};
@@ -49,7 +50,8 @@ use crate::store::mem::MemStore;
 use crate::store::sled::SledStore;
 use crate::store::{Revision, Store, StoreError};
 use crate::view::follow::{self, FollowError, Signers, Views};
-use crate::view::{Issuers, keys};
+use crate::view::keys;
+use crate::web::{self, WebError};
 
 /// How long open calls may take to end when the server stops.
 const GRACE: Duration = Duration::from_secs(10);
@@ -113,6 +115,9 @@ pub enum AppError {
     /// The audit record did not open.
     #[error(transparent)]
     Audit(#[from] AuditError),
+    /// The own bundle cannot be served to others.
+    #[error(transparent)]
+    Web(#[from] WebError),
     /// TLS could not be set up.
     #[error("TLS cannot be set up: {0}")]
     Tls(#[from] rustls::Error),
@@ -139,6 +144,7 @@ pub enum AppError {
 pub struct Server {
     address: SocketAddr,
     health_address: SocketAddr,
+    web: web::Addresses,
     admin_socket: PathBuf,
     doors: Arc<Doors>,
     stop: CancellationToken,
@@ -203,7 +209,13 @@ impl Server {
         let polled = Arc::default();
         let metrics = Arc::new(Metrics::new(
             env!("CARGO_PKG_VERSION"),
-            observe(Arc::clone(&views), connected.clone(), audit.clone(), Arc::clone(&clock), Arc::clone(&polled)),
+            observe::observe(
+                Arc::clone(&views),
+                connected.clone(),
+                audit.clone(),
+                Arc::clone(&clock),
+                Arc::clone(&polled),
+            ),
         ));
         let stop = CancellationToken::new();
         let loops = TaskTracker::new();
@@ -304,18 +316,30 @@ impl Server {
             Arc::clone(&clock),
             agents_after,
         ));
-        loops.spawn(health::serve(listeners.health, ready(views.clone(), audit), metrics, stop.clone()));
+        loops.spawn(health::serve(listeners.health, observe::ready(views.clone(), audit), metrics, stop.clone()));
 
+        let web = web::serve(
+            listeners.web,
+            web::Parts {
+                config: &config.web,
+                svid: svid.clone(),
+                views: Arc::clone(&views),
+                clock: Arc::clone(&clock),
+                loops: &loops,
+                stop: &stop,
+            },
+        )?;
         let mut tls = mtls::server_config(svid, bundles, Peers::Any, false, Arc::clone(&clock))?;
         tls.alpn_protocols = vec![b"h2".to_vec()];
         let (to, connections) = mpsc::channel(64);
         let opening = config.limits.handshake_timeout;
         let arrivals = Arrivals { to, opening, clock: Arc::clone(&clock), stop: stop.clone() };
         loops.spawn(listen::accept_tls(listeners.tls, Arc::new(tls), config.limits.connections, arrivals.clone()));
-        loops.spawn(listen::accept_unix(listeners.admin, arrivals));
         let mut uids = config.admin_uids.clone();
         uids.extend([0, nix::unistd::geteuid().as_raw()]);
-        let guard = Guard { views, operators: Operators { uids: uids.into() }, clock };
+        let operators = Operators { uids: uids.into() };
+        loops.spawn(listen::accept_unix(listeners.admin, operators.clone(), arrivals));
+        let guard = Guard { views, operators, clock };
         let ended = CancellationToken::new();
         let serving = serve(Arc::clone(&doors), admin, guard, config.limits.request_timeout, connections);
         let serving = tokio::spawn({
@@ -331,6 +355,7 @@ impl Server {
         Ok(Self {
             address,
             health_address,
+            web,
             admin_socket: config.admin_socket.as_path().to_owned(),
             doors,
             stop,
@@ -349,6 +374,11 @@ impl Server {
     /// Where `/live`, `/ready` and `/metrics` are.
     pub fn health_address(&self) -> SocketAddr {
         self.health_address
+    }
+
+    /// Where the own bundle is served to other trust domains.
+    pub fn web_addresses(&self) -> web::Addresses {
+        self.web
     }
 
     /// Where local operators connect.
@@ -395,11 +425,20 @@ struct Listeners {
     tls: TcpListener,
     health: TcpListener,
     admin: UnixListener,
+    web: web::Ports,
 }
 
 impl Listeners {
     async fn bind(config: &Config) -> Result<Self, ListenError> {
+        let mut web = web::Ports::default();
+        if let Some(https_web) = &config.web.https_web {
+            web.https_web = Some(listen::bind_tcp("web.https_web.listen", https_web.listen).await?);
+        }
+        if let Some(https_spiffe) = &config.web.https_spiffe {
+            web.https_spiffe = Some(listen::bind_tcp("web.https_spiffe.listen", https_spiffe.listen).await?);
+        }
         Ok(Self {
+            web,
             tls: listen::bind_tcp("listen", config.listen).await?,
             health: listen::bind_tcp("health_listen", config.health_listen).await?,
             admin: listen::bind_unix(config.admin_socket.as_path(), config.admin_socket_mode.bits()).await?,
@@ -455,7 +494,7 @@ async fn serve(
 }
 
 /// Makes `data_dir` for this user alone; others may pass through it where its admin socket is for them too. One that is
-/// there is the operator's: its mode stays, and one that is too wide is told of. What lies in it has narrow modes itself.
+/// there is this user's or root's, and the operator's affair: its mode stays, and one that is too wide is told of. What lies in it has narrow modes itself.
 fn make_data_dir(config: &Config) -> Result<(), AppError> {
     use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
     let (path, socket) = (config.data_dir.as_path(), config.admin_socket.as_path());
@@ -466,6 +505,7 @@ fn make_data_dir(config: &Config) -> Result<(), AppError> {
     }
     let mode = if is_passed { 0o711 } else { 0o700 };
     std::fs::DirBuilder::new().recursive(true).mode(mode).create(path).map_err(failed)?;
+    owned(path)?;
     let found = std::fs::metadata(path).map_err(failed)?.permissions().mode() & 0o7777;
     if found & 0o066 != 0 {
         let mode = format!("{found:04o}");
@@ -522,57 +562,4 @@ async fn wake_rotation(rotator: Arc<Rotator>, views: Arc<Views>, connected: Conn
             }
         }
     }
-}
-
-fn observe(
-    views: Arc<Views>,
-    connected: Connected,
-    audit: Audit,
-    clock: Arc<dyn Clock>,
-    polled: Arc<OnceLock<Weak<Federation>>>,
-) -> crate::metrics::Observe {
-    Arc::new(move || {
-        let federation = polled.get().and_then(Weak::upgrade);
-        let (ages, federation_failing) = federation.map(|federation| federation.ages()).unwrap_or_default();
-        let (view, now) = (views.load(), clock.now());
-        let (lag_max, lag_sum) = connected.lag(view.revision());
-        let authorities = view.authorities().iter();
-        Observed {
-            authorities: authorities
-                .map(|held| ObservedAuthority {
-                    id: Arc::clone(&held.id),
-                    kind: held.kind().name(),
-                    state: held.state.name(),
-                    remaining: held.lifetime.not_after.since(now).as_secs(),
-                })
-                .collect(),
-            entries: view.entry_count() as u64,
-            agents: view.node_count() as u64,
-            agents_connected: connected.count() as u64,
-            lag_max,
-            lag_sum,
-            revision: view.revision(),
-            audit_depth: audit.depth() as u64,
-            audit_writable: audit.failure().is_none(),
-            bundle_ages: ages.into_iter().map(|(name, age)| (name.to_string(), age)).collect(),
-            federation_failing,
-        }
-    })
-}
-
-fn ready(views: Arc<Views>, audit: Audit) -> health::Ready {
-    Arc::new(move || {
-        let view = views.load();
-        let Issuers { x509, jwt, wit } = view.issuers();
-        let missing = [("x509", x509.is_none()), ("jwt", jwt.is_none()), ("wit", wit.is_none())];
-        let authority = match missing.into_iter().find(|(_, missing)| *missing) {
-            None => Ok(()),
-            Some((kind, _)) => Err(format!("this server has no active authority of kind {kind}")),
-        };
-        let record = match audit.failure() {
-            None => Ok(()),
-            Some(why) => Err(why.to_string()),
-        };
-        Readiness::default().with("authority", authority).with("audit", record)
-    })
 }

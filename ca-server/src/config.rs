@@ -20,13 +20,15 @@ use spiffe::settings::{self, SettingsError};
 
 use self::document::{Document, default_max_chain, default_max_rsa_bits, default_min_rsa_bits};
 pub use self::federation::{Configured, Federation, Network};
-pub use self::values::{Address, Issuer, MAX_SOCKET_PATH_BYTES, Mode, ServerName, SocketPath};
+pub use self::values::{Address, MAX_SOCKET_PATH_BYTES, Mode, ServerName, SocketPath};
+pub use self::web::{HttpsSpiffe, HttpsWeb, Issuer, Oidc, Web};
 
 mod document;
 mod federation;
 #[cfg(test)]
 mod tests;
 mod values;
+mod web;
 
 /// What the names of environment variables begin with that override keys of the config.
 pub const PREFIX: &str = "CHANCERY_SERVER";
@@ -140,6 +142,12 @@ pub enum ConfigError {
     /// Two relationships with one trust domain.
     #[error("[[federation.relationship]]: {0} is there twice: leave one")]
     RelationshipTwice(TrustDomain),
+    /// The path of the bundle is none.
+    #[error("web.path = {0:?} is no path: begin it with /, and use letters, digits and -._~/ only, 256 at most")]
+    WebPath(String),
+    /// OpenID Connect Discovery without a listener that those who ask for it can trust.
+    #[error("web.oidc is served where https_web is: add [web.https_web]")]
+    OidcWithoutWeb,
     /// A file that the config names is no good.
     #[error("{key}: {path}: {reason}")]
     File {
@@ -195,6 +203,8 @@ pub struct Config {
     pub purge: Purge,
     /// Other trust domains.
     pub federation: Federation,
+    /// Where the own bundle is served.
+    pub web: Web,
 }
 
 /// `[store]`.
@@ -420,6 +430,10 @@ impl Config {
                 })?;
             }
         }
+        if let Some(web) = &self.web.https_web {
+            certificates("web.https_web.certificate", &web.certificate)?;
+            read_limited("web.https_web.key", &web.key).map(zeroize::Zeroizing::new)?;
+        }
         if let Some(path) = &self.federation.web_roots {
             certificates("federation.web_roots", path)?;
         }
@@ -453,7 +467,8 @@ pub fn certificates(key: &'static str, path: &Path) -> Result<Vec<CertificateDer
     Ok(found)
 }
 
-fn read_limited(key: &'static str, path: &Path) -> Result<Vec<u8>, ConfigError> {
+/// The bytes of the file at `path`, which the config names under `key`; 4 MiB at most.
+pub fn read_limited(key: &'static str, path: &Path) -> Result<Vec<u8>, ConfigError> {
     use std::io::Read as _;
     let wrong = |reason: String| ConfigError::File { key, path: path.to_owned(), reason };
     let unreadable = |error: std::io::Error| {

@@ -21,3 +21,4 @@ pub mod prune;
 pub mod rotate;
 pub mod store;
 pub mod view;
+pub mod web;

@@ -14,6 +14,7 @@ use crate::args::Globals;
 use crate::exit::{Failure, Outcome};
 use crate::files;
 use crate::folders::Folders;
+use crate::open_files;
 use crate::output::Sheet;
 use crate::overrides::{Overrides, wrong};
 use crate::running::told_to_stop;
@@ -87,6 +88,8 @@ impl Settings {
     /// `agent run`.
     pub(crate) async fn run(self, globals: &Globals) -> Outcome {
         let config = self.config(&globals.server)?;
+        // The connection itself, and the process at its other end.
+        open_files::make_room("limits.connections", config.limits.connections, 2);
         // Below /run/user nobody else makes it.
         if let Some(folder) = config.workload_socket.parent().filter(|folder| !folder.exists()) {
             files::make_folder(folder, if nix::unistd::geteuid().is_root() { 0o755 } else { 0o700 })?;

@@ -29,6 +29,7 @@ mod healthcheck;
 mod jwt;
 mod log;
 mod moments;
+mod open_files;
 mod output;
 mod overrides;
 mod refusal;

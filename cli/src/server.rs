@@ -15,6 +15,7 @@ use spiffe::time::{Clock as _, System};
 use crate::args::Globals;
 use crate::exit::{Failure, Outcome};
 use crate::folders::Folders;
+use crate::open_files;
 use crate::output::Sheet;
 use crate::overrides::{Overrides, with_flags, wrong};
 use crate::running::told_to_stop;
@@ -133,6 +134,8 @@ impl Valid {
 }
 
 async fn run(config: Config) -> Outcome {
+    // Handshakes have no connection's place yet.
+    open_files::make_room("limits.connections", config.limits.connections, 1);
     let server = start(config).await?;
     let stopped = tokio::select! {
         told = told_to_stop() => told,

@@ -8,40 +8,35 @@
 //!   that has expired.
 
 use std::error::Error as _;
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
-use rustls_pki_types::{CertificateDer, ServerName};
+use rustls_pki_types::CertificateDer;
 use spiffe::bundle::Bundle;
-use spiffe::entry::{EntryId, RegistrationEntry};
+use spiffe::entry::EntryId;
 use spiffe::id::TrustDomain;
 use spiffe::mtls::{self, CurrentBundles, CurrentSvid, Peers};
 use spiffe::proto::{WireError, v1};
 use spiffe::time::Clock;
 use spiffe::x509_svid::{SvidError, X509Svid};
-use tokio::net::TcpStream;
 use tokio::sync::{Mutex, Notify, mpsc, watch};
-use tokio_rustls::TlsConnector;
 use tokio_stream::wrappers::{ReceiverStream, WatchStream};
-use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Request, Status, Streaming};
-use tracing::{debug, info, warn};
+use tonic::transport::Channel;
+use tonic::{Code, Request, Status};
 use v1::node_client::NodeClient;
 
 use crate::config::Address;
 
-const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+mod connect;
+mod session;
+
+use connect::{connect_any, with_http2};
+pub use session::{Session, Update};
+
 const CALL_LIMIT: Duration = Duration::from_secs(30);
-const PING_EVERY: Duration = Duration::from_secs(10);
-const PING_LIMIT: Duration = Duration::from_secs(5);
 const MAX_MESSAGE_BYTES: usize = 16 << 20;
-/// More entries for one node than this are a mistake, not a node.
-const MAX_ENTRIES: usize = 200_000;
-const MAX_BUNDLES: usize = 10_000;
 const MAX_CHALLENGES: usize = 8;
 
 /// Why a call of the Node door came to nothing.
@@ -221,7 +216,7 @@ impl Client {
         // The answer to this comes once the server has looked at the call: no time limit would fit the stream.
         let call = async |mut door: Door| Ok(door.sync(messages).await?.into_inner());
         let incoming = self.call(call).await?;
-        Ok(Session { incoming, acknowledged, pending: Pending::default() })
+        Ok(Session::new(incoming, acknowledged))
     }
 
     /// Takes a new connection for what comes from now on: the agent has another SVID.
@@ -301,119 +296,6 @@ fn limited<T>(message: T) -> Request<T> {
     request
 }
 
-/// Sets ALPN to HTTP/2.
-fn with_http2(mut tls: ClientConfig) -> Arc<ClientConfig> {
-    tls.alpn_protocols = vec![b"h2".to_vec()];
-    Arc::new(tls)
-}
-
-async fn connect_any(
-    servers: &[Address],
-    first: usize,
-    tls: &Arc<ClientConfig>,
-) -> Result<(Channel, usize), ClientError> {
-    let (mut untrusted, mut unreached) = (Vec::new(), Vec::new());
-    for at in (0..servers.len()).map(|step| (first + step) % servers.len()) {
-        let Some(address) = servers.get(at) else { continue };
-        match connect(address, tls).await {
-            Ok(channel) => {
-                info!(server = %address, "connected");
-                return Ok((channel, at));
-            }
-            Err(Fault::Untrusted(why)) => {
-                debug!(server = %address, why, "is not trusted");
-                untrusted.push(format!(
-                    "this agent reached {address} but does not trust it: {why}; compare the fingerprint or bundle with \
-                     \"chancery authority list\" on the server"
-                ));
-            }
-            Err(Fault::Unreached(why)) => {
-                debug!(server = %address, why, "cannot be reached");
-                unreached.push(format!("{address}: {why}"));
-            }
-        }
-    }
-    let others = if untrusted.is_empty() { "no server can be reached" } else { "no other server can be reached" };
-    if !unreached.is_empty() {
-        untrusted.push(format!("{others}: {}", unreached.join("; ")));
-    }
-    Err(ClientError::Unreachable(untrusted.join("; ")))
-}
-
-/// Why there is no connection to an address.
-#[derive(Clone, Debug, thiserror::Error)]
-enum Fault {
-    #[error("its certificate is refused: {0}")]
-    Untrusted(String),
-    #[error("{0}")]
-    Unreached(String),
-}
-
-async fn connect(address: &Address, tls: &Arc<ClientConfig>) -> Result<Channel, Fault> {
-    let (tls, to) = (tls.clone(), address.clone());
-    let connector = tower::service_fn(move |_: http::Uri| {
-        let (tls, to) = (tls.clone(), to.clone());
-        async move { open(&to, tls).await.map(TokioIo::new) }
-    });
-    // TLS is the connector's: the scheme only tells tonic to add none of its own.
-    let endpoint =
-        Endpoint::from_shared(format!("http://{address}")).map_err(|error| Fault::Unreached(error.to_string()))?;
-    let endpoint = endpoint
-        .http2_keep_alive_interval(PING_EVERY)
-        .keep_alive_timeout(PING_LIMIT)
-        .keep_alive_while_idle(true)
-        .http2_adaptive_window(false)
-        .tcp_nodelay(true);
-    endpoint.connect_with_connector(connector).await.map_err(|error| innermost(&error))
-}
-
-/// The error that all others are about.
-fn innermost(error: &(dyn std::error::Error + 'static)) -> Fault {
-    let mut error = error;
-    loop {
-        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        if let Some(fault) = inner.and_then(|inner| inner.downcast_ref::<Fault>()) {
-            return fault.clone();
-        }
-        match error.source() {
-            Some(source) => error = source,
-            None => return Fault::Unreached(error.to_string()),
-        }
-    }
-}
-
-#[expect(clippy::disallowed_methods, reason = "a limit on input and output of the network")]
-async fn open(address: &Address, tls: Arc<ClientConfig>) -> io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
-    // The verifier goes by the SPIFFE ID alone; a name is what rustls asks for.
-    let name = ServerName::try_from(address.host().to_owned()).map_err(io::Error::other)?;
-    let connect = async {
-        let tcp = TcpStream::connect((address.host(), address.port())).await?;
-        tcp.set_nodelay(true)?;
-        TlsConnector::from(tls).connect(name, tcp).await.map_err(plainly)
-    };
-    match tokio::time::timeout(CONNECT_LIMIT, connect).await {
-        Ok(result) => result,
-        Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "no answer within 5 seconds")),
-    }
-}
-
-/// A failed handshake in our verifier's own words, where it was that which said no.
-fn plainly(error: io::Error) -> io::Error {
-    use rustls::{CertificateError, Error, OtherError};
-    let fault = match error.get_ref().and_then(|inner| inner.downcast_ref()) {
-        Some(Error::InvalidCertificate(CertificateError::Other(OtherError(why)))) => Fault::Untrusted(why.to_string()),
-        Some(Error::InvalidCertificate(why)) => Fault::Untrusted(why.to_string()),
-        Some(Error::InvalidMessage(_) | Error::PeerIncompatible(_)) => {
-            Fault::Unreached("no Chancery server at this port: what answers there does not speak its TLS".into())
-        }
-        _ if error.kind() == io::ErrorKind::UnexpectedEof => Fault::Unreached(
-            "the connection was closed in the TLS handshake: is a Chancery server at this port?".into(),
-        ),
-        _ => return error,
-    };
-    io::Error::other(fault)
-}
-
 /// Parses an SVID from the wire. Its path is not verified.
 pub fn svid(wire: v1::X509Svid) -> Result<X509Svid, ClientError> {
     let chain = wire.chain.into_iter().map(|der| CertificateDer::from(der.to_vec())).collect();
@@ -461,121 +343,4 @@ pub async fn attest(
         }
     }
     Err(ClientError::Answer(format!("more than {MAX_CHALLENGES} challenges")))
-}
-
-/// One revision of what this node has to know.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Update {
-    /// What this brings the agent to.
-    pub revision: u64,
-    /// Forget everything that is not in here.
-    pub snapshot: bool,
-    /// New entries, and those that have changed.
-    pub entries: Vec<RegistrationEntry>,
-    /// Entries that are gone.
-    pub removed_entries: Vec<EntryId>,
-    /// New bundles, and those that have changed.
-    pub bundles: Vec<Bundle>,
-    /// Bundles that are gone.
-    pub removed_bundles: Vec<TrustDomain>,
-}
-
-/// An open Sync stream.
-#[derive(Debug)]
-pub struct Session {
-    incoming: Streaming<v1::SyncResponse>,
-    acknowledged: watch::Sender<u64>,
-    pending: Pending,
-}
-
-#[derive(Debug, Default)]
-struct Pending(Update);
-
-impl Session {
-    /// Where acknowledged revisions go. The stream stays open as long as the session or this is held.
-    pub fn acknowledged(&self) -> watch::Sender<u64> {
-        self.acknowledged.clone()
-    }
-
-    /// The next whole revision. Cancel safe.
-    pub async fn next(&mut self) -> Result<Update, ClientError> {
-        loop {
-            let message = self.incoming.message().await?.ok_or(ClientError::Closed)?;
-            if let Some(update) = self.pending.take_in(message)? {
-                return Ok(update);
-            }
-        }
-    }
-}
-
-impl Pending {
-    /// Adds one message; the whole revision when it was the last of it.
-    ///
-    /// An entry that this agent does not understand (of a newer server) is left out, and an older form of it is
-    /// removed: better no identity than a wrong one.
-    fn take_in(&mut self, message: v1::SyncResponse) -> Result<Option<Update>, ClientError> {
-        let update = &mut self.0;
-        update.revision = message.revision;
-        update.snapshot |= message.snapshot;
-        for wire in message.entries {
-            let id = wire.id.clone();
-            match RegistrationEntry::try_from(wire) {
-                Ok(entry) => update.entries.push(entry),
-                Err(error) => {
-                    warn!(entry = id, %error, "entry from the server is left out");
-                    update.removed_entries.extend(EntryId::parse(&id).ok());
-                }
-            }
-        }
-        for id in &message.removed_entries {
-            update.removed_entries.push(EntryId::parse(id).map_err(WireError::from)?);
-        }
-        for bundle in message.bundles {
-            update.bundles.push(Bundle::try_from(bundle)?);
-        }
-        for name in &message.removed_bundles {
-            update.removed_bundles.push(spiffe::proto::trust_domain("removed_bundles", name)?);
-        }
-        let entries = update.entries.len() + update.removed_entries.len();
-        let bundles = update.bundles.len() + update.removed_bundles.len();
-        if entries > MAX_ENTRIES || bundles > MAX_BUNDLES {
-            return Err(ClientError::Answer(format!("one revision has {entries} entries and {bundles} bundles")));
-        }
-        Ok((!message.more).then(|| std::mem::take(update)))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_revision_is_whole_once_no_more_follows() {
-        let mut pending = Pending::default();
-        let entry = |id: &str, spiffe_id: &str| v1::Entry {
-            id: id.into(),
-            spiffe_id: spiffe_id.into(),
-            parent: "spiffe://example.org/chancery/agent/join_token/1".into(),
-            selectors: vec!["unix:uid:1000".into()],
-            ..Default::default()
-        };
-        let first = v1::SyncResponse {
-            revision: 7,
-            snapshot: true,
-            more: true,
-            entries: vec![entry("a", "spiffe://example.org/a")],
-            ..Default::default()
-        };
-        let second = v1::SyncResponse {
-            revision: 7,
-            entries: vec![entry("b", "spiffe://example.org/b"), entry("new", "from the future")],
-            ..Default::default()
-        };
-        assert_eq!(pending.take_in(first).unwrap(), None);
-        let update = pending.take_in(second).unwrap().unwrap();
-        assert!(update.snapshot && update.revision == 7);
-        assert_eq!(update.entries.iter().map(|entry| entry.id.as_str()).collect::<Vec<_>>(), ["a", "b"]);
-        assert_eq!(update.removed_entries, [EntryId::parse("new").unwrap()]);
-        assert_eq!(pending.0, Update::default());
-    }
 }

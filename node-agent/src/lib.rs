@@ -17,3 +17,5 @@ pub mod node;
 
 #[cfg(test)]
 mod test_house;
+#[cfg(test)]
+mod test_tokens;

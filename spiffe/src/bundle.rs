@@ -1,9 +1,10 @@
 //! The bundle of one trust domain: the roots and keys that its SVIDs are verified against, and the way in and out of
-//! the SPIFFE JWKS form (SPIFFE_Trust_Domain_and_Bundle.md section 4) and PEM.
+//! the SPIFFE JWKS form (SPIFFE_Trust_Domain_and_Bundle.md section 4) and PEM; and maps of several bundles (section 5).
 
 mod authority;
 mod jwk_authority;
 mod jwks;
+mod map;
 mod pem;
 
 use std::collections::BTreeSet;
@@ -15,6 +16,7 @@ use rustls_pki_types::TrustAnchor;
 pub use self::authority::{MAX_AUTHORITY_BYTES, X509Authority};
 pub use self::jwk_authority::JwkAuthority;
 pub use self::jwks::MAX_KEYS;
+pub use self::map::{BundleMap, BundleMapError, MAX_MAP_BYTES, MAX_TRUST_DOMAINS};
 use crate::id::TrustDomain;
 
 /// The most authorities of one kind in one bundle.

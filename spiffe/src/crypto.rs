@@ -109,7 +109,29 @@ pub fn csr_algorithms(key_type: KeyType) -> &'static [&'static dyn SignatureVeri
 
 #[cfg(test)]
 mod tests {
+    use rustls::{CipherSuite, NamedGroup};
+
     use super::*;
+
+    #[test]
+    fn tls_has_no_more_than_mozillas_intermediate_compatibility() {
+        // SPIFFE_Federation.md section 5 asks for it, and nothing of ours has less.
+        const SUITES: [CipherSuite; 9] = [
+            CipherSuite::TLS13_AES_128_GCM_SHA256,
+            CipherSuite::TLS13_AES_256_GCM_SHA384,
+            CipherSuite::TLS13_CHACHA20_POLY1305_SHA256,
+            CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+            CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+            CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+            CipherSuite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+            CipherSuite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+            CipherSuite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+        ];
+        const GROUPS: [NamedGroup; 3] = [NamedGroup::X25519, NamedGroup::secp256r1, NamedGroup::secp384r1];
+        let provider = provider();
+        assert!(provider.cipher_suites.iter().all(|suite| SUITES.contains(&suite.suite())), "{provider:?}");
+        assert!(provider.kx_groups.iter().all(|group| GROUPS.contains(&group.name())), "{provider:?}");
+    }
 
     #[test]
     fn hexadecimal_of_a_known_hash() {

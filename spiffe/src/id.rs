@@ -298,6 +298,17 @@ mod tests {
     }
 
     #[test]
+    fn a_trust_domain_is_a_name_whatever_else_it_may_be() {
+        for name in ["127.0.0.1", "999.1.1.1", "localhost", "a..b", "-", "_spiffe", "example.org.", "0"] {
+            let id = SpiffeId::parse(&format!("spiffe://{name}/web")).unwrap();
+            assert_eq!((id.trust_domain_name(), id.path()), (name, "/web"));
+            assert_eq!(TrustDomain::parse(name), Ok(id.trust_domain()));
+        }
+        let encoded = SpiffeId::parse("spiffe://example%2eorg/web");
+        assert_eq!(encoded, Err(IdError::TrustDomainCharacter('%')));
+    }
+
+    #[test]
     fn three_dots_are_a_name_like_any_other() {
         assert!(SpiffeId::parse("spiffe://example.org/.../..a/a..").is_ok());
     }

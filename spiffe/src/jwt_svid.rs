@@ -7,14 +7,12 @@
 //! - Without a `kid`, which is optional (section 2.2), each key of the bundle that fits the algorithm is tried.
 //! - Whoever has a JWT-SVID can use it: it is never shown by `Debug`.
 
-mod audience;
-
 use std::fmt;
 use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
-pub use self::audience::{Audience, AudienceError, MAX_AUDIENCE_BYTES, MAX_AUDIENCES};
+pub use crate::audience::{Audience, AudienceError, MAX_AUDIENCE_BYTES, MAX_AUDIENCES};
 use crate::bundle::Bundle;
 use crate::crypto::jws::{SignatureError, Signer};
 use crate::id::SpiffeId;
@@ -155,7 +153,7 @@ impl JwtClaims {
         claims.insert("exp".into(), json!(self.expires_at.unix()));
         claims.extend(self.issuer.iter().map(|issuer| ("iss".into(), json!(issuer))));
         claims.extend(self.jti.iter().map(|jti| ("jti".into(), json!(jti))));
-        jose::write("JWT", kid, &claims, signer)
+        jose::write("JWT", Some(kid), &claims, signer)
     }
 }
 

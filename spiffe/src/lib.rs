@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+pub mod audience;
 pub mod bundle;
 pub mod crypto;
 pub mod csr;
@@ -18,6 +19,7 @@ pub mod settings;
 pub mod time;
 pub mod token;
 pub mod wit_svid;
+pub mod wpt;
 pub mod x509_svid;
 
 #[cfg(test)]

@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
+use crate::audience::AudienceError;
 use crate::bundle::{Bundle, JwkAuthority};
 use crate::crypto::jws::SignatureError;
 use crate::id::{IdError, SpiffeId, TrustDomain};
 use crate::jose::{JwkError, JwsError, Parsed};
-use crate::jwt_svid::AudienceError;
 use crate::time::Timestamp;
 
 /// By how much the clocks of issuer and validator may differ (RFC 7519 sections 4.1.4 and 4.1.5).

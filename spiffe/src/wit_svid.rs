@@ -5,7 +5,8 @@
 //!   (section 2.4), but `crit` is refused.
 //! - `sub`, `cnf` and `exp` are required, `aud` is refused (section 3).
 //! - `cnf` has one public key, and the key says what it signs with (section 3.2).
-//! - It is no bearer token: whoever shows a WIT-SVID has to prove that the key is theirs (section 7.1).
+//! - It is no bearer token: whoever shows a WIT-SVID has to prove that the key is theirs (section 7.1). [`crate::wpt`]
+//!   is one way.
 
 use std::sync::Arc;
 
@@ -132,7 +133,7 @@ impl ConfirmationKey {
 
     /// Out of a `cnf`.
     fn read(confirmation: &Value) -> Result<Self, ConfirmationError> {
-        let jwk = confirmation.get("jwk").ok_or(ConfirmationError::NoJwk)?;
+        let jwk = confirmation.get("jwk").filter(|jwk| jwk.is_object()).ok_or(ConfirmationError::NoJwk)?;
         // RFC 7800 section 3.1: a single key.
         if let Some(other) = ["jwe", "jku"].into_iter().find(|name| confirmation.get(name).is_some()) {
             return Err(ConfirmationError::Another(other));
@@ -185,7 +186,7 @@ impl WitClaims {
         claims.insert("iat".into(), json!(self.issued_at.unix()));
         claims.insert("exp".into(), json!(self.expires_at.unix()));
         claims.extend(self.jti.iter().map(|jti| ("jti".into(), json!(jti))));
-        jose::write(TYP, kid, &claims, signer)
+        jose::write(TYP, Some(kid), &claims, signer)
     }
 }
 
@@ -330,7 +331,8 @@ mod tests {
         assert_eq!(refused(json!({ "jwk": key, "jku": "https://example.org" })), ConfirmationError::Another("jku"));
         assert_eq!(refused(json!({ "kid": "a" })), ConfirmationError::NoJwk);
         assert_eq!(refused(json!("a")), ConfirmationError::NoJwk);
-        assert!(matches!(refused(json!({ "jwk": "a" })), ConfirmationError::Jwk(JwkError::Json(_))));
+        assert_eq!(refused(json!({ "jwk": ["EC"] })), ConfirmationError::NoJwk);
+        assert!(matches!(changed("x", json!(1)), ConfirmationError::Jwk(JwkError::Json(_))));
         let ed25519 = crypto::generate_key(KeyType::Ed25519).unwrap();
         let ed25519 = Jwk::from_spki(&rcgen::PublicKeyData::subject_public_key_info(&ed25519)).unwrap();
         assert_eq!(ConfirmationKey::new(&ed25519), Err(ConfirmationError::NoSigningKey));

@@ -24,6 +24,8 @@ use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
+pub mod scene;
+
 /// Where an agent listens for brokers.
 #[derive(Clone, Debug)]
 pub enum Door {

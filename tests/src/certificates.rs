@@ -60,6 +60,19 @@ pub fn svid_params(id: &SpiffeId) -> CertificateParams {
     params
 }
 
+/// A certificate of the web for `hosts` (DNS names and addresses), and its key, as PEM.
+pub fn web(hosts: &[&str], above: &Ca) -> (String, String) {
+    let name = |host: &&str| match host.parse() {
+        Ok(address) => SanType::IpAddress(address),
+        Err(_) => SanType::DnsName((*host).try_into().unwrap()),
+    };
+    let mut params = params("web");
+    params.subject_alt_names = hosts.iter().map(name).collect();
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    let key = generate_key(KeyType::P256).unwrap();
+    (params.signed_by(&key, above).unwrap().pem(), key.serialize_pem())
+}
+
 /// A URI SAN.
 pub fn uri(text: &str) -> SanType {
     SanType::URI(text.try_into().unwrap())

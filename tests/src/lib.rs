@@ -10,6 +10,7 @@
 //! | `broker` | a broker at the broker endpoint of an agent, and processes that it names |
 //! | `by_hand` | an agent without the agent's code, which behaves as badly as it is told |
 //! | `certificates` | CAs, nodes' certificates and CSRs, the bad ones too |
+//! | `endpoint` | a bundle endpoint that behaves as badly as it is told |
 //! | `patience` | how tests wait: for a condition, never for a time |
 //! | `binary` | the real binary as processes, and where its judges are |
 #![allow(
@@ -24,6 +25,7 @@ pub mod binary;
 pub mod broker;
 pub mod by_hand;
 pub mod certificates;
+pub mod endpoint;
 pub mod house;
 pub mod node;
 pub mod operator;

@@ -152,6 +152,38 @@ impl Operator {
         self.door.clone().show_bundle(request).await.unwrap().into_inner().try_into().unwrap()
     }
 
+    /// Forms a relationship, or says why not. An empty `endpoint_id` is `https_web`.
+    pub async fn federate(
+        &self,
+        with: &str,
+        url: &str,
+        endpoint_id: &str,
+        bundle: Option<&spiffe::bundle::Bundle>,
+    ) -> Result<u64, Status> {
+        let profile = if endpoint_id.is_empty() { "https_web" } else { "https_spiffe" };
+        let relationship = v1::Relationship {
+            trust_domain: with.into(),
+            url: url.into(),
+            profile: profile.into(),
+            endpoint_spiffe_id: endpoint_id.into(),
+        };
+        let request =
+            v1::CreateRelationshipRequest { relationship: Some(relationship), bundle: bundle.map(v1::Bundle::from) };
+        Ok(self.door.clone().create_relationship(request).await?.into_inner().revision)
+    }
+
+    /// How the polls of a relationship have gone.
+    pub async fn relationship(&self, with: &str) -> v1::RelationshipStatus {
+        let request = v1::ShowRelationshipRequest { trust_domain: with.into() };
+        self.door.clone().show_relationship(request).await.unwrap().into_inner()
+    }
+
+    /// Polls now; answers how it went.
+    pub async fn refresh(&self, with: &str) -> v1::RelationshipStatus {
+        let request = v1::RefreshRelationshipRequest { trust_domain: with.into() };
+        self.door.clone().refresh_relationship(request).await.unwrap().into_inner()
+    }
+
     /// Who of the connected agents has not acknowledged `revision`, without waiting.
     pub async fn behind(&self, revision: u64) -> Vec<String> {
         let request = v1::WaitAppliedRequest { revision, timeout: 0 };

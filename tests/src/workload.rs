@@ -55,6 +55,8 @@ pub struct Context {
     pub identities: Vec<Identity>,
     /// By the name of the foreign trust domain: how many roots.
     pub federated: BTreeMap<String, usize>,
+    /// The same bundles, whole.
+    pub foreign: Vec<Bundle>,
 }
 
 impl Context {
@@ -191,7 +193,7 @@ impl Feeding {
 
     fn take(&self, context: &Context) {
         let identity = context.first();
-        self.bundles.set([identity.bundle.clone()]);
+        self.bundles.set(std::iter::once(identity.bundle.clone()).chain(context.foreign.clone()));
         // The key fits, or this fails.
         self.svid.set(&identity.svid, &[], &identity.key).unwrap();
         let mut history = self.history.lock().unwrap();
@@ -213,11 +215,11 @@ pub fn with_header<T>(message: T) -> Request<T> {
 
 fn parse(message: X509svidResponse) -> Context {
     let identities = message.svids.into_iter().map(identity).collect();
-    let federated = message.federated_bundles.iter().map(|(name, der)| {
-        let name = SpiffeId::parse(name).unwrap();
-        (name.trust_domain_name().to_owned(), certificates(der).len())
-    });
-    Context { identities, federated: federated.collect() }
+    let foreign = message.federated_bundles.iter();
+    let foreign: Vec<Bundle> =
+        foreign.map(|(name, der)| bundle(SpiffeId::parse(name).unwrap().trust_domain(), der)).collect();
+    let count = |bundle: &Bundle| (bundle.trust_domain().to_string(), bundle.x509_authorities().len());
+    Context { identities, federated: foreign.iter().map(count).collect(), foreign }
 }
 
 fn identity(wire: X509svid) -> Identity {

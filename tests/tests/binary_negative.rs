@@ -7,7 +7,7 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 
 use nix::sys::signal::Signal;
-use tests::binary::{House, Output};
+use tests::binary::{House, Output, Process};
 
 /// Runs a server that is expected not to start.
 fn server(house: &House) -> Output {
@@ -49,6 +49,32 @@ fn a_ttl_that_the_ca_cannot_honour() {
     let made = house.run(&[&words[..], &["--selector", "unix:uid:1", "--x509-ttl", "3h"][..]].concat());
     let said = made.failed(1, &["1 entry was not created"]).stdout;
     assert!(said.contains("2h"), "the limit is named: {said}");
+}
+
+/// What the kernel says that a process may have open: the soft limit and the hard one.
+fn open_files(process: &Process) -> Vec<String> {
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", process.pid())).unwrap();
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
+    line.split_ascii_whitespace().take(2).map(str::to_owned).collect()
+}
+
+#[test]
+fn too_few_open_files_for_the_connections_that_are_allowed() {
+    let house = House::empty("");
+    let binary = tests::binary::chancery();
+    let limited = "ulimit -Sn 200; ulimit -Hn 2000; exec \"$0\" server run --config server.toml";
+    let command = house.program("sh").args(["-c", limited, binary.to_str().unwrap()]);
+    let mut server = Process::start(command, house.folder(), "server");
+    server.wait_for_log("the server answers", 60);
+    assert_eq!(open_files(&server), ["2000", "2000"], "the soft limit was raised");
+    server.wait_for_log("limits.connections = 10000 may take 11280 open files, and this process may have 2000", 5);
+    drop(server);
+    // Enough for what the config says.
+    house.write_server_config("[limits]\nconnections = 500");
+    let command = house.program("sh").args(["-c", limited, binary.to_str().unwrap()]);
+    let mut server = Process::start(command, house.folder(), "enough");
+    server.wait_for_log("the server answers", 60);
+    assert!(!server.log().contains("open files"), "{}", server.log());
 }
 
 #[test]

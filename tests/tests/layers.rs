@@ -25,7 +25,7 @@ const CA_SERVER: Order = Order {
     levels: &[
         &["app"],
         &["api"],
-        &["rotate", "prune", "own_svid", "federation"],
+        &["rotate", "prune", "own_svid", "federation", "web"],
         &["health"],
         &["view", "connected"],
         &["issuance", "attest"],

@@ -1,150 +1,29 @@
-//! The broker endpoint: what a broker gets, and everything that it, and who is none, does not get.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+//! The broker endpoint: what a broker, and who is none, does not get.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "tests")]
 
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use nix::unistd::getuid;
+use node_agent::attestor::unix::Unix;
+use node_agent::attestor::{AttestError, Attestors, Peer};
 use spiffe::bundle::{Bundle, X509Authority};
 use spiffe::proto::broker::{
     FetchJwtsvidRequest, KubernetesObjectKey, KubernetesObjectReference, KubernetesObjectType,
-    SubscribeToX509BundlesRequest, SubscribeToX509BundlesResponse, SubscribeToX509svidRequest,
-    SubscribeToX509svidResponse, WorkloadPidReference, WorkloadReference,
+    SubscribeToX509BundlesRequest, SubscribeToX509svidRequest, WorkloadPidReference, WorkloadReference,
 };
 use spiffe::proto::v1;
 use spiffe::x509_svid::X509Svid;
+use tests::broker::scene::{BROKER_LIFE, PIDS, Scene, info, next, svids};
 use tests::broker::{Broker, Door, Sleeper, error_info, pid, reference, with_header};
 use tests::certificates::{root, svid_params};
-use tests::house::{id, text};
-use tests::operator::entry;
+use tests::house::id;
 use tests::patience::{soon, that};
-use tests::{House, Node};
-use tonic::{Code, Request, Status, Streaming};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::{TcpStream, UnixListener, UnixStream};
+use tonic::{Code, Request, Streaming};
 use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_reflection::pb::v1::{ServerReflectionRequest, server_reflection_request, server_reflection_response};
-
-/// How long the SVID of a broker is good.
-const BROKER_LIFE: Duration = Duration::from_secs(300);
-
-/// A node with the workload `/web` (every `sleep`), the broker `/proxy`, and `/other`, which is no broker; both of these
-/// are this very process.
-struct Scene {
-    house: House,
-    node: Node,
-    proxy: Broker,
-    other: Broker,
-}
-
-impl Scene {
-    /// With these rules, as TOML: `id` is added.
-    async fn start(rules: &[&str]) -> Self {
-        let house = House::start(&[]).await;
-        let rules: Vec<String> = rules.iter().map(|rule| format!("{{id = '{}', {rule}}}", id("/proxy"))).collect();
-        let settings = [
-            ("broker.socket", text(&house.path("broker.sock"))),
-            ("broker.listen", "127.0.0.1:0".into()),
-            ("broker.allow", format!("[{}]", rules.join(", "))),
-        ];
-        let settings: Vec<(&str, &str)> = settings.iter().map(|(key, value)| (*key, value.as_str())).collect();
-        let node = Node::start(&house, "node", &settings).await;
-        let operator = house.operator().await;
-        let of = |path: &str, program: String| {
-            let mut entry = entry(&node.id(), path);
-            entry.selectors.push(format!("unix:path:{program}"));
-            entry
-        };
-        let program = text(&std::env::current_exe().unwrap());
-        operator.register(of("/web", text(&Sleeper::program()))).await;
-        let short = |path| v1::Entry { x509_ttl: BROKER_LIFE.as_secs(), ..of(path, program.clone()) };
-        operator.register(short("/proxy")).await;
-        operator.register(short("/other")).await;
-        let workload = node.workload(&house).await;
-        let (proxy, other) = house
-            .eventually("the brokers have their SVIDs", async || {
-                let context = workload.context()?;
-                let broker = |path| {
-                    let identity = context.identity(path)?;
-                    Ok::<_, String>(Broker {
-                        svid: Some((identity.svid.clone(), identity.key.clone())),
-                        bundle: identity.bundle.clone(),
-                        agent: node.id(),
-                        clock: house.clock(),
-                    })
-                };
-                Ok((broker("/proxy")?, broker("/other")?))
-            })
-            .await;
-        Self { house, node, proxy, other }
-    }
-
-    fn socket(&self) -> Door {
-        Door::Socket(self.house.path("broker.sock"))
-    }
-
-    fn port(&self) -> Door {
-        Door::Port(self.node.broker_address())
-    }
-
-    /// What `broker` gets for a workload on the socket.
-    async fn svids(&self, broker: &Broker, workload: Option<WorkloadReference>) -> Answer {
-        svids(broker, &self.socket(), workload).await
-    }
-
-    /// How the proxy is refused on the socket, for a workload.
-    async fn refused(&self, workload: Option<WorkloadReference>) -> Status {
-        self.svids(&self.proxy, workload).await.unwrap_err()
-    }
-}
-
-type Answer = Result<Streaming<SubscribeToX509svidResponse>, Status>;
-
-async fn svids(broker: &Broker, door: &Door, workload: Option<WorkloadReference>) -> Answer {
-    let mut api = broker.api(door).await;
-    let request = with_header(SubscribeToX509svidRequest { reference: workload });
-    soon("an answer", api.subscribe_to_x509svid(request)).await.map(tonic::Response::into_inner)
-}
-
-async fn next<T>(stream: &mut Streaming<T>) -> Result<T, Status> {
-    soon("a message", stream.message()).await.map(Option::unwrap)
-}
-
-fn info(reason: &str, pid: Option<i32>) -> Option<(String, String, Option<String>)> {
-    Some((reason.into(), "spiffe.io".into(), pid.map(|pid| pid.to_string())))
-}
-
-const PIDS: &str = "references = ['pid']";
-
-#[tokio::test]
-async fn a_broker_is_told_what_the_workload_would_be() {
-    let scene = Scene::start(&[PIDS]).await;
-    let web = Sleeper::start();
-    let mut stream = scene.svids(&scene.proxy, pid(web.pid())).await.unwrap();
-    let first = next(&mut stream).await.unwrap();
-    let [svid] = &first.svids[..] else { panic!("one SVID, not {}", first.svids.len()) };
-    assert_eq!(svid.spiffe_id, "spiffe://example.org/web");
-    let parsed = X509Svid::parse(tests::workload::certificates(&svid.x509_svid)).unwrap();
-    parsed.key_fits(&svid.x509_svid_key).unwrap();
-    parsed.verify(&scene.proxy.bundle, scene.house.now()).unwrap();
-    assert!(first.crl.is_empty() && first.federated_bundles.is_empty());
-
-    let request = with_header(SubscribeToX509BundlesRequest { reference: pid(web.pid()) });
-    let mut api = scene.proxy.api(&scene.socket()).await;
-    let mut stream = api.subscribe_to_x509_bundles(request).await.unwrap().into_inner();
-    let SubscribeToX509BundlesResponse { crl, bundles } = next(&mut stream).await.unwrap();
-    assert!(crl.is_empty());
-    assert_eq!(bundles.keys().collect::<Vec<_>>(), ["spiffe://example.org"]);
-    assert_eq!(bundles["spiffe://example.org"], svid.bundle);
-
-    // The entry goes: the broker is told so, and may ask again once there is another.
-    let mut stream = scene.svids(&scene.proxy, pid(web.pid())).await.unwrap();
-    next(&mut stream).await.unwrap();
-    let operator = scene.house.operator().await;
-    let entries = operator.door.clone().list_entries(v1::ListEntriesRequest::default()).await.unwrap().into_inner();
-    let entry = entries.entries.into_iter().find(|entry| entry.spiffe_id.ends_with("/web")).unwrap();
-    operator.delete(&entry.id).await;
-    let refused = next(&mut stream).await.unwrap_err();
-    assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
-    assert_eq!(error_info(&refused), info("WORKLOAD_NOT_ENTITLED", Some(web.pid())));
-}
 
 #[tokio::test]
 async fn without_the_security_header_nothing_is_answered() {
@@ -222,6 +101,29 @@ async fn a_broker_may_not_have_another_users_process() {
     // One of its rules is enough.
     let scene = Scene::start(&[&rule, &format!("{PIDS}, selectors = ['unix:uid:{own}']")]).await;
     scene.svids(&scene.proxy, pid(web.pid())).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_broker_never_gets_the_identity_of_an_operator() {
+    let scene = Scene::start(&[PIDS]).await;
+    let web = Sleeper::start();
+    let operator = scene.house.operator().await;
+    let entries = operator.door.clone().list_entries(v1::ListEntriesRequest::default()).await.unwrap().into_inner();
+    let entry = entries.entries.into_iter().find(|entry| entry.spiffe_id.ends_with("/web")).unwrap();
+    let admin = v1::Entry { id: String::new(), spiffe_id: id("/operator").to_string(), admin: true, ..entry.clone() };
+    operator.register(admin).await;
+    // A third one, by which it is seen that the agent knows the second.
+    let sign = v1::Entry { id: String::new(), spiffe_id: id("/sign").to_string(), ..entry.clone() };
+    operator.register(sign.clone()).await;
+    let mut stream = scene.svids(&scene.proxy, pid(web.pid())).await.unwrap();
+    let svids = loop {
+        let svids = next(&mut stream).await.unwrap().svids;
+        if svids.iter().any(|svid| svid.spiffe_id == sign.spiffe_id) {
+            break svids;
+        }
+    };
+    assert_eq!(svids.len(), 2, "{:?}", svids.iter().map(|svid| &svid.spiffe_id).collect::<Vec<_>>());
+    assert!(svids.iter().all(|svid| !svid.spiffe_id.ends_with("/operator")));
 }
 
 #[tokio::test]
@@ -318,6 +220,105 @@ async fn over_the_network_a_pid_is_nobody() {
 }
 
 #[tokio::test]
+async fn to_a_broker_of_another_pid_namespace_the_same_pid_is_another_process() {
+    let Some(apart) = own_pids() else { return };
+    let scene = Scene::start(&[PIDS]).await;
+    let web = Sleeper::start();
+    let relayed = scene.house.path("relayed.sock");
+    let mut relay = Command::new(apart[0])
+        .args(&apart[1..])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "a_relay_of_another_pid_namespace", "--nocapture"])
+        .env(RELAY_FROM, &relayed)
+        .env(RELAY_TO, scene.house.path("broker.sock"))
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let there = async || that(relayed.exists(), || "it does not listen yet".into());
+    tests::eventually("the relay listens", there).await;
+    let refused = svids(&scene.proxy, &Door::Socket(relayed), pid(web.pid())).await.unwrap_err();
+    relay.kill().unwrap();
+    relay.wait().unwrap();
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+    assert!(refused.message().contains("the broker is in another pid namespace than the agent"), "{refused}");
+    assert_eq!(error_info(&refused), info("WORKLOAD_REFERENCE_INVALID", None));
+}
+
+const RELAY_FROM: &str = "CHANCERY_TEST_RELAY_FROM";
+const RELAY_TO: &str = "CHANCERY_TEST_RELAY_TO";
+
+/// No test by itself: the process of the test above that connects to the agent, from a pid namespace of its own.
+#[tokio::test]
+async fn a_relay_of_another_pid_namespace() {
+    let (Some(from), Some(to)) = (std::env::var_os(RELAY_FROM), std::env::var_os(RELAY_TO)) else { return };
+    let (mut near, _) = UnixListener::bind(from).unwrap().accept().await.unwrap();
+    let mut far = UnixStream::connect(to).await.unwrap();
+    let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+}
+
+#[test]
+fn a_pid_that_was_given_to_another_process_between_reference_and_issue_leads_to_nobody() {
+    let Some(apart) = own_pids() else { return };
+    let output = Command::new(apart[0])
+        .args(&apart[1..])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "pids_come_again_in_a_pid_namespace", "--nocapture"])
+        .env(PIDS_COME_AGAIN, "1")
+        .output()
+        .unwrap();
+    let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    assert!(output.status.success() && text.contains("the pid came again"), "{}: {text}", output.status);
+}
+
+const PIDS_COME_AGAIN: &str = "CHANCERY_TEST_PIDS_COME_AGAIN";
+
+/// No test by itself: the agent's side of the test above, where the next pid can be chosen.
+#[tokio::test]
+async fn pids_come_again_in_a_pid_namespace() {
+    if std::env::var_os(PIDS_COME_AGAIN).is_none() {
+        return;
+    }
+    let attestors = Attestors::new(vec![Box::new(Unix::new(0))]);
+    // A thread may come between and take the number.
+    for _ in 0..100 {
+        let mut first = Sleeper::start();
+        let number = first.pid();
+        let named = Peer::named(number.unsigned_abs()).unwrap();
+        attestors.attest(&named).await.unwrap();
+        first.kill();
+        std::fs::write("/proc/sys/kernel/ns_last_pid", (number - 1).to_string()).unwrap();
+        let second = Sleeper::start();
+        if second.pid() == number {
+            // The same user, the same program, the same number, and not the process that was meant.
+            attestors.attest(&Peer::named(number.unsigned_abs()).unwrap()).await.unwrap();
+            let refused = attestors.attest(&named).await.unwrap_err();
+            assert!(matches!(refused, AttestError::Gone(_)), "{refused}");
+            println!("the pid came again");
+            return;
+        }
+    }
+    panic!("no pid came again");
+}
+
+/// A wrapper that gives a pid namespace of its own, in which everything ends with it.
+fn own_pids() -> Option<&'static [&'static str]> {
+    const CHOICES: [&[&str]; 2] = [
+        &["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"],
+        &["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child", "--mount-proc"],
+    ];
+    let works = |choice: &&[&str]| {
+        let run = Command::new(choice[0]).args(&choice[1..]).arg("true").output();
+        run.is_ok_and(|output| output.status.success())
+    };
+    let found = CHOICES.into_iter().find(works);
+    if found.is_none() {
+        assert!(std::env::var_os("CI").is_none(), "cannot make a pid namespace here, and CI must");
+        println!("NOT RUN: cannot make a pid namespace here");
+    }
+    found
+}
+
+#[tokio::test]
 async fn who_has_no_svid_of_the_trust_domain_is_turned_away_in_the_handshake() {
     let scene = Scene::start(&[PIDS]).await;
     let foreign = root("another root");
@@ -398,6 +399,41 @@ async fn the_svid_of_a_broker_counts_only_as_long_as_its_root_is_in_the_bundle()
         })
         .await;
     assert_eq!(refused.code(), Code::Unauthenticated, "{refused}");
+}
+
+#[tokio::test]
+async fn who_connects_and_says_nothing_is_not_waited_for() {
+    let scene = Scene::start(&[PIDS]).await;
+    let Door::Port(address) = scene.port() else { panic!("a port") };
+    let mut socket = UnixStream::connect(scene.house.path("broker.sock")).await.unwrap();
+    let mut port = TcpStream::connect(address).await.unwrap();
+    let began = scene.house.now();
+    let ends = tokio::spawn(async move { tokio::join!(socket.read_u8(), port.read_u8()) });
+    let hung_up = async || that(ends.is_finished(), || "it still listens".into());
+    scene.house.eventually("the agent hangs up", hung_up).await;
+    let (socket, port) = ends.await.unwrap();
+    assert!(socket.is_err() && port.is_err(), "{socket:?} {port:?}");
+    let waited = scene.house.now().since(began);
+    assert!((10..60).contains(&waited.as_secs()), "{waited:?}");
+}
+
+#[tokio::test]
+async fn connections_of_one_broker_are_bounded_and_given_back() {
+    let mut scene = Scene::start(&[PIDS]).await;
+    scene.node.stop_agent().await;
+    scene.node.set("broker.connections_per_broker", "2");
+    scene.node.start_agent(&scene.house).await.unwrap();
+    let mut held = [scene.proxy.api(&scene.socket()).await, scene.proxy.api(&scene.port()).await];
+    for api in &mut held {
+        // A refusal: by then the agent has taken it up.
+        api.subscribe_to_x509svid(with_header(SubscribeToX509svidRequest::default())).await.unwrap_err();
+    }
+    scene.proxy.knock(&scene.socket()).await.unwrap_err();
+    // Who is none has other places.
+    scene.other.knock(&scene.socket()).await.unwrap();
+    drop(held);
+    let again = async || scene.proxy.knock(&scene.socket()).await;
+    scene.house.eventually("a place is given back", again).await;
 }
 
 #[tokio::test]

@@ -1,11 +1,11 @@
 //! The listeners: TLS on the network, and the admin unix socket. Each accepted connection carries its [`Caller`] to
 //! every request on it.
 //!
-//! - A handshake runs in a task of its own, with a time limit and a bound on how many run at once, in all and from one
-//!   network. Beyond it a connection is closed at once: those who mean it come again.
+//! - A handshake runs in a task of its own, with a time limit and a bound on how many run at once (`handshakes`).
+//!   Beyond a bound a connection is closed at once: those who mean it come again.
 //! - A peer whose certificate does not verify is turned away in the handshake; one without a certificate is a stranger.
-//! - Who is no agent is a guest: guests hold at most a quarter of the connections, one network a quarter of that, and
-//!   none stays for good ([`patience`]). So strangers shut out no agent, and one agent no other.
+//! - Strangers shut out no agent, and other users of the machine no operator (`room`); who says nothing does not stay
+//!   (`patience`).
 
 use std::io;
 use std::net::SocketAddr;
@@ -20,28 +20,24 @@ use rustls::ServerConfig;
 use spiffe::time::Clock;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 use tracing::{debug, warn};
 
+use self::handshakes::Handshakes;
 use self::patience::{End, Patient};
+use self::room::{AdminRoom, Held, NetworkRoom};
 use super::caller::Caller;
-use super::origin::{Origin, Place, Places};
+use super::rights::Operators;
 
+mod handshakes;
 mod patience;
+mod room;
 
-/// How many handshakes may run at once, in all and from one network: whoever opens connections and says nothing holds up
-/// nobody else.
-pub const HANDSHAKES: usize = 1024;
-const HANDSHAKES_OF_ONE: usize = 256;
-/// What share of the connections guests may hold, and what share of those one network may.
-const SHARE: usize = 4;
-/// How many connections one agent may hold: it needs two, while it renews.
-const CONNECTIONS_OF_ONE_AGENT: usize = 64;
-/// How long a stranger may stay: twice what an exchange of attestation may take.
-const VISIT: Duration = Duration::from_secs(60);
+pub use self::handshakes::HANDSHAKES;
+
 /// The longest path of a unix socket that the kernel takes, in bytes.
 pub const SOCKET_PATH_LIMIT: usize = 107;
 
@@ -85,7 +81,7 @@ pub struct Connection {
     io: Patient<Io>,
     caller: Caller,
     /// Given back when the connection closes.
-    _place: Option<(Place, OwnedSemaphorePermit)>,
+    _place: Held,
 }
 
 #[derive(Debug)]
@@ -206,47 +202,17 @@ pub struct Arrivals {
 
 impl Arrivals {
     /// Hands a connection on; nobody takes it when the server is stopping.
-    async fn hand_on(&self, io: Io, caller: Caller, place: Option<(Place, OwnedSemaphorePermit)>) {
-        let end = match &caller {
-            Caller::Stranger(_) => End::After(VISIT),
-            // A little later than its SVID: a call in between hears why it is refused.
-            Caller::Workload(holder) => End::At(holder.not_after.plus(VISIT)),
-            Caller::Agent(_) | Caller::Local { .. } => End::Never,
-        };
+    async fn hand_on(&self, io: Io, caller: Caller, (place, end): (Held, End)) {
         let io = Patient::new(io, Arc::clone(&self.clock), self.opening, end);
         let _ = self.to.send(Ok(Connection { io, caller, _place: place })).await;
-    }
-}
-
-/// The places for connections from the network.
-#[derive(Clone, Debug)]
-struct Open {
-    all: Arc<Semaphore>,
-    agents: Places,
-    guests: Places,
-}
-
-impl Open {
-    fn new(connections: usize) -> Self {
-        let share = connections / SHARE;
-        Self {
-            all: Arc::new(Semaphore::new(connections)),
-            agents: Places::new(connections, CONNECTIONS_OF_ONE_AGENT),
-            guests: Places::new(share, share / SHARE),
-        }
-    }
-
-    fn take(&self, caller: &Caller) -> Option<(Place, OwnedSemaphorePermit)> {
-        let places = if matches!(caller, Caller::Agent(_)) { &self.agents } else { &self.guests };
-        Some((places.take(Origin::of(caller))?, Arc::clone(&self.all).try_acquire_owned().ok()?))
     }
 }
 
 /// Accepts TLS connections until told to stop, with at most `connections` open, and hands them on.
 pub async fn accept_tls(listener: TcpListener, config: Arc<ServerConfig>, connections: usize, arrivals: Arrivals) {
     let acceptor = TlsAcceptor::from(config);
-    let handshakes = Places::new(HANDSHAKES, HANDSHAKES_OF_ONE);
-    let open = Open::new(connections);
+    let handshakes = Handshakes::new();
+    let room = NetworkRoom::new(connections);
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -261,15 +227,20 @@ pub async fn accept_tls(listener: TcpListener, config: Arc<ServerConfig>, connec
                 continue;
             }
         };
-        let Some(turn) = handshakes.take(Origin::network(address.ip())) else {
+        let Some(turn) = handshakes.begin(address.ip()) else {
             debug!(%address, "too many handshakes: turned away");
             continue;
         };
-        let (acceptor, arrivals, open) = (acceptor.clone(), arrivals.clone(), open.clone());
+        let (acceptor, arrivals, room) = (acceptor.clone(), arrivals.clone(), room.clone());
         tokio::spawn(async move {
             let _ = stream.set_nodelay(true);
             #[expect(clippy::disallowed_methods, reason = "a time limit on network input")]
-            let stream = match tokio::time::timeout(arrivals.opening, acceptor.accept(stream)).await {
+            let accepting = tokio::time::timeout(arrivals.opening, acceptor.accept(stream));
+            let accepted = tokio::select! {
+                accepted = accepting => accepted,
+                () = turn.over() => return debug!(%address, "handshake gave way to another"),
+            };
+            let stream = match accepted {
                 Ok(Ok(stream)) => stream,
                 Ok(Err(error)) => return debug!(%address, %error, "handshake failed"),
                 Err(_) => return debug!(%address, "handshake took too long"),
@@ -279,8 +250,8 @@ pub async fn accept_tls(listener: TcpListener, config: Arc<ServerConfig>, connec
                 Ok(caller) => caller,
                 Err(error) => return debug!(%address, %error, "turned away"),
             };
-            match open.take(&caller) {
-                Some(place) => arrivals.hand_on(Io::Tls(Box::new(stream)), caller, Some(place)).await,
+            match room.take(&caller) {
+                Some(held) => arrivals.hand_on(Io::Tls(Box::new(stream)), caller, held).await,
                 None => debug!(%caller, "too many connections: turned away"),
             }
         });
@@ -294,7 +265,8 @@ async fn pause() {
 }
 
 /// Accepts connections on the admin socket until told to stop, and hands them on.
-pub async fn accept_unix(listener: UnixListener, arrivals: Arrivals) {
+pub async fn accept_unix(listener: UnixListener, operators: Operators, arrivals: Arrivals) {
+    let room = AdminRoom::new(operators);
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -304,55 +276,17 @@ pub async fn accept_unix(listener: UnixListener, arrivals: Arrivals) {
             pause().await;
             continue;
         };
-        match stream.peer_cred() {
-            Ok(peer) => {
-                let caller = Caller::Local { uid: peer.uid(), pid: peer.pid() };
-                arrivals.hand_on(Io::Unix(stream), caller, None).await;
+        let peer = match stream.peer_cred() {
+            Ok(peer) => peer,
+            Err(error) => {
+                warn!(%error, "the kernel does not say who called on the admin socket");
+                continue;
             }
-            Err(error) => warn!(%error, "the kernel does not say who called on the admin socket"),
+        };
+        let caller = Caller::Local { uid: peer.uid(), pid: peer.pid() };
+        match room.take(peer.uid()) {
+            Some(held) => arrivals.hand_on(Io::Unix(stream), caller, held).await,
+            None => debug!(%caller, "too many connections on the admin socket: turned away"),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use spiffe::id::SpiffeId;
-    use spiffe::time::Timestamp;
-
-    use super::*;
-    use crate::api::caller::Holder;
-
-    fn stranger(last: u8) -> Caller {
-        Caller::Stranger(([192, 0, 2, last], 7).into())
-    }
-
-    fn holder(id: &str) -> Holder {
-        let id = SpiffeId::parse(&format!("spiffe://example.org/{id}")).unwrap();
-        Holder { id, serial: [1].into(), not_after: Timestamp::default(), address: ([192, 0, 2, 1], 7).into() }
-    }
-
-    #[test]
-    fn strangers_shut_out_no_agent_and_one_network_no_other() {
-        let open = Open::new(64);
-        let mut held: Vec<_> = (0..4).map(|_| open.take(&stranger(1)).unwrap()).collect();
-        assert!(open.take(&stranger(1)).is_none());
-        assert!(open.take(&Caller::Workload(holder("web"))).is_none(), "an SVID of a workload is no way around it");
-        held.extend((5..17).map(|last| open.take(&stranger(last)).unwrap()));
-        assert!(open.take(&stranger(99)).is_none(), "a quarter of 64 are taken");
-        for agent in ["a", "b"] {
-            let agent = Caller::Agent(holder(&format!("chancery/agent/test/{agent}")));
-            held.extend((0..24).map(|_| open.take(&agent).unwrap()));
-        }
-        drop(held);
-        assert!(open.take(&stranger(1)).is_some());
-    }
-
-    #[test]
-    fn one_agent_shuts_out_no_other() {
-        let open = Open::new(100);
-        let agent = |name| Caller::Agent(holder(&format!("chancery/agent/test/{name}")));
-        let _held: Vec<_> = (0..CONNECTIONS_OF_ONE_AGENT).map(|_| open.take(&agent("a")).unwrap()).collect();
-        assert!(open.take(&agent("a")).is_none());
-        assert!(open.take(&agent("b")).is_some());
     }
 }

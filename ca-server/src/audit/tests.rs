@@ -43,6 +43,27 @@ fn revisions(path: &Path) -> Vec<u64> {
 }
 
 #[test]
+fn a_symbolic_link_is_not_followed() {
+    let folder = tempfile::tempdir().unwrap();
+    let (link, file) = (folder.path().join("audit.log"), folder.path().join("elsewhere"));
+    std::fs::write(&file, "").unwrap();
+    std::os::unix::fs::symlink(&file, &link).unwrap();
+    let refused = Audit::open(&config::Audit { to: AuditTarget::File(link.clone()), queue: 16 }).unwrap_err();
+    assert!(refused.to_string().contains("it is a symbolic link, which is not followed"), "{refused}");
+    // One that is put there later is not either.
+    std::fs::remove_file(&link).unwrap();
+    let (audit, _writer) = in_file(&link, 16);
+    std::fs::remove_file(&link).unwrap();
+    std::os::unix::fs::symlink(&file, &link).unwrap();
+    assert!(audit.reserve(1).unwrap().record(event(7)));
+    until("the failure is known", || audit.failure().is_some());
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "");
+    std::fs::remove_file(&link).unwrap();
+    until("it is written again", || audit.failure().is_none());
+    assert_eq!(revisions(&link), [7]);
+}
+
+#[test]
 fn who_has_proved_nothing_yet_does_not_use_up_the_places() {
     let (audit, _writer) = Audit::to_stream(Box::new(io::sink()), 16);
     let spare: Vec<Permit> = std::iter::from_fn(|| audit.reserve_spare().ok()).collect();

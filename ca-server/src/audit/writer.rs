@@ -27,8 +27,17 @@ pub(super) enum Target {
     Stream(Box<dyn Write + Send>),
 }
 
+/// Opens the record. A symbolic link is not followed: whoever could put one there would choose what file is written to.
 pub(super) fn append_to(path: &Path) -> io::Result<File> {
-    OpenOptions::new().create(true).append(true).mode(0o600).open(path)
+    let no_link = nix::fcntl::OFlag::O_NOFOLLOW.bits();
+    let opened = OpenOptions::new().create(true).append(true).mode(0o600).custom_flags(no_link).open(path);
+    opened.map_err(|error| match error.raw_os_error() {
+        Some(number) if number == nix::errno::Errno::ELOOP as i32 => io::Error::other(
+            "it is a symbolic link, which is not followed: write the path of the file itself (or \"-\", for standard \
+             output) as audit.file",
+        ),
+        _ => error,
+    })
 }
 
 pub(super) struct Writing {
@@ -122,7 +131,7 @@ impl Writing {
 
 /// Whether `path` still names `file`.
 fn is_at(file: &File, path: &Path) -> bool {
-    let (Ok(open), Ok(named)) = (file.metadata(), std::fs::metadata(path)) else { return false };
+    let (Ok(open), Ok(named)) = (file.metadata(), std::fs::symlink_metadata(path)) else { return false };
     (open.dev(), open.ino()) == (named.dev(), named.ino())
 }
 

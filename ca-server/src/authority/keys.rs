@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -48,6 +48,18 @@ pub enum KeyError {
         mode: u32,
         /// The mode it should have.
         wanted: u32,
+    },
+    /// Another user could put something else there.
+    #[error(
+        "{path} belongs to uid {owner}, and this server runs as uid {ours}: run it as that user, or, if he cannot have read or changed anything there, run chown {ours} on it"
+    )]
+    Foreign {
+        /// The file or folder.
+        path: PathBuf,
+        /// Whose it is.
+        owner: u32,
+        /// Who we are.
+        ours: u32,
     },
     /// The file holds no key, or that of another authority.
     #[error(
@@ -351,8 +363,22 @@ fn io(path: &Path, what: &'static str) -> impl Fn(std::io::Error) -> KeyError {
     move |error| KeyError::Io { path: path.clone(), what, why: error.to_string() }
 }
 
-/// Refuses what others than the owner can read, write or enter.
+/// Refuses what belongs to another user than this one; root may give us something.
+pub fn owned(path: &Path) -> Result<(), KeyError> {
+    owned_by(nix::unistd::geteuid().as_raw(), path)
+}
+
+fn owned_by(ours: u32, path: &Path) -> Result<(), KeyError> {
+    let owner = std::fs::metadata(path).map_err(io(path, "look at it"))?.uid();
+    if owner != ours && owner != 0 {
+        return Err(KeyError::Foreign { path: path.to_path_buf(), owner, ours });
+    }
+    Ok(())
+}
+
+/// Refuses what belongs to another user, and what others than the owner can read, write or enter.
 pub(super) fn private(path: &Path, wanted: u32) -> Result<(), KeyError> {
+    owned(path)?;
     let mode = std::fs::metadata(path).map_err(io(path, "look at it"))?.permissions().mode() & 0o7777;
     if mode & 0o077 != 0 {
         return Err(KeyError::Exposed { path: path.to_path_buf(), mode, wanted });
@@ -404,6 +430,21 @@ mod tests {
         assert!(refused.contains("mode 0640 lets others in") && refused.contains("chmod 0600"), "{refused}");
         set_mode(&path, 0o750);
         assert!(matches!(Disk::open(&path), Err(KeyError::Exposed { mode: 0o750, wanted: 0o700, .. })));
+    }
+
+    #[test]
+    fn what_belongs_to_another_user_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut owner = nix::unistd::geteuid();
+        if owner.is_root() {
+            // What is root's is good for everybody: it needs somebody else.
+            owner = 4711.into();
+            nix::unistd::chown(folder.path(), Some(owner), None).unwrap();
+            assert!(matches!(Disk::open(folder.path()), Err(KeyError::Foreign { owner: 4711, ours: 0, .. })));
+        }
+        owned_by(owner.as_raw(), folder.path()).unwrap();
+        let refused = owned_by(owner.as_raw() + 1, folder.path()).unwrap_err();
+        assert!(refused.to_string().contains(&format!("belongs to uid {owner}")), "{refused}");
     }
 
     #[tokio::test]

@@ -10,6 +10,7 @@ use spiffe::id::TrustDomain;
 use spiffe::settings::optional_duration;
 
 use super::federation::FederationDocument;
+use super::web::WebDocument;
 use super::{
     Address, Attest, Audit, AuditTarget, Authority, Config, ConfigError, Issuer, JoinToken, Keys, LIFETIMES_PER_CA,
     LIFETIMES_PER_KEY, Limits, Mode, Purge, ServerName, SocketPath, Store, StoreKind, Svid, TokenAlgorithm, Tokens,
@@ -58,6 +59,8 @@ pub(super) struct Document {
     purge: Purge,
     #[serde(default)]
     federation: FederationDocument,
+    #[serde(default)]
+    web: WebDocument,
 }
 
 #[derive(Deserialize)]
@@ -251,7 +254,10 @@ impl TryFrom<Document> for Config {
         let default_mode = if admin_uids.is_empty() { Mode::OWNER } else { Mode::EVERYBODY };
         let authority = authority(document.authority)?;
         let svid = svid(&document.svid, authority.ca_ttl)?;
-        let (jwt, wit) = (tokens(&JWT, document.jwt)?, wit(document.wit)?);
+        let (mut jwt, wit) = (tokens(&JWT, document.jwt)?, wit(document.wit)?);
+        let web = document.web.read(authority.ca_ttl.min(jwt.key_ttl).min(wit.key_ttl))?;
+        // What discovery says the issuer is, tokens have to say too.
+        jwt.issuer = jwt.issuer.or_else(|| web.oidc.as_ref().map(|oidc| oidc.issuer.clone()));
         check_limits(&document.limits, &document.attest)?;
         in_range("audit.queue", document.audit.queue, 16, 1 << 20)?;
         let to = match document.audit.file {
@@ -269,6 +275,7 @@ impl TryFrom<Document> for Config {
             limits: document.limits,
             purge: document.purge,
             federation: document.federation.read(&trust_domain)?,
+            web,
             trust_domain,
             data_dir,
             listen,

@@ -31,7 +31,10 @@ fn the_sample_has_every_key_and_shows_the_defaults() {
         web_roots: None,
         ..sample.federation.clone()
     };
+    assert!(sample.web.https_web.is_some() && sample.web.https_spiffe.is_some() && sample.web.oidc.is_some());
+    let web = Web { https_web: None, https_spiffe: None, oidc: None, ..sample.web.clone() };
     let examples = Config {
+        web,
         attest,
         authority,
         federation,
@@ -97,11 +100,14 @@ fn tokens_fit_into_the_life_of_their_keys() {
         error("[wit]\nalgorithm = 'RS256'"),
         "wit.algorithm = \"RS256\" is not allowed: use \"ES256\" or \"ES384\""
     );
-    assert!(error("[wit]\nissuer = 'https://a'").contains("Set jwt.issuer for JWT-SVIDs"));
+    assert!(error("[wit]\nissuer = 'https://a.org'").contains("Set jwt.issuer for JWT-SVIDs"));
     assert!(error("[jwt]\nalgorithm = 'none'").contains("expected one of `ES256`, `ES384`, `RS256`"));
-    for bad in ["", "oidc.example.org", "http://a", "https://", "https:///a", "https://a?b", "https://a b"] {
-        assert!(error(&format!("[jwt]\nissuer = '{bad}'")).contains("is no issuer: write an https URL"), "{bad}");
+    for bad in ["", "oidc.example.org", "http://a.org", "https://a.org/", "https://a.org?b", "https://a b"] {
+        assert!(error(&format!("[jwt]\nissuer = '{bad}'")).contains(&format!("issuer {bad:?}")), "{bad}");
     }
+    let web =
+        "[web.https_web]\nlisten = '127.0.0.1:1'\ncertificate = 'c'\nkey = 'k'\n[web.oidc]\nissuer = 'https://a.org'";
+    assert_eq!(parse(web).unwrap().jwt.issuer.unwrap().as_str(), "https://a.org", "what is served is what tokens say");
 }
 
 #[test]
@@ -225,4 +231,28 @@ fn relationships_of_the_config_are_judged() {
     assert!(error(&relationship("url = 'https://other.org/'")).contains("profile"));
     assert!(error(&relationship(web).replace("other.org'\nurl", "example.org'\nurl")).contains("own trust domain"));
     assert!(error("[federation]\nallow_networks = ['everything']").contains("write it like 10.0.0.0/8"));
+}
+
+#[test]
+fn the_refresh_hint_leaves_five_polls_before_a_root_signs() {
+    let hint = |text: &str| parse(text).map(|config| config.web.refresh_hint.as_secs());
+    assert_eq!(hint(""), Ok(300));
+    assert_eq!(hint("[authority]\nca_ttl = '1h'"), Ok(120));
+    assert_eq!(hint("[authority]\nca_ttl = '1m'"), Ok(10));
+    assert_eq!(hint("[web]\nrefresh_hint = '1d'"), Ok(86_400));
+    assert!(error("[web]\nrefresh_hint = '2d'").contains("web.refresh_hint"));
+    assert!(error("[web]\nrefresh_hint = '5s'").contains("use \"10s\""));
+    assert!(error("[web]\npath = 'bundle'").contains("begin it with /"));
+}
+
+#[test]
+fn an_issuer_is_a_plain_url_and_needs_a_listener() {
+    let web = "[web.https_web]\nlisten = '0.0.0.0:443'\ncertificate = 'a'\nkey = 'b'\n";
+    let oidc = |issuer: &str| format!("{web}[web.oidc]\nissuer = '{issuer}'");
+    let found = parse(&oidc("https://oidc.example.org:8443/prod")).unwrap().web.oidc.unwrap();
+    assert_eq!((found.allowed_hosts, found.issuer.path()), (vec!["oidc.example.org".to_owned()], "/prod"));
+    assert!(error(&oidc("https://oidc.example.org/")).contains("slash at its end"));
+    assert!(error(&oidc("https://oidc.example.org?x")).contains("query"));
+    assert!(error(&oidc("http://oidc.example.org")).contains("begin with https://"));
+    assert!(error("[web.oidc]\nissuer = 'https://a.org'").contains("add [web.https_web]"));
 }

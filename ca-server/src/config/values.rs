@@ -51,37 +51,6 @@ impl TryFrom<String> for Address {
     }
 }
 
-/// The longest `iss` that is taken, in bytes.
-const MAX_ISSUER_BYTES: usize = 512;
-
-/// The `iss` of JWT-SVIDs: the URL below which OpenID Connect looks for their keys.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-pub struct Issuer(String);
-
-impl Issuer {
-    /// The URL as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl TryFrom<String> for Issuer {
-    type Error = String;
-
-    /// OpenID Connect Discovery 1.0 section 3: https, a host, and neither query nor fragment.
-    fn try_from(text: String) -> Result<Self, String> {
-        let rest = text.strip_prefix("https://").unwrap_or_default();
-        let is_plain = rest.bytes().all(|byte| byte.is_ascii_graphic() && !b"?#@\"\\".contains(&byte));
-        if rest.is_empty() || rest.starts_with('/') || !is_plain || text.len() > MAX_ISSUER_BYTES {
-            return Err(format!(
-                "{text:?} is no issuer: write an https URL without query, for example https://oidc.example.org"
-            ));
-        }
-        Ok(Self(text))
-    }
-}
-
 /// The name of one server among those of its trust domain.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]

@@ -47,7 +47,7 @@ pub enum FetchError {
     NoBundle(TrustDomain),
     /// The bundle that would tell the endpoint has no roots.
     #[error(
-        "the bundle of {0} is empty, so that nothing tells its endpoint: if {0} lives, give its bundle with \
+        "the bundle of {0} has no X.509 roots, so that nothing tells its endpoint: if {0} lives, give its bundle with \
          \"chancery bundle set {0}\""
     )]
     EmptyBundle(TrustDomain),

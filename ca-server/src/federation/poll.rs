@@ -21,7 +21,7 @@ use tracing::{debug, error, info, warn};
 use super::connect::{WebRoots, svid_tls};
 use super::fetch::{FetchError, Limits, fetch};
 use super::schedule::{Attempt, Known, Outcome, Schedule, Turn};
-use super::verdict::{Remark, Verdict, is_empty, judge};
+use super::verdict::{Remark, Verdict, judge};
 use crate::audit::{self, Audit, Event, Message, Reason, Who};
 use crate::metrics::Metrics;
 use crate::store::{Revision, Store, StoreError, Txn};
@@ -351,7 +351,7 @@ impl Federation {
         let own = (name == *view.trust_domain()).then(|| view.bundle().clone());
         let foreign = || view.foreign_bundle(&name).map(|held| held.value.clone());
         let bundle = own.or_else(foreign).ok_or_else(|| FetchError::NoBundle(name.clone()))?;
-        if is_empty(&bundle) {
+        if bundle.x509_authorities().is_empty() {
             return Err(FetchError::EmptyBundle(name));
         }
         svid_tls(id, bundle, Arc::clone(&self.clock))

@@ -57,13 +57,16 @@ pub(super) fn judge(held: Option<&Bundle>, offered: Bundle) -> Verdict {
 }
 
 /// Whether nobody can be verified by it.
-pub(super) fn is_empty(bundle: &Bundle) -> bool {
-    bundle.x509_authorities().is_empty()
+fn is_empty(bundle: &Bundle) -> bool {
+    keys(bundle).is_empty()
 }
 
-/// The keys, whatever their order.
-fn keys(bundle: &Bundle) -> BTreeSet<&[u8]> {
-    bundle.x509_authorities().iter().map(|authority| authority.der().as_ref()).collect()
+/// The keys and what each is for, whatever their order.
+fn keys(bundle: &Bundle) -> BTreeSet<(&'static str, Vec<u8>)> {
+    let x509 = bundle.x509_authorities().iter().map(|authority| ("x509", authority.der().to_vec()));
+    let jwt = bundle.jwt_authorities().iter().map(|authority| ("jwt", authority.jwk().to_json().into_bytes()));
+    let wit = bundle.wit_authorities().iter().map(|authority| ("wit", authority.jwk().to_json().into_bytes()));
+    x509.chain(jwt).chain(wit).collect()
 }
 
 #[cfg(test)]

@@ -1,12 +1,14 @@
 //! Lets clients in that name the socket's path as `:authority`, as gRPC's C core does (Python, C++, Ruby, PHP) and
 //! Java: `tmp%2Fagent.sock` is no authority of RFC 3986, so that h2 would refuse the request (hyperium/h2, PR 487).
-//! On a unix socket the name means nothing to anybody.
+//! On a unix socket the name means nothing to anybody, and any name will do.
 //!
-//! - Only the value of a literal `:authority` is touched: each byte that no host name has becomes a dash. No length
-//!   changes, so neither the frames nor the tables of HPACK do.
+//! - Only the value of a literal `:authority` is touched: each byte that no host name has becomes a dash, a colon too
+//!   (it stands before a port, or in a path). No length changes, so neither the frames nor the tables of HPACK do.
+//! - Of a Huffman-coded value each byte becomes that of the letter X, which has eight bits there: it cannot be seen in
+//!   one byte what the name is, and any name will do.
 //! - Byte for byte, with no buffer: a name that is cut into many reads and frames is the same name.
-//! - What is no HTTP/2 passes as it came, for h2 to refuse. A Huffman-coded value does, too.
-//! - RFC 9113 section 4.1 (frames) and 6.2 (HEADERS), RFC 7541 section 6 (representations).
+//! - What is no HTTP/2 passes as it came, for h2 to refuse.
+//! - RFC 9113 section 4.1 (frames) and 6.2 (HEADERS), RFC 7541 section 6 (representations) and appendix B (Huffman code).
 
 const PREFACE_BYTES: u32 = 24;
 const HEADERS: u8 = 0x1;
@@ -14,6 +16,10 @@ const CONTINUATION: u8 = 0x9;
 const PADDED: u8 = 0x8;
 const PRIORITY: u8 = 0x20;
 const NAME: &[u8] = b":authority";
+/// The same, Huffman-coded.
+const CODED_NAME: &[u8] = &[0xb8, 0x3b, 0x53, 0x39, 0xec, 0x32, 0x7d, 0x7f];
+/// The letter X, Huffman-coded.
+const CODED_X: u8 = 0xfc;
 /// Of `:authority` in the static table of HPACK.
 const NAME_INDEX: u32 = 1;
 
@@ -51,10 +57,18 @@ enum Fields {
     Integer { value: u32, shift: u32, then: Then },
     /// At the first byte of a string's length.
     Length { of: Text },
-    /// In a name; `same` bytes of it are those of `:authority`, or it is another one (`None`).
-    Name { left: u32, same: Option<usize> },
+    /// In a name; `rest` of `:authority` is to come, or it is another one (`None`).
+    Name { left: u32, rest: Option<&'static [u8]> },
     /// In a value.
-    Value { left: u32, rewrite: bool },
+    Value { left: u32, rewrite: Rewrite },
+}
+
+/// What becomes of the bytes of a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rewrite {
+    Nothing,
+    Text,
+    HuffmanCode,
 }
 
 /// What an integer is.
@@ -166,16 +180,19 @@ impl Fields {
                 }
             }
             Self::Length { of } => Self::integer(*byte, 7, Then::Length { of, huffman: *byte & 0x80 != 0 }),
-            Self::Name { left, same } => {
-                let same = same.filter(|same| NAME.get(*same) == Some(byte)).map(|same| same + 1);
+            Self::Name { left, rest } => {
+                let rest = rest.and_then(<[u8]>::split_first).filter(|(next, _)| *next == byte).map(|(_, rest)| rest);
                 match left {
-                    0 | 1 => Self::Length { of: Text::Value { of_authority: same == Some(NAME.len()) } },
-                    _ => Self::Name { left: left - 1, same },
+                    0 | 1 => Self::Length { of: Text::Value { of_authority: rest == Some(&[]) } },
+                    _ => Self::Name { left: left - 1, rest },
                 }
             }
             Self::Value { left, rewrite } => {
-                if rewrite && !(byte.is_ascii_alphanumeric() || matches!(*byte, b'.' | b'-' | b':')) {
-                    *byte = b'-';
+                match rewrite {
+                    Rewrite::Nothing => {}
+                    Rewrite::Text if byte.is_ascii_alphanumeric() || *byte == b'.' => {}
+                    Rewrite::Text => *byte = b'-',
+                    Rewrite::HuffmanCode => *byte = CODED_X,
                 }
                 match left {
                     0 | 1 => Self::Start,
@@ -202,10 +219,17 @@ impl Fields {
             Then::Length { of: Text::Name, .. } if value == 0 => {
                 Self::Length { of: Text::Value { of_authority: false } }
             }
-            Then::Length { of: Text::Name, huffman } => Self::Name { left: value, same: (!huffman).then_some(0) },
+            Then::Length { of: Text::Name, huffman } => {
+                Self::Name { left: value, rest: Some(if huffman { CODED_NAME } else { NAME }) }
+            }
             Then::Length { of: Text::Value { .. }, .. } if value == 0 => Self::Start,
             Then::Length { of: Text::Value { of_authority }, huffman } => {
-                Self::Value { left: value, rewrite: of_authority && !huffman }
+                let rewrite = match (of_authority, huffman) {
+                    (false, _) => Rewrite::Nothing,
+                    (true, false) => Rewrite::Text,
+                    (true, true) => Rewrite::HuffmanCode,
+                };
+                Self::Value { left: value, rewrite }
             }
         }
     }
@@ -272,9 +296,36 @@ mod tests {
 
     #[test]
     fn what_h2_takes_stays_as_it_is() {
-        for authority in ["localhost", "127.0.0.1:80", ""] {
+        for authority in ["localhost", "127.0.0.1", ""] {
             let sent = [PREFACE, &frame(HEADERS, 4, &[vec![0x41], text(authority)].concat())].concat();
             assert_eq!(passed(&sent, 5), sent);
+        }
+    }
+
+    #[test]
+    fn whatever_a_client_calls_the_socket_is_a_name_that_h2_takes() {
+        for authority in
+            ["[::1]:80", "127.0.0.1:80", "/run/a:b/agent.sock", "run%3Aagent.sock", "@abstract", ":", "\u{e9}"]
+        {
+            let sent = [PREFACE, &frame(HEADERS, 4, &[vec![0x41], text(authority)].concat())].concat();
+            let got = passed(&sent, 3);
+            let name = &got[got.len() - authority.len()..];
+            http::uri::Authority::try_from(name).unwrap_or_else(|error| panic!("{authority}: {error}"));
+        }
+    }
+
+    #[test]
+    fn a_huffman_coded_name_is_one_that_h2_takes() {
+        // "/a"
+        let value = [0x82, 0x60, 0x7f];
+        let name = [&[0x88], CODED_NAME].concat();
+        for before in [vec![0x41], vec![0x01], [&[0x40], &name[..]].concat(), [vec![0x00], text(":authority")].concat()]
+        {
+            let stream = |value: &[u8]| {
+                let path = [vec![0x40], text(":path"), vec![0x82, 0x60, 0x7f]].concat();
+                [PREFACE, &frame(HEADERS, 4, &[&path, &before[..], value, &path].concat())].concat()
+            };
+            assert_eq!(passed(&stream(&value), 1), stream(&[0x82, CODED_X, CODED_X]));
         }
     }
 
@@ -291,7 +342,9 @@ mod tests {
             for sent in [sent, noise] {
                 let got = passed(&sent, 1);
                 assert_eq!(got, passed(&sent, sent.len()), "however it is cut");
-                assert!(sent.iter().zip(&got).all(|(before, after)| before == after || *after == b'-'));
+                assert!(
+                    sent.iter().zip(&got).all(|(before, after)| before == after || [b'-', CODED_X].contains(after))
+                );
             }
         }
     }

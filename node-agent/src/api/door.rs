@@ -74,9 +74,9 @@ impl Door {
 
     /// Lets `admitted` in: the first state with an identity in it, and the way to the next ones.
     pub(super) async fn open(&self, admitted: Admitted) -> Result<(Watcher, WorkloadState), Denial> {
-        let Admitted { peer, selectors, place, until } = admitted;
+        let Admitted { peer, selectors, place, asker } = admitted;
         let subscription = self.cache.subscribe(selectors.clone()).await?;
-        let ends = Ends { until, clock: Arc::clone(&self.clock), shutdown: self.shutdown.clone() };
+        let ends = Ends { asker, clock: Arc::clone(&self.clock), shutdown: self.shutdown.clone() };
         let mut watcher = Watcher { peer, selectors, subscription, ends, _place: place };
         let state = tokio::select! {
             state = watcher.next() => state?,
@@ -92,8 +92,30 @@ pub(super) struct Admitted {
     /// What was found to be true of it.
     pub(super) selectors: Selectors,
     pub(super) place: Place,
-    /// The last moment of whoever asks for it; `None`: it asks itself.
-    pub(super) until: Option<Timestamp>,
+    pub(super) asker: Asker,
+}
+
+/// Who asks for the answers of a process.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Asker {
+    /// It asks itself.
+    Itself,
+    /// A broker, until the last moment of its SVID. The identities of operators are not for it: they open the server's
+    /// Admin door.
+    Broker { until: Timestamp },
+}
+
+impl Asker {
+    /// What of `state` is for it.
+    fn share(self, state: WorkloadState) -> WorkloadState {
+        match self {
+            Self::Broker { .. } if state.identities.iter().any(|identity| identity.entry.admin) => {
+                let identities = state.identities.iter().filter(|identity| !identity.entry.admin).cloned().collect();
+                WorkloadState { identities, ..state }
+            }
+            Self::Itself | Self::Broker { .. } => state,
+        }
+    }
 }
 
 /// One open stream's view of what its process is entitled to.
@@ -107,7 +129,7 @@ pub(super) struct Watcher {
 
 /// What ends a stream besides its process.
 struct Ends {
-    until: Option<Timestamp>,
+    asker: Asker,
     clock: Arc<dyn Clock>,
     shutdown: CancellationToken,
 }
@@ -115,13 +137,13 @@ struct Ends {
 impl Ends {
     async fn come(&self) -> Denial {
         let expired = async {
-            match self.until {
-                Some(until) => {
+            match self.asker {
+                Asker::Broker { until } => {
                     // Its last second is one of its own.
                     self.clock.sleep_until(until.plus(Duration::from_secs(1))).await;
                     until
                 }
-                None => std::future::pending().await,
+                Asker::Itself => std::future::pending().await,
             }
         };
         tokio::select! {
@@ -140,14 +162,14 @@ impl Watcher {
             biased;
             () = peer.ended() => Err(AttestError::Gone(peer.pid()).into()),
             denial = ends.come() => Err(denial),
-            state = self.subscription.next() => match state {
-                None => Err(Stopped.into()),
-                Some(state) if state.identities.is_empty() => {
+            state = self.subscription.next() => {
+                let state = ends.asker.share(state.ok_or(Stopped)?);
+                if state.identities.is_empty() {
                     debug!(pid = peer.pid(), uid = peer.uid(), %selectors, "no identity");
-                    Err(Denial::NoIdentity { pid: peer.pid(), selectors: selectors.clone() })
+                    return Err(Denial::NoIdentity { pid: peer.pid(), selectors: selectors.clone() });
                 }
-                Some(state) => Ok(state),
-            },
+                Ok(state)
+            }
         }
     }
 
@@ -194,8 +216,8 @@ mod tests {
 
     const NOW: Timestamp = Timestamp::from_unix(1_800_000_000);
 
-    /// A door and the cache behind it, and a process that somebody else has named until `until`.
-    fn named(until: Option<Timestamp>) -> (Door, Mailbox, Fake, Child, Admitted) {
+    /// A door and the cache behind it, and a process that is there for `asker`.
+    fn named(asker: Asker) -> (Door, Mailbox, Fake, Child, Admitted) {
         let (cache, mailbox) = mailbox();
         let clock = Fake::new(NOW);
         let door = Door {
@@ -208,7 +230,7 @@ mod tests {
         let child = Command::new("sleep").arg("600").stdin(Stdio::null()).spawn().unwrap();
         let peer = Arc::new(Peer::named(child.id()).unwrap());
         let place = Places::new(1, 1).take(Holder::User(0)).unwrap();
-        (door, mailbox, clock, child, Admitted { peer, selectors: Selectors::default(), place, until })
+        (door, mailbox, clock, child, Admitted { peer, selectors: Selectors::default(), place, asker })
     }
 
     fn end(mut child: Child) {
@@ -218,7 +240,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_process_that_ends_before_the_first_answer_gets_none() {
-        let (door, mut mailbox, _clock, child, admitted) = named(None);
+        let (door, mut mailbox, _clock, child, admitted) = named(Asker::Itself);
         let pid = child.id();
         let opening = tokio::spawn(async move { door.open(admitted).await.map(drop) });
         let subscribe = mailbox.next().await.unwrap();
@@ -231,7 +253,8 @@ mod tests {
 
     #[tokio::test]
     async fn whoever_asks_for_another_gets_nothing_beyond_his_own_time() {
-        let (door, mut mailbox, clock, child, admitted) = named(Some(NOW.plus(Duration::from_secs(5))));
+        let (door, mut mailbox, clock, child, admitted) =
+            named(Asker::Broker { until: NOW.plus(Duration::from_secs(5)) });
         let opening = tokio::spawn(async move { door.open(admitted).await.map(drop) });
         let _subscribe = mailbox.next().await.unwrap();
         clock.advance(Duration::from_secs(5));

@@ -472,3 +472,35 @@ async fn a_prefetched_identity_arrives_within_5_ms_of_connecting() {
     // The best of many: the others show how busy this machine is.
     assert!(best < Duration::from_millis(5), "{best:?}");
 }
+
+#[tokio::test]
+async fn whatever_a_client_calls_the_socket_it_is_let_in() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let house = House::new(Limits::default());
+    let text = |text: &str| [&[text.len() as u8], text.as_bytes()].concat();
+    // As it is, and Huffman-coded ("/a").
+    for authority in [text("[::1]:80"), text("/run/a:b.sock"), text("tmp%2Fa.sock"), vec![0x82, 0x60, 0x7f]] {
+        let path = text("/SpiffeWorkloadAPI/FetchX509SVID");
+        let content_type = [text("content-type"), text("application/grpc")].concat();
+        let fields = [&[0x83, 0x86, 0x04][..], &path, &[0x01], &authority, &[0x00], &content_type].concat();
+        let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+        // HEADERS of stream 1, with the end of the fields and of the stream.
+        let headers = [0, 0, fields.len() as u8, 1, 5, 0, 0, 0, 1];
+        let mut stream = UnixStream::connect(house.socket()).await.unwrap();
+        stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+        stream.write_all(&[&settings[..], &headers, &fields].concat()).await.unwrap();
+        let answer = within(async {
+            loop {
+                let mut head = [0; 9];
+                stream.read_exact(&mut head).await.unwrap();
+                let [high, middle, low, kind, _, _, _, _, id] = head;
+                let mut payload = vec![0; u32::from_be_bytes([0, high, middle, low]) as usize];
+                stream.read_exact(&mut payload).await.unwrap();
+                if id == 1 {
+                    return kind;
+                }
+            }
+        });
+        assert_eq!(answer.await, 1, "{authority:?}: answered by HEADERS, not by RST_STREAM");
+    }
+}

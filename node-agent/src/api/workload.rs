@@ -17,7 +17,7 @@ use spiffe::proto::workload::{
 use tonic::{Request, Response, Status};
 
 use super::answers::{self, X509Answer};
-use super::door::{Admitted, Denial, Door, Responses, Watcher};
+use super::door::{Admitted, Asker, Denial, Door, Responses, Watcher};
 use super::places::{Holder, Places};
 use super::status;
 use crate::attestor::Peer;
@@ -40,7 +40,7 @@ impl WorkloadApi {
     async fn admit_peer(&self, peer: Arc<Peer>) -> Result<(Watcher, WorkloadState), Denial> {
         let place = self.streams.take(Holder::User(peer.uid()))?;
         let selectors = self.door.attest(&peer).await?;
-        self.door.open(Admitted { peer, selectors, place, until: None }).await
+        self.door.open(Admitted { peer, selectors, place, asker: Asker::Itself }).await
     }
 }
 

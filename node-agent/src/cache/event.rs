@@ -5,10 +5,10 @@ use std::sync::Arc;
 use spiffe::bundle::Bundle;
 use spiffe::entry::{EntryId, RegistrationEntry};
 use spiffe::selector::Selectors;
-use spiffe::x509_svid::VerifiedSvid;
+use spiffe::x509_svid::X509Svid;
 use zeroize::Zeroizing;
 
-use super::WorkloadState;
+use super::{Svid, WorkloadState};
 use crate::client::Update;
 
 /// The name of a subscriber, given by the loop; never used twice.
@@ -16,13 +16,13 @@ pub type SubscriberId = u64;
 
 /// What happened.
 #[derive(Debug)]
-pub enum Event {
+pub enum Event<S: Svid = X509Svid> {
     /// The server said what there is: everything, or what has changed.
     Synced(Update),
     /// There is no connection to any server.
     ServerGone,
     /// The answers to an [`Action::Issue`], all of it or some.
-    Answered(Vec<Answer>),
+    Answered(Vec<Answer<S>>),
     /// Somebody wants to be told.
     Subscribed(SubscriberId, Selectors),
     /// Somebody listens no more.
@@ -33,20 +33,20 @@ pub enum Event {
 
 /// What came of asking for one entry's SVID.
 #[derive(Debug)]
-pub struct Answer {
+pub struct Answer<S: Svid = X509Svid> {
     /// Which entry.
     pub entry: EntryId,
     /// What came.
-    pub outcome: Outcome,
+    pub outcome: Outcome<S>,
 }
 
 /// An SVID, or none.
 #[derive(Debug)]
-pub enum Outcome {
+pub enum Outcome<S: Svid = X509Svid> {
     /// A verified SVID and its key.
     Issued {
         /// Verified against the bundle as it was when the SVID arrived.
-        svid: VerifiedSvid,
+        svid: S::Verified,
         /// PKCS#8, DER.
         key: Key,
     },
@@ -77,11 +77,11 @@ impl std::fmt::Debug for Key {
 
 /// What is to be done.
 #[derive(Debug)]
-pub enum Action {
+pub enum Action<S = X509Svid> {
     /// Ask the server for SVIDs, and answer for each entry, whatever comes.
     Issue(Vec<Arc<RegistrationEntry>>),
     /// Tell this subscriber.
-    Publish(SubscriberId, WorkloadState),
+    Publish(SubscriberId, WorkloadState<S>),
     /// The bundle of the own trust domain has changed: verify the servers against it, and keep it for the next start.
     Trust(Bundle),
     /// Tell the server that everything up to this revision is applied.

@@ -1,4 +1,5 @@
-//! Who needs what, when: events go in, actions come out. Pure.
+//! Who needs what, when: events go in, actions come out. Pure. The same for all SVIDs that have a key of their own ([`Svid`]):
+//! X.509-SVIDs, and WIT-SVIDs, whose *root* is the key that signs them.
 //!
 //! Entries and SVIDs
 //! - *matching*: an entry gives its identity to a subscriber whose selectors include all of the entry's; an entry
@@ -39,34 +40,31 @@ use spiffe::bundle::Bundle;
 use spiffe::entry::{EntryId, RegistrationEntry};
 use spiffe::id::TrustDomain;
 use spiffe::selector::Selectors;
-use spiffe::time::{Backoff, Timestamp, renew_at};
+use spiffe::time::{Timestamp, renew_at};
 use spiffe::x509_svid::X509Svid;
 
+use super::attempts::{Attempts, Failure};
 use super::event::{Action, Answer, Event, Key, Outcome, SubscriberId};
-use super::{Identity, WorkloadState};
+use super::{Identity, Svid, WorkloadState};
 use crate::client::Update;
 
 /// The most entries in one [`Action::Issue`].
 pub const MAX_BATCH: usize = 500;
 
 const SECOND: Duration = Duration::from_secs(1);
-const TRANSIENT_FIRST: Duration = Duration::from_secs(1);
-const TRANSIENT_MOST: Duration = Duration::from_secs(30);
-const PERMANENT_FIRST: Duration = Duration::from_secs(15);
-const PERMANENT_MOST: Duration = Duration::from_secs(300);
 
 /// The state of the cache. See the head of this file.
 #[derive(Debug)]
-pub struct Machine {
+pub struct Machine<S: Svid = X509Svid> {
     prefetch: usize,
     own: Bundle,
     foreign: BTreeMap<TrustDomain, Bundle>,
     /// Oldest first: this is the order of identities and of prefetching.
     order: BTreeSet<(Timestamp, EntryId)>,
-    slots: BTreeMap<EntryId, Slot>,
+    slots: BTreeMap<EntryId, Slot<S>>,
     /// What has been asked for, as it was then. Kept apart from the slots: an entry may go and come back meanwhile.
     asked: BTreeMap<EntryId, Asked>,
-    subscribers: BTreeMap<SubscriberId, Subscriber>,
+    subscribers: BTreeMap<SubscriberId, Subscriber<S>>,
     changed: BTreeSet<SubscriberId>,
     synced: bool,
     connected: bool,
@@ -83,20 +81,18 @@ struct Asked {
 }
 
 #[derive(Debug)]
-struct Slot {
+struct Slot<S> {
     entry: Arc<RegistrationEntry>,
-    held: Option<Held>,
-    wait: Option<Wait>,
-    backoff: Backoff,
-    failure: Failure,
+    held: Option<Held<S>>,
+    attempts: Attempts,
     matched_by: BTreeSet<SubscriberId>,
     /// Whether the entry gave an identity when it was last looked at.
     shown: bool,
 }
 
 #[derive(Debug)]
-struct Held {
-    svid: X509Svid,
+struct Held<S> {
+    svid: S,
     key: Key,
     renew_at: Timestamp,
     /// To be replaced at once.
@@ -115,37 +111,15 @@ enum Root {
 }
 
 #[derive(Debug)]
-struct Wait {
-    since: Timestamp,
-    until: Timestamp,
-}
-
-/// What came of the last attempt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Failure {
-    None,
-    Transient,
-    Permanent,
-}
-
-#[derive(Debug)]
-struct Subscriber {
+struct Subscriber<S> {
     selectors: Selectors,
     matching: BTreeSet<(Timestamp, EntryId)>,
-    published: Option<WorkloadState>,
+    published: Option<WorkloadState<S>>,
 }
 
-impl Slot {
+impl<S: Svid> Slot<S> {
     fn new(entry: Arc<RegistrationEntry>) -> Self {
-        Self {
-            entry,
-            held: None,
-            wait: None,
-            backoff: Backoff::new(TRANSIENT_FIRST, TRANSIENT_MOST),
-            failure: Failure::None,
-            matched_by: BTreeSet::new(),
-            shown: false,
-        }
+        Self { entry, held: None, attempts: Attempts::new(), matched_by: BTreeSet::new(), shown: false }
     }
 
     fn place(&self) -> (Timestamp, EntryId) {
@@ -162,43 +136,22 @@ impl Slot {
             Some(held) if !held.stale && held.svid.lifetime().contains(now) => held.renew_at,
             _ => Timestamp::default(),
         };
-        match &self.wait {
-            Some(wait) if wait.since <= now => wish.max(wait.until),
-            _ => wish,
-        }
+        self.attempts.wait(now).map_or(wish, |until| wish.max(until))
     }
 
     fn try_again_at_once(&mut self) {
-        self.wait = None;
-        self.failure = Failure::None;
-        self.backoff = Backoff::new(TRANSIENT_FIRST, TRANSIENT_MOST);
+        self.attempts = Attempts::new();
     }
 
     fn back_off(&mut self, failure: Failure, now: Timestamp) {
         if let Some(held) = self.held.as_mut().filter(|held| held.root == Root::Fallen) {
             held.root = Root::FallenAndTried;
         }
-        if self.failure != failure {
-            self.backoff = match failure {
-                Failure::Permanent => Backoff::new(PERMANENT_FIRST, PERMANENT_MOST),
-                _ => Backoff::new(TRANSIENT_FIRST, TRANSIENT_MOST),
-            };
-        }
-        self.failure = failure;
-        let wait = self.backoff.after_failure(chance(&self.entry.id, now));
-        // A wait of less than a second would be none.
-        self.wait = Some(Wait { since: now, until: now.plus(wait.max(SECOND)) });
+        self.attempts.fail(failure, self.entry.id.as_str(), now);
     }
 }
 
-/// A number that differs between entries and moments, so that waits spread. Nobody gains by choosing it.
-fn chance(id: &EntryId, now: Timestamp) -> u32 {
-    let seed = 0xcbf2_9ce4_8422_2325_u64 ^ now.unix();
-    let hash = id.as_str().bytes().fold(seed, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
-    u32::try_from(hash >> 32).unwrap_or(u32::MAX)
-}
-
-impl Machine {
+impl<S: Svid> Machine<S> {
     /// A cache that knows nothing but its own bundle. `prefetch`: how many entries get their SVID before anyone asks.
     pub fn new(own: Bundle, prefetch: usize) -> Self {
         Self {
@@ -218,7 +171,7 @@ impl Machine {
     }
 
     /// Takes in what happened, and says what is to be done, in this order.
-    pub fn handle(&mut self, event: Event, now: Timestamp) -> Vec<Action> {
+    pub fn handle(&mut self, event: Event<S>, now: Timestamp) -> Vec<Action<S>> {
         let mut actions = Vec::new();
         match event {
             Event::Synced(update) => {
@@ -266,7 +219,7 @@ impl Machine {
         self.subscribers.len()
     }
 
-    fn apply(&mut self, update: Update, now: Timestamp) -> Option<Action> {
+    fn apply(&mut self, update: Update, now: Timestamp) -> Option<Action<S>> {
         if !self.connected {
             self.connected = true;
             self.slots.values_mut().for_each(Slot::try_again_at_once);
@@ -301,23 +254,19 @@ impl Machine {
     }
 
     fn trust(&mut self, bundle: Bundle, now: Timestamp) {
-        let der = |bundle: &Bundle| -> BTreeSet<Vec<u8>> {
-            bundle.x509_authorities().iter().map(|authority| authority.der().to_vec()).collect()
-        };
-        let gone = !der(&self.own).is_subset(&der(&bundle));
+        let lost = S::lost_authority(&self.own, &bundle);
         self.own = bundle;
         for slot in self.slots.values_mut() {
             let Some(held) = &mut slot.held else { continue };
-            if held.root == Root::Good && distrusted(&held.svid, &self.own, gone, now) {
+            if held.root == Root::Good && held.svid.has_fallen(&self.own, lost, now) {
                 (held.stale, held.root) = (true, Root::Fallen);
-                slot.wait = None;
+                slot.attempts.end_wait();
             }
         }
         self.asked.values_mut().for_each(|asked| asked.distrust = true);
     }
 
-    fn put(&mut self, entry: RegistrationEntry) {
-        let entry = Arc::new(entry);
+    fn put(&mut self, entry: Arc<RegistrationEntry>) {
         if entry.is_node_alias() {
             return self.remove(&entry.id);
         }
@@ -328,7 +277,7 @@ impl Machine {
                 if old.spiffe_id != entry.spiffe_id {
                     slot.held = None;
                 } else if let Some(held) = &mut slot.held {
-                    held.stale |= !old.issues_the_same_as(&entry);
+                    held.stale |= !S::is_the_same_for(&old, &entry);
                 }
                 slot.try_again_at_once();
                 let place = (old.created_at, old.id.clone());
@@ -367,11 +316,11 @@ impl Machine {
         }
     }
 
-    fn answered(&mut self, answer: Answer, now: Timestamp) {
+    fn answered(&mut self, answer: Answer<S>, now: Timestamp) {
         let Some(asked) = self.asked.remove(&answer.entry) else { return };
         let Some(slot) = self.slots.get_mut(&answer.entry) else { return };
         self.changed.extend(&slot.matched_by);
-        let outdated = !asked.entry.issues_the_same_as(&slot.entry);
+        let outdated = !S::is_the_same_for(&asked.entry, &slot.entry);
         match answer.outcome {
             Outcome::Issued { svid, .. } if *svid.id() != slot.entry.spiffe_id => {
                 // An answer to what the entry was before; or a server that is mistaken, which must not be hammered.
@@ -380,10 +329,10 @@ impl Machine {
                 }
             }
             Outcome::Issued { svid, key } => {
-                let svid = X509Svid::clone(&svid);
-                let distrusted = distrusted(&svid, &self.own, asked.distrust, now);
+                let svid = S::clone(&svid);
+                let distrusted = svid.has_fallen(&self.own, asked.distrust, now);
                 // A life of no length must not become a loop without a pause.
-                let renew_at = renew_at(now, svid.lifetime().not_after, svid.serial()).max(now.plus(SECOND));
+                let renew_at = renew_at(now, svid.lifetime().not_after, svid.mark()).max(now.plus(SECOND));
                 let stale = outdated || distrusted;
                 let root = if distrusted { Root::Fallen } else { Root::Good };
                 slot.held = Some(Held { svid, key, renew_at, stale, root });
@@ -440,7 +389,7 @@ impl Machine {
     }
 
     /// The places of the entries that are to have an SVID, each with whether somebody waits for it.
-    fn wanted(&self) -> impl Iterator<Item = (&Slot, bool)> {
+    fn wanted(&self) -> impl Iterator<Item = (&Slot<S>, bool)> {
         let slots = self.order.iter().filter_map(|(_, id)| self.slots.get(id));
         slots.enumerate().filter_map(|(age, slot)| {
             let asked_for = !slot.matched_by.is_empty();
@@ -448,14 +397,14 @@ impl Machine {
         })
     }
 
-    fn issue(&mut self, now: Timestamp) -> Vec<Action> {
+    fn issue(&mut self, now: Timestamp) -> Vec<Action<S>> {
         if !self.connected {
             return Vec::new();
         }
-        let due = |(slot, _): &(&Slot, bool)| {
+        let due = |(slot, _): &(&Slot<S>, bool)| {
             slot.entry.is_live(now) && !self.asked.contains_key(&slot.entry.id) && slot.due_at(now) <= now
         };
-        let is_urgent = |(slot, asked_for): &(&Slot, bool)| *asked_for && !slot.is_good(now);
+        let is_urgent = |(slot, asked_for): &(&Slot<S>, bool)| *asked_for && !slot.is_good(now);
         let (urgent, rest): (Vec<_>, Vec<_>) = self.wanted().filter(due).partition(is_urgent);
         let room = MAX_BATCH.saturating_sub(self.asked.len() + urgent.len());
         let chosen: Vec<Arc<RegistrationEntry>> =
@@ -469,7 +418,7 @@ impl Machine {
     /// Whether an SVID that is given out, or under way, is below a root that is tainted or gone, and its replacement
     /// still to come.
     fn is_held_up(&self, now: Timestamp) -> bool {
-        let waits_for_another = |(slot, _): (&Slot, bool)| {
+        let waits_for_another = |(slot, _): (&Slot<S>, bool)| {
             let held_up = slot.held.as_ref().is_some_and(|held| held.root == Root::Fallen) && slot.is_good(now);
             let under_way = self.asked.get(&slot.entry.id).is_some_and(|asked| asked.distrust);
             slot.entry.is_live(now) && (held_up || under_way)
@@ -477,7 +426,7 @@ impl Machine {
         self.wanted().any(waits_for_another)
     }
 
-    fn publish(&mut self, now: Timestamp) -> Vec<Action> {
+    fn publish(&mut self, now: Timestamp) -> Vec<Action<S>> {
         let changed = std::mem::take(&mut self.changed);
         if !self.synced {
             // The first snapshot looks at everyone.
@@ -501,20 +450,21 @@ impl Machine {
         actions
     }
 
-    fn is_held_back(&self, subscriber: &Subscriber, now: Timestamp) -> bool {
+    fn is_held_back(&self, subscriber: &Subscriber<S>, now: Timestamp) -> bool {
         let matching = subscriber.matching.iter().filter_map(|(_, id)| self.slots.get(id));
-        let live: Vec<&Slot> = matching.filter(|slot| slot.entry.is_live(now)).collect();
-        let answer_to_come = |slot: &&Slot| self.connected && !slot.is_good(now) && slot.failure == Failure::None;
+        let live: Vec<&Slot<S>> = matching.filter(|slot| slot.entry.is_live(now)).collect();
+        let answer_to_come =
+            |slot: &&Slot<S>| self.connected && !slot.is_good(now) && slot.attempts.failure() == Failure::None;
         let is_empty = !live.iter().any(|slot| slot.is_good(now));
         let is_first = subscriber.published.is_none();
         if (is_first || is_empty) && live.iter().any(answer_to_come) {
             return true;
         }
-        let refused_for_good = |slot: &&Slot| slot.failure == Failure::Permanent;
+        let refused_for_good = |slot: &&Slot<S>| slot.attempts.failure() == Failure::Permanent;
         is_first && is_empty && !live.iter().all(refused_for_good)
     }
 
-    fn state(&self, subscriber: &Subscriber, now: Timestamp) -> WorkloadState {
+    fn state(&self, subscriber: &Subscriber<S>, now: Timestamp) -> WorkloadState<S> {
         let mut identities = Vec::new();
         let mut hints = BTreeSet::new();
         let mut federated = BTreeMap::new();
@@ -552,11 +502,6 @@ impl Machine {
         // What is due already waits for answers, not for time.
         renewals.chain(ends).chain(expiries).filter(|at| *at > now).min()
     }
-}
-
-/// Whether `svid` is to be replaced because of its root. `look_closely`: a root may have been taken away.
-fn distrusted(svid: &X509Svid, bundle: &Bundle, look_closely: bool, now: Timestamp) -> bool {
-    svid.is_tainted_by(bundle) || (look_closely && svid.clone().verify(bundle, now).is_err())
 }
 
 #[cfg(test)]

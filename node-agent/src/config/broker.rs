@@ -7,8 +7,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use serde::Deserialize;
+use spiffe::audience::{Audience, AudienceError};
 use spiffe::id::{SpiffeId, TrustDomain};
-use spiffe::selector::{SelectorError, Selectors};
+use spiffe::selector::{Selector, SelectorError, Selectors};
 
 use super::{SocketMode, SocketPath};
 
@@ -39,9 +40,9 @@ pub enum BrokerError {
     /// A rule that allows nothing.
     #[error("[[broker.allow]] of {0} has no references: write references = [\"pid\"]")]
     NoReferences(SpiffeId),
-    /// A list of audiences that allows none.
-    #[error("[[broker.allow]] of {0} has an empty list of audiences: leave it out, which allows every audience")]
-    NoAudiences(SpiffeId),
+    /// A list of audiences that is none.
+    #[error("[[broker.allow]] of {0} has wrong audiences: {1}; without the key every audience is allowed")]
+    Audiences(SpiffeId, AudienceError),
     /// A selector that no process has.
     #[error("[[broker.allow]] of {0}: {1}")]
     Selector(SpiffeId, SelectorError),
@@ -63,18 +64,16 @@ pub struct Broker {
 }
 
 /// What one broker may ask for: all parts of a rule must allow it.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
     /// The broker.
     pub id: SpiffeId,
     /// How it may name workloads.
     pub references: Vec<ReferenceKind>,
     /// Only workloads of which all these are true. Empty: every one.
-    #[serde(default)]
     pub selectors: Selectors,
     /// Only JWT-SVIDs for these audiences. `None`: for every one.
-    pub audiences: Option<Vec<String>>,
+    pub audiences: Option<Audience>,
 }
 
 /// A way to name a workload.
@@ -114,7 +113,7 @@ pub(super) struct Table {
     socket_mode: Option<SocketMode>,
     listen: Option<SocketAddr>,
     #[serde(default)]
-    allow: Vec<Rule>,
+    allow: Vec<RuleTable>,
     connections: Option<usize>,
     connections_per_broker: Option<usize>,
     streams: Option<usize>,
@@ -131,13 +130,13 @@ impl Table {
             1..=MAX_RULES => {}
             count => return Err(BrokerError::TooMany(count)),
         }
-        self.allow.iter().try_for_each(|rule| rule.check(trust_domain))?;
+        let allow: Result<_, _> = self.allow.into_iter().map(|rule| rule.parse(trust_domain)).collect();
         let default = BrokerLimits::default();
         Ok(Broker {
             socket: self.socket.map(|SocketPath(path)| path),
             socket_mode: self.socket_mode.map_or(DEFAULT_MODE, |SocketMode(mode)| mode),
             listen: self.listen,
-            allow: self.allow,
+            allow: allow?,
             limits: BrokerLimits {
                 connections: self.connections.unwrap_or(default.connections),
                 connections_per_broker: self.connections_per_broker.unwrap_or(default.connections_per_broker),
@@ -148,21 +147,32 @@ impl Table {
     }
 }
 
-impl Rule {
-    fn check(&self, trust_domain: &TrustDomain) -> Result<(), BrokerError> {
-        let id = || self.id.clone();
-        if !self.id.is_member_of(trust_domain) {
-            return Err(BrokerError::Foreign { id: id(), trust_domain: trust_domain.clone() });
+/// A rule as it is written.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RuleTable {
+    id: SpiffeId,
+    references: Vec<ReferenceKind>,
+    #[serde(default)]
+    selectors: Selectors,
+    audiences: Option<Vec<String>>,
+}
+
+impl RuleTable {
+    fn parse(self, trust_domain: &TrustDomain) -> Result<Rule, BrokerError> {
+        let Self { id, references, selectors, audiences } = self;
+        if !id.is_member_of(trust_domain) {
+            return Err(BrokerError::Foreign { id, trust_domain: trust_domain.clone() });
         }
-        if self.references.is_empty() {
-            return Err(BrokerError::NoReferences(id()));
+        if references.is_empty() {
+            return Err(BrokerError::NoReferences(id));
         }
-        if self.audiences.as_ref().is_some_and(Vec::is_empty) {
-            return Err(BrokerError::NoAudiences(id()));
+        if let Some(fault) = selectors.iter().find_map(Selector::fault) {
+            return Err(BrokerError::Selector(id, fault));
         }
-        match self.selectors.iter().find_map(spiffe::selector::Selector::fault) {
-            Some(fault) => Err(BrokerError::Selector(id(), fault)),
-            None => Ok(()),
+        match audiences.map(|audiences| Audience::parse(&audiences)).transpose() {
+            Ok(audiences) => Ok(Rule { id, references, selectors, audiences }),
+            Err(error) => Err(BrokerError::Audiences(id, error)),
         }
     }
 }
@@ -212,7 +222,8 @@ mod tests {
             (LEAST.replace("'pid'", ""), "write references = [\"pid\"]"),
             (LEAST.replace("'pid'", "'kubernetes'"), "unknown variant `kubernetes`, expected `pid`"),
             (LEAST.replace("/run/b.sock", "b.sock"), "must be absolute"),
-            (format!("{LEAST}audiences = []"), "leave it out"),
+            (format!("{LEAST}audiences = []"), "without the key every audience is allowed"),
+            (format!("{LEAST}audiences = ['']"), "an audience is empty"),
             (format!("{LEAST}selectors = ['unix:uid:root']"), "matches no process"),
             (format!("{LEAST}selector = ['unix:uid:0']"), "unknown field `selector`"),
         ];

@@ -1,20 +1,21 @@
 //! The agent's SVID, key and bundle on disk: `agent-svid.pem`, `agent-key.pem`, `bundle.json`.
 //!
-//! - The folder is 0700, each file 0600, written beside its place, synced and renamed.
+//! - The folder is 0700, each file 0600, written beside its place, synced and renamed. A folder of another user is
+//!   refused, and no mode is set through a symbolic link: whoever can put one there would choose whose mode it is.
 //! - One agent at a time: a lock on `agent.lock` is held as long as the folder is open, and ends with the process.
 //! - Key and SVID are two files: the key file has the new key and the old one until the new SVID is there, so that an
 //!   end at any moment leaves a pair that fits.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{Flock, FlockArg, OFlag};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use spiffe::bundle::Bundle;
@@ -42,7 +43,7 @@ impl Folder {
     pub fn open(path: &Path) -> Result<Self, NodeError> {
         let failed = |doing| move |source| NodeError::File { doing, path: path.to_owned(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed("create the folder"))?;
-        fs::set_permissions(path, Permissions::from_mode(0o700)).map_err(failed("set the mode of"))?;
+        close_to_others(path)?;
         let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path.join(LOCK));
         let lock = Flock::lock(lock.map_err(failed("create the lock in"))?, FlockArg::LockExclusiveNonblock);
         let lock = lock.map_err(|(_, errno)| match errno {
@@ -132,6 +133,37 @@ impl Folder {
     }
 }
 
+/// Sets the mode of the folder at `path` to 0700; behind a symbolic link it has to be so already.
+fn close_to_others(path: &Path) -> Result<(), NodeError> {
+    let failed = |doing| move |source| NodeError::File { doing, path: path.to_owned(), source };
+    let wrong = |why| NodeError::Content { path: path.to_owned(), why };
+    let found = fs::metadata(path).map_err(failed("look at"))?;
+    let ours = nix::unistd::geteuid().as_raw();
+    if found.uid() != ours && found.uid() != 0 {
+        let owner = found.uid();
+        return Err(wrong(format!(
+            "data_dir belongs to uid {owner}, and this agent runs as uid {ours}: run it as that user, or run chown \
+             {ours} on it"
+        )));
+    }
+    let flags = (OFlag::O_NOFOLLOW | OFlag::O_DIRECTORY).bits();
+    // Without a slash at its end, behind which a link is followed all the same.
+    let itself: PathBuf = path.components().collect();
+    match OpenOptions::new().read(true).custom_flags(flags).open(itself) {
+        Ok(folder) => folder.set_permissions(Permissions::from_mode(0o700)).map_err(failed("set the mode of")),
+        // A link: with O_DIRECTORY the kernel says that it is no folder.
+        Err(error)
+            if [Errno::ELOOP, Errno::ENOTDIR].map(|errno| Some(errno as i32)).contains(&error.raw_os_error()) =>
+        {
+            if found.mode() & 0o077 == 0 {
+                return Ok(());
+            }
+            Err(wrong("data_dir is a symbolic link to a folder that others can enter: run chmod 0700 on it".into()))
+        }
+        Err(error) => Err(failed("open the folder")(error)),
+    }
+}
+
 /// Reads a whole file of a sensible size; `None` where there is none.
 pub(super) fn read(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, NodeError> {
     let mut content = Zeroizing::new(Vec::new());
@@ -188,6 +220,37 @@ mod tests {
             assert_eq!(file.unwrap().metadata().unwrap().permissions().mode() & 0o777, 0o600);
         }
         assert_eq!(fs::metadata(place.path().join("a/b")).unwrap().permissions().mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn no_mode_is_set_through_a_symbolic_link() {
+        let place = tempfile::tempdir().unwrap();
+        let (folder, link) = (place.path().join("folder"), place.path().join("link"));
+        DirBuilder::new().mode(0o755).create(&folder).unwrap();
+        std::os::unix::fs::symlink(&folder, &link).unwrap();
+        let mode = || fs::metadata(&folder).unwrap().permissions().mode() & 0o777;
+        let refused = Folder::open(&link).unwrap_err().to_string();
+        let expected = "data_dir is a symbolic link to a folder that others can enter: run chmod 0700 on it";
+        assert_eq!(refused, format!("{}: {expected}", link.display()));
+        Folder::open(&link.join("")).unwrap_err();
+        assert_eq!(mode(), 0o755);
+        // The folder itself is ours to close, and behind the link it then does.
+        drop(Folder::open(&folder).unwrap());
+        assert_eq!(mode(), 0o700);
+        Folder::open(&link).unwrap();
+    }
+
+    #[test]
+    fn a_folder_of_another_user_is_refused() {
+        if !nix::unistd::geteuid().is_root() {
+            // Only root can give a folder away, and any other user is refused by the kernel already.
+            assert!(Folder::open(Path::new("/root")).is_err());
+            return;
+        }
+        let place = tempfile::tempdir().unwrap();
+        nix::unistd::chown(place.path(), Some(4711.into()), None).unwrap();
+        let refused = Folder::open(place.path()).unwrap_err().to_string();
+        assert!(refused.contains("data_dir belongs to uid 4711, and this agent runs as uid 0"), "{refused}");
     }
 
     #[test]

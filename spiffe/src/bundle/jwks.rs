@@ -21,7 +21,7 @@ const WIT_SVID: &str = "wit-svid";
 
 // Members that occur twice are refused by the derived code itself.
 #[derive(Deserialize)]
-struct JwkSet {
+pub(super) struct JwkSet {
     #[serde(default)]
     keys: Option<Jwks>,
     #[serde(default)]
@@ -59,7 +59,10 @@ pub(super) fn read(trust_domain: TrustDomain, document: &[u8]) -> Result<Bundle,
     if document.len() > MAX_DOCUMENT_BYTES {
         return Err(BundleError::DocumentTooLarge(document.len()));
     }
-    let set: JwkSet = serde_json::from_slice(document).map_err(|error| BundleError::Json(error.to_string()))?;
+    take(trust_domain, serde_json::from_slice(document).map_err(|error| BundleError::Json(error.to_string()))?)
+}
+
+pub(super) fn take(trust_domain: TrustDomain, set: JwkSet) -> Result<Bundle, BundleError> {
     let keys = set.keys.ok_or(BundleError::NoKeys)?.0;
     let mut x509 = Vec::new();
     let (mut jwt, mut wit) = (Vec::new(), Vec::new());
@@ -104,7 +107,7 @@ fn bare(key: &JwkMembers) -> Result<Option<JwkAuthority>, BundleError> {
 }
 
 #[derive(Serialize)]
-struct WrittenSet {
+pub(super) struct WrittenSet {
     #[serde(skip_serializing_if = "Option::is_none")]
     spiffe_sequence: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -113,6 +116,10 @@ struct WrittenSet {
 }
 
 pub(super) fn write(bundle: &Bundle) -> String {
+    pretty(&written(bundle))
+}
+
+pub(super) fn written(bundle: &Bundle) -> WrittenSet {
     let x509 = |authority: &X509Authority| {
         let x5c = Some(vec![STANDARD.encode(authority.der())]);
         JwkMembers { usage: Some(X509_SVID.into()), x5c, ..Jwk::new(authority.key().clone()).members() }
@@ -121,11 +128,11 @@ pub(super) fn write(bundle: &Bundle) -> String {
     let keys = bundle.x509_authorities().iter().map(x509);
     let keys = keys.chain(bundle.jwt_authorities().iter().map(bare(JWT_SVID)));
     let keys = keys.chain(bundle.wit_authorities().iter().map(bare(WIT_SVID)));
-    pretty(&WrittenSet {
+    WrittenSet {
         spiffe_sequence: Some(bundle.sequence()),
         spiffe_refresh_hint: bundle.refresh_hint().map(|hint| hint.as_secs()),
         keys: keys.collect(),
-    })
+    }
 }
 
 /// The keys for JWT-SVIDs alone (SPIFFE_Workload_API.md section 6.2.2).

@@ -77,9 +77,11 @@ impl Parsed {
         if token.len() > MAX_TOKEN_BYTES {
             return Err(JwsError::TooLong(token.len()));
         }
-        let parts: Vec<&str> = token.split('.').collect();
-        let [header, payload, signature] = parts.as_slice() else {
-            return Err(JwsError::Parts(parts.len()));
+        let mut parts = token.split('.');
+        let (Some(header), Some(payload), Some(signature), None) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
+            return Err(JwsError::Parts(token.split('.').count()));
         };
         let signed = header.len() + 1 + payload.len();
         let header = read_header(header)?;
@@ -100,9 +102,17 @@ impl Parsed {
     }
 }
 
-/// Signs `claims`. The header has `alg`, `kid` and `typ`, nothing else.
-pub fn write(typ: &str, kid: &str, claims: &Map<String, Value>, signer: &Signer) -> Result<String, SignatureError> {
-    let header = serde_json::json!({ "alg": signer.algorithm().name(), "kid": kid, "typ": typ });
+/// Signs `claims`. The header has `alg`, `typ` and, if there is one, `kid`, nothing else.
+pub fn write(
+    typ: &str,
+    kid: Option<&str>,
+    claims: &Map<String, Value>,
+    signer: &Signer,
+) -> Result<String, SignatureError> {
+    let mut header = serde_json::json!({ "alg": signer.algorithm().name(), "typ": typ });
+    if let Some(kid) = kid {
+        header["kid"] = kid.into();
+    }
     let mut token = String::with_capacity(512);
     URL_SAFE_NO_PAD.encode_string(header.to_string(), &mut token);
     token.push('.');
@@ -147,7 +157,7 @@ mod tests {
         let jwk = Jwk::from_spki(&rcgen::PublicKeyData::subject_public_key_info(&pair)).unwrap();
         let signer = Signer::from_pkcs8(&pair.serialize_der()).unwrap();
         let claims = parse_object(br#"{"sub":"spiffe://example.org/web","exp":12}"#).unwrap();
-        (write("JWT", jwk.kid().unwrap(), &claims, &signer).unwrap(), jwk)
+        (write("JWT", jwk.kid(), &claims, &signer).unwrap(), jwk)
     }
 
     fn with_header(header: &str) -> String {

@@ -224,6 +224,26 @@ mod tests {
     }
 
     #[test]
+    fn a_name_constraint_on_uris_is_never_overlooked() {
+        // webpki knows none for URIs, and lets nothing pass below one: nobody is let in whom it would keep out.
+        let root = Authority::root("root");
+        let constrained = |namespace: &str| {
+            let name = [&[0x86, u8::try_from(namespace.len()).unwrap()], namespace.as_bytes()].concat();
+            let wrapped = |tag, content: &[u8]| [&[tag, u8::try_from(content.len()).unwrap()], content].concat();
+            let permitted = wrapped(0x30, &wrapped(0xa0, &wrapped(0x30, &name)));
+            root.intermediate_with("constrained", |params| {
+                let mut extension = rcgen::CustomExtension::from_oid_content(&[2, 5, 29, 30], permitted);
+                extension.set_criticality(true);
+                params.custom_extensions = vec![extension];
+            })
+        };
+        for namespace in ["other.org", "example.org"] {
+            let refused = verified(constrained(namespace).leaf(WEB), &root.bundle("example.org"), NOW);
+            assert!(matches!(refused, Err(SvidError::Path { .. })), "{refused:?}");
+        }
+    }
+
+    #[test]
     fn an_unknown_critical_extension_is_refused() {
         let root = Authority::root("root");
         let mut params = leaf_params(WEB);

@@ -11,12 +11,14 @@ use super::process::Process;
 /// How long server and agent may take to be ready, in seconds.
 const READY: u64 = 60;
 
-/// A folder with a trust domain `example.org` in it: a server, and an agent that has the node alias [`House::NODE`].
+/// A folder with a trust domain in it, `example.org` unless another is named: a server, and an agent that has the node
+/// alias [`House::NODE`] (or that of its own trust domain).
 #[derive(Debug)]
 pub struct House {
     // The order in which they are dropped: the agent first, the folder last.
     agent: Option<Process>,
     server: Option<Process>,
+    trust_domain: String,
     address: String,
     health: String,
     folder: TempDir,
@@ -28,10 +30,15 @@ impl House {
 
     /// A folder with the configs of a server, and nothing that runs. `server` is TOML behind our own keys.
     pub fn empty(server: &str) -> Self {
+        Self::empty_of("example.org", server)
+    }
+
+    /// The same for another trust domain.
+    pub fn empty_of(trust_domain: &str, server: &str) -> Self {
         // Short: a socket's path has 107 bytes at most.
         let folder = tempfile::Builder::new().prefix("chy").tempdir().expect("a folder for temporary files");
         let (address, health) = (format!("127.0.0.1:{}", free_port()), format!("127.0.0.1:{}", free_port()));
-        let house = Self { agent: None, server: None, address, health, folder };
+        let house = Self { agent: None, server: None, trust_domain: trust_domain.into(), address, health, folder };
         house.write_server_config(server);
         house
     }
@@ -45,19 +52,26 @@ impl House {
 
     /// With a running server and an agent that has attested by a token. Both texts are TOML behind our own keys.
     pub fn with_agent(server: &str, agent: &str) -> Self {
-        let mut house = Self::with_server(server);
-        let token = house.token();
-        house.write_agent_config(&token, agent);
-        house.start_agent();
-        house
+        Self::empty(server).start(agent)
+    }
+
+    /// The same house with its server and an agent that has attested by a token.
+    #[must_use]
+    #[track_caller]
+    pub fn start(mut self, agent: &str) -> Self {
+        self.start_server();
+        let token = self.token();
+        self.write_agent_config(&token, agent);
+        self.start_agent();
+        self
     }
 
     /// Writes `server.toml` anew.
     pub fn write_server_config(&self, more: &str) {
-        let Self { address, health, .. } = self;
+        let Self { trust_domain, address, health, .. } = self;
         let (data, socket) = (self.path("server"), self.path("admin.sock"));
         let text = format!(
-            "trust_domain = 'example.org'\ndata_dir = {data:?}\nlisten = '{address}'\nhealth_listen = '{health}'\n\
+            "trust_domain = '{trust_domain}'\ndata_dir = {data:?}\nlisten = '{address}'\nhealth_listen = '{health}'\n\
              admin_socket = {socket:?}\n{more}\n"
         );
         self.write("server.toml", &text);
@@ -67,9 +81,9 @@ impl House {
     pub fn write_agent_config(&self, token: &str, more: &str) {
         self.write("join-token", token);
         let (data, socket, token) = (self.path("agent"), self.path("agent.sock"), self.path("join-token"));
-        let (server, fingerprint) = (&self.address, self.fingerprint());
+        let (trust_domain, server, fingerprint) = (&self.trust_domain, &self.address, self.fingerprint());
         let text = format!(
-            "trust_domain = 'example.org'\nservers = ['{server}']\ndata_dir = {data:?}\nworkload_socket = {socket:?}\n\
+            "trust_domain = '{trust_domain}'\nservers = ['{server}']\ndata_dir = {data:?}\nworkload_socket = {socket:?}\n\
              ca_fingerprint = 'sha256:{fingerprint}'\nattest = {{ kind = 'join_token', token_file = {token:?} }}\n{more}\n"
         );
         self.write("agent.toml", &text);
@@ -173,10 +187,20 @@ impl House {
         self.command(words).run()
     }
 
+    /// Whose server and agent these are.
+    pub fn trust_domain(&self) -> &str {
+        &self.trust_domain
+    }
+
+    /// `spiffe://<trust domain>/<path>`.
+    pub fn id(&self, path: &str) -> String {
+        format!("spiffe://{}/{path}", self.trust_domain)
+    }
+
     /// A join token for [`House::NODE`].
     #[track_caller]
     pub fn token(&self) -> String {
-        let made = self.run(&["token", "create", "--alias", Self::NODE, "-o", "json"]).succeeded().json();
+        let made = self.run(&["token", "create", "--alias", &self.id("node/one"), "-o", "json"]).succeeded().json();
         made["token"].as_str().expect("a token").to_owned()
     }
 
@@ -187,12 +211,12 @@ impl House {
         bundle["x509_authorities"][0]["fingerprint"].as_str().expect("a root").to_owned()
     }
 
-    /// An entry below the agent, applied when this returns: `spiffe://example.org/<name>`, for processes that match
+    /// An entry below the agent, applied when this returns: `spiffe://<trust domain>/<name>`, for processes that match
     /// `selector`. Returns its ID.
     #[track_caller]
     pub fn entry(&self, name: &str, selector: &str, more: &[&str]) -> String {
-        let id = format!("spiffe://example.org/{name}");
-        let words = ["entry", "create", "--spiffe-id", &id, "--parent", Self::NODE, "--selector", selector];
+        let (id, parent) = (self.id(name), self.id("node/one"));
+        let words = ["entry", "create", "--spiffe-id", &id, "--parent", &parent, "--selector", selector];
         let made = self.run(&[&words, &["--wait", "-o", "json"][..], more].concat()).succeeded().json();
         assert!(made["results"][0]["entry"]["id"].is_string(), "{made}");
         made["results"][0]["entry"]["id"].as_str().unwrap_or_default().to_owned()

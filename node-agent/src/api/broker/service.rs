@@ -22,7 +22,7 @@ use super::policy::Policy;
 use super::reference::Reference;
 use super::status::{Refusal, denied};
 use crate::api::answers::{self, X509Answer};
-use crate::api::door::{Admitted, Denial, Door, Responses, Watcher};
+use crate::api::door::{Admitted, Asker, Denial, Door, Responses, Watcher};
 use crate::api::places::{Holder, Places};
 use crate::attestor::Peer;
 use crate::cache::WorkloadState;
@@ -60,8 +60,9 @@ impl BrokerApi {
         let peer = Arc::new(Peer::named(pid).map_err(Denial::from)?);
         let selectors = self.door.attest(&peer).await?;
         rights.over(pid, &selectors)?;
-        let (broker, uid, until) = (caller.id(), peer.uid(), Some(caller.svid.lifetime().not_after));
-        let opened = self.door.open(Admitted { peer, selectors, place, until }).await?;
+        let (broker, uid) = (caller.id(), peer.uid());
+        let asker = Asker::Broker { until: caller.svid.lifetime().not_after };
+        let opened = self.door.open(Admitted { peer, selectors, place, asker }).await?;
         info!(%broker, pid, uid, "broker acts for a process");
         Ok(opened)
     }

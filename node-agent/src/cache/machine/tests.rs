@@ -224,7 +224,7 @@ impl World {
         let update = Update {
             revision: self.revision,
             snapshot: true,
-            entries: self.server.values().cloned().collect(),
+            entries: self.server.values().cloned().map(Arc::new).collect(),
             bundles: [Some(self.bundle.clone()), self.foreign.clone()].into_iter().flatten().collect(),
             ..Update::default()
         };
@@ -287,7 +287,7 @@ impl World {
                 if before.is_some_and(|before| before.spiffe_id != entry.spiffe_id) {
                     self.begun_anew.insert(entry.id.clone());
                 }
-                self.change(Update { entries: vec![entry], ..Update::default() });
+                self.change(Update { entries: vec![Arc::new(entry)], ..Update::default() });
             }
             Op::Remove(number) => {
                 let id = entry(number).id;

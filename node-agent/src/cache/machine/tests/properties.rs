@@ -146,8 +146,9 @@ rule!(acknowledge, |world| {
         assert_eq!(at + 1, world.actions.len(), "something follows");
         assert!(matches!(world.actions[at], Action::Acknowledge(revision) if revision == world.revision));
         // Nobody who asks now is given what the next revision may make worthless.
-        let given =
-            |slot: &&Slot| !slot.matched_by.is_empty() && slot.entry.is_live(world.now) && slot.is_good(world.now);
+        let given = |slot: &&Slot<X509Svid>| {
+            !slot.matched_by.is_empty() && slot.entry.is_live(world.now) && slot.is_good(world.now)
+        };
         for slot in world.machine.slots.values().filter(given) {
             let fallen = slot.held.as_ref().is_some_and(|held| has_fallen(&held.svid, &world.machine.own));
             assert!(!fallen || world.in_vain.contains(&slot.entry.id), "{} is not replaced yet", slot.entry.id);

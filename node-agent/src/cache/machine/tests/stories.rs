@@ -26,7 +26,7 @@ fn refusal() {
         // Nobody waits for another's refusal.
         if attempts == 3 {
             world.server.insert(second.id.clone(), second.clone());
-            world.change(Update { entries: vec![second.clone()], ..Update::default() });
+            world.change(Update { entries: vec![Arc::new(second.clone())], ..Update::default() });
             assert_eq!(world.issued().map(|entry| &entry.id).collect::<Vec<_>>(), [&second.id]);
             world.answer(vec![Arc::new(second.clone())], How::Issued);
         }
@@ -40,7 +40,7 @@ fn refusal() {
     // A change of the entry is tried at once.
     let changed = RegistrationEntry { dns_names: vec!["web".parse().unwrap()], ..entry(1) };
     world.server.insert(changed.id.clone(), changed.clone());
-    world.change(Update { entries: vec![changed], ..Update::default() });
+    world.change(Update { entries: vec![Arc::new(changed)], ..Update::default() });
     assert_eq!(world.asked.len(), 1);
 }
 
@@ -70,7 +70,7 @@ fn what_is_inside_an_svid_is_reissued_and_what_is_not_is_told() {
     let mut world = settled();
     let put = |world: &mut World, entry: RegistrationEntry| {
         world.server.insert(entry.id.clone(), entry.clone());
-        world.change(Update { entries: vec![entry], ..Update::default() });
+        world.change(Update { entries: vec![Arc::new(entry)], ..Update::default() });
     };
     put(&mut world, RegistrationEntry { hint: "new".into(), ..entry(1) });
     assert_eq!((world.asked.len(), &*world.told[&0].identities[0].hint), (0, "new"));
@@ -103,7 +103,7 @@ fn a_taint_replaces_everything_by_batches() {
     while !world.asked.is_empty() {
         world.step(Op::AnswerAll);
     }
-    let tainted = |slot: &Slot| slot.held.as_ref().unwrap().svid.is_tainted_by(&world.bundle);
+    let tainted = |slot: &Slot<X509Svid>| slot.held.as_ref().unwrap().svid.is_tainted_by(&world.bundle);
     assert!(!world.machine.slots.values().any(tainted));
 }
 
@@ -127,7 +127,7 @@ fn a_revision_that_taints_a_root_is_acknowledged_once_nothing_below_it_is_held()
     let mut world = settled();
     let second = RegistrationEntry { selectors: selectors(2), ..entry(2) };
     world.server.insert(second.id.clone(), second.clone());
-    world.change(Update { entries: vec![second.clone()], ..Update::default() });
+    world.change(Update { entries: vec![Arc::new(second.clone())], ..Update::default() });
     world.step(Op::AnswerAll);
     let before = world.revision;
     world.step(Op::Taint);

@@ -1,0 +1,68 @@
+//! What health asks of the whole house: its state for `/metrics`, and whether it is ready.
+
+use std::sync::{Arc, OnceLock, Weak};
+
+use spiffe::time::Clock;
+
+use crate::audit::Audit;
+use crate::connected::Connected;
+use crate::federation::Federation;
+use crate::health::{self, Readiness};
+use crate::metrics::{Observe, Observed, ObservedAuthority};
+use crate::view::Issuers;
+use crate::view::follow::Views;
+
+/// What `/metrics` asks for.
+pub(super) fn observe(
+    views: Arc<Views>,
+    connected: Connected,
+    audit: Audit,
+    clock: Arc<dyn Clock>,
+    polled: Arc<OnceLock<Weak<Federation>>>,
+) -> Observe {
+    Arc::new(move || {
+        let federation = polled.get().and_then(Weak::upgrade);
+        let (ages, federation_failing) = federation.map(|federation| federation.ages()).unwrap_or_default();
+        let (view, now) = (views.load(), clock.now());
+        let (lag_max, lag_sum) = connected.lag(view.revision());
+        let authorities = view.authorities().iter();
+        Observed {
+            authorities: authorities
+                .map(|held| ObservedAuthority {
+                    id: Arc::clone(&held.id),
+                    kind: held.kind().name(),
+                    state: held.state.name(),
+                    remaining: held.lifetime.not_after.since(now).as_secs(),
+                })
+                .collect(),
+            entries: view.entry_count() as u64,
+            agents: view.node_count() as u64,
+            agents_connected: connected.count() as u64,
+            lag_max,
+            lag_sum,
+            revision: view.revision(),
+            audit_depth: audit.depth() as u64,
+            audit_writable: audit.failure().is_none(),
+            bundle_ages: ages.into_iter().map(|(name, age)| (name.to_string(), age)).collect(),
+            federation_failing,
+        }
+    })
+}
+
+/// What `/ready` asks for.
+pub(super) fn ready(views: Arc<Views>, audit: Audit) -> health::Ready {
+    Arc::new(move || {
+        let view = views.load();
+        let Issuers { x509, jwt, wit } = view.issuers();
+        let missing = [("x509", x509.is_none()), ("jwt", jwt.is_none()), ("wit", wit.is_none())];
+        let authority = match missing.into_iter().find(|(_, missing)| *missing) {
+            None => Ok(()),
+            Some((kind, _)) => Err(format!("this server has no active authority of kind {kind}")),
+        };
+        let record = match audit.failure() {
+            None => Ok(()),
+            Some(why) => Err(why.to_string()),
+        };
+        Readiness::default().with("authority", authority).with("audit", record)
+    })
+}

@@ -1,0 +1,192 @@
+//! Connections of the web, bounded in every way: how many there are, in all and of one address; how long a handshake, a
+//! head and a whole connection take; how large a head is. Beyond the bounds a connection is closed at once.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use http::Request;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use rustls::ServerConfig;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, warn};
+
+use super::answer::Site;
+use crate::view::follow::Views;
+
+/// Connections of one address, so that one peer never holds all of them: a network behind one address is many pollers.
+const OF_ONE: usize = 64;
+/// For a handshake.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// For the head of a request.
+const HEAD: Duration = Duration::from_secs(10);
+/// For a whole connection: a poller asks one thing, or two.
+const CONNECTION: Duration = Duration::from_secs(60);
+/// The most bytes of a request's head.
+const MAX_HEAD_BYTES: usize = 16 << 10;
+const MAX_HEADERS: usize = 64;
+/// Requests at once on one connection.
+const MAX_STREAMS: u32 = 16;
+
+/// What a connection meets.
+#[derive(Clone, Debug)]
+pub(super) struct Door {
+    pub(super) tls: Arc<ServerConfig>,
+    pub(super) site: Arc<Site>,
+    pub(super) views: Arc<Views>,
+}
+
+/// Serves on `port` until `stop`, `most` connections at once, then lets open requests end.
+pub(super) async fn accept(port: TcpListener, door: Door, most: usize, stop: CancellationToken) {
+    let (places, connections) = (Places { most, ..Places::default() }, TaskTracker::new());
+    loop {
+        let accepted = tokio::select! {
+            accepted = port.accept() => accepted,
+            () = stop.cancelled() => break,
+        };
+        let (stream, address) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of file descriptors, mostly: let others close some.
+                warn!(%error, "web: a connection could not be accepted");
+                pause().await;
+                continue;
+            }
+        };
+        let Some(place) = places.take(address.ip()) else {
+            debug!(%address, "web: too many connections: turned away");
+            continue;
+        };
+        let (door, stop) = (door.clone(), stop.clone());
+        connections.spawn(async move {
+            converse(stream, door, stop).await;
+            drop(place);
+        });
+    }
+    connections.close();
+    connections.wait().await;
+}
+
+#[expect(clippy::disallowed_methods, reason = "a pause after a failed accept of the operating system")]
+async fn pause() {
+    tokio::time::sleep(Duration::from_millis(100)).await;
+}
+
+#[expect(clippy::disallowed_methods, reason = "limits how long a peer may hold a connection of the network")]
+async fn converse(stream: TcpStream, door: Door, stop: CancellationToken) {
+    let _ = stream.set_nodelay(true);
+    let stream = tokio::select! {
+        // Who went away or was too slow is his own affair.
+        shaken = tokio::time::timeout(HANDSHAKE, TlsAcceptor::from(door.tls).accept(stream)) => match shaken {
+            Ok(Ok(stream)) => stream,
+            _ => return,
+        },
+        () = stop.cancelled() => return,
+    };
+    let (site, views) = (door.site, door.views);
+    let service = service_fn(move |request: Request<Incoming>| {
+        // The body is dropped unread.
+        let (head, _) = request.into_parts();
+        let response = site.answer(&head, &views.load());
+        async move { Ok::<_, Infallible>(response) }
+    });
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD)
+        .max_buf_size(MAX_HEAD_BYTES)
+        .max_headers(MAX_HEADERS);
+    let head = u32::try_from(MAX_HEAD_BYTES).unwrap_or(u32::MAX);
+    builder.http2().timer(TokioTimer::new()).max_concurrent_streams(MAX_STREAMS).max_header_list_size(head);
+    let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let talk = async {
+        tokio::select! {
+            ended = connection.as_mut() => return ended,
+            () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
+        }
+        connection.await
+    };
+    let _ = tokio::time::timeout(CONNECTION, talk).await;
+}
+
+/// Who is connected, by address. Clones share it.
+#[derive(Clone, Debug, Default)]
+struct Places {
+    most: usize,
+    taken: Arc<Mutex<Taken>>,
+}
+
+#[derive(Debug, Default)]
+struct Taken {
+    all: usize,
+    of: HashMap<IpAddr, usize>,
+}
+
+impl Places {
+    /// A place, given back when it is dropped; `None`: there is none, or this address has enough.
+    fn take(&self, address: IpAddr) -> Option<Place> {
+        let address = origin(address);
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_one = taken.of.get(&address).copied().unwrap_or(0);
+        if taken.all >= self.most || of_one >= OF_ONE {
+            return None;
+        }
+        taken.all += 1;
+        taken.of.insert(address, of_one + 1);
+        Some(Place { places: self.clone(), address })
+    }
+}
+
+/// An IPv6 host has a whole /64 to come from.
+fn origin(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+        address => address,
+    }
+}
+
+struct Place {
+    places: Places,
+    address: IpAddr,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut taken = self.places.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        taken.all = taken.all.saturating_sub(1);
+        match taken.of.get(&self.address).copied() {
+            Some(count) if count > 1 => drop(taken.of.insert(self.address, count - 1)),
+            _ => drop(taken.of.remove(&self.address)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_address_never_holds_all_places() {
+        let places = Places { most: OF_ONE + 1, ..Places::default() };
+        let address = |last| IpAddr::from([192, 0, 2, last]);
+        let mut held: Vec<Place> = (0..OF_ONE).map(|_| places.take(address(1)).unwrap()).collect();
+        assert!(places.take(address(1)).is_none());
+        let last = places.take(address(2)).unwrap();
+        assert!(places.take(address(3)).is_none(), "all are taken");
+        held.pop();
+        drop(last);
+        assert!(places.take(address(1)).is_some());
+        drop(held);
+        assert!(places.taken.lock().unwrap().of.is_empty());
+        assert_eq!(places.taken.lock().unwrap().all, 0);
+    }
+}

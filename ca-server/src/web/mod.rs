@@ -1,0 +1,140 @@
+//! What other trust domains may fetch: our bundle (SPIFFE_Federation.md section 5.2), on listeners of its own, off by
+//! default.
+//!
+//! | file | owns |
+//! |---|---|
+//! | `answer` | which request gets what (pure) |
+//! | `discovery` | OpenID Connect Discovery, for verifiers of JWT-SVIDs that know no SPIFFE (pure) |
+//! | `certificate` | the certificate of the web, read again when its files change |
+//! | `listen` | connections, bounded in every way |
+//!
+//! - `https_web` shows a certificate of the web, `https_spiffe` the server's own SVID; both may be served at once.
+//! - Nobody is asked who he is: neither by TLS nor by HTTP (sections 5.2.1.3 and 5.2.2.3).
+//! - An answer is made of the View of its moment: a root that is prepared is there before anything is signed with it.
+
+mod answer;
+mod certificate;
+mod discovery;
+mod listen;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use rustls::ServerConfig;
+use rustls::server::{NoServerSessionStorage, ResolvesServerCert};
+use rustls::version::{TLS12, TLS13};
+use spiffe::crypto;
+use spiffe::mtls::CurrentSvid;
+use spiffe::time::{Clock, TlsTime};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::info;
+
+use crate::config::{self, ConfigError};
+use crate::view::follow::Views;
+use answer::Site;
+pub use certificate::CertificateError;
+use certificate::Files;
+
+/// Why nothing can be served.
+#[derive(Debug, thiserror::Error)]
+pub enum WebError {
+    /// The certificate of the web is no good.
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
+    /// A file cannot be read.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// TLS could not be set up.
+    #[error("TLS of the web listener cannot be set up: {0}")]
+    Tls(#[from] rustls::Error),
+    /// A port has no address.
+    #[error("the web listener has no address: {0}")]
+    Address(#[from] std::io::Error),
+}
+
+/// Ports that are ours and not yet served.
+#[derive(Debug, Default)]
+pub struct Ports {
+    /// Of `https_web`.
+    pub https_web: Option<TcpListener>,
+    /// Of `https_spiffe`.
+    pub https_spiffe: Option<TcpListener>,
+}
+
+/// Where the bundle is served.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Addresses {
+    /// By `https_web`.
+    pub https_web: Option<SocketAddr>,
+    /// By `https_spiffe`.
+    pub https_spiffe: Option<SocketAddr>,
+}
+
+/// What serving is made of.
+#[derive(Debug)]
+pub struct Parts<'a> {
+    /// What the config says.
+    pub config: &'a config::Web,
+    /// What `https_spiffe` shows.
+    pub svid: CurrentSvid,
+    /// Where the bundle is.
+    pub views: Arc<Views>,
+    /// What time it is.
+    pub clock: Arc<dyn Clock>,
+    /// Where its loops run.
+    pub loops: &'a TaskTracker,
+    /// When they end.
+    pub stop: &'a CancellationToken,
+}
+
+/// Serves on `ports` until `stop`.
+pub fn serve(ports: Ports, parts: Parts<'_>) -> Result<Addresses, WebError> {
+    let (path, refresh_hint) = (parts.config.path.clone(), parts.config.refresh_hint);
+    let site = Site { path, refresh_hint, oidc: None };
+    let mut addresses = Addresses::default();
+    if let (Some(port), Some(web)) = (ports.https_web, &parts.config.https_web) {
+        let files = Files::open(web)?;
+        let site = Site { oidc: parts.config.oidc.clone(), ..site.clone() };
+        addresses.https_web = Some(begin(port, files.shown(), site, &parts)?);
+        let (stop, clock) = (parts.stop.clone(), Arc::clone(&parts.clock));
+        parts.loops.spawn(async move {
+            tokio::select! {
+                () = files.keep(clock) => {}
+                () = stop.cancelled() => {}
+            }
+        });
+    }
+    if let Some(port) = ports.https_spiffe {
+        addresses.https_spiffe = Some(begin(port, Arc::new(parts.svid.clone()), site, &parts)?);
+    }
+    Ok(addresses)
+}
+
+fn begin(
+    port: TcpListener,
+    shown: Arc<dyn ResolvesServerCert>,
+    site: Site,
+    parts: &Parts<'_>,
+) -> Result<SocketAddr, WebError> {
+    let address = port.local_addr()?;
+    let tls = Arc::new(tls(shown, Arc::clone(&parts.clock))?);
+    let door = listen::Door { tls, site: Arc::new(site), views: Arc::clone(&parts.views) };
+    parts.loops.spawn(listen::accept(port, door, parts.config.connections, parts.stop.clone()));
+    info!(%address, "the bundle is served");
+    Ok(address)
+}
+
+/// TLS 1.2 and 1.3 with forward secrecy and authenticated ciphers only, as Mozilla's intermediate compatibility asks.
+fn tls(shown: Arc<dyn ResolvesServerCert>, clock: Arc<dyn Clock>) -> Result<ServerConfig, rustls::Error> {
+    let mut config = ServerConfig::builder_with_details(crypto::provider(), Arc::new(TlsTime(clock)))
+        .with_protocol_versions(&[&TLS13, &TLS12])?
+        .with_no_client_auth()
+        .with_cert_resolver(shown);
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    // A poller comes once in minutes: a session that could be resumed would be memory for nothing.
+    config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    Ok(config)
+}
