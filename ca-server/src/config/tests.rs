@@ -88,8 +88,8 @@ fn tokens_fit_into_the_life_of_their_keys() {
     assert_eq!(parse("[wit]\nmax_ttl = '30m'").unwrap().wit.ttl, seconds(1800));
     assert_eq!(
         error("[jwt]\nmax_ttl = '20d'"),
-        "jwt.max_ttl = \"20d\" is too long for jwt.key_ttl = \"30d\": a token must not outlive its key through a \
-         rotation. Set jwt.max_ttl to at most \"15d\", or jwt.key_ttl to at least \"40d\""
+        "jwt.max_ttl = \"20d\" is too long for key_ttl = \"30d\" of the same table: a token must not outlive its key \
+         through a rotation. Set jwt.max_ttl to at most \"15d\", or key_ttl to at least \"40d\""
     );
     assert_eq!(
         error("[wit]\nttl = '2h'\nmax_ttl = '1h'"),
