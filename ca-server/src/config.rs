@@ -89,17 +89,15 @@ pub enum ConfigError {
     },
     /// A token could outlive its key.
     #[error(
-        "{key} = {token:?} is too long for {key_ttl_key} = {key_ttl:?}: a token must not outlive its key through a \
-         rotation. Set {key} to at most {most:?}, or {key_ttl_key} to at least {least:?}"
+        "{key} = {token:?} is too long for key_ttl = {key_ttl:?} of the same table: a token must not outlive its key \
+         through a rotation. Set {key} to at most {most:?}, or key_ttl to at least {least:?}"
     )]
     TokenOutlivesKey {
         /// The key of the lifetime that is too long.
         key: &'static str,
         /// That lifetime.
         token: String,
-        /// The key of the life of a signing key.
-        key_ttl_key: &'static str,
-        /// That life.
+        /// The life of a signing key.
         key_ttl: String,
         /// The longest life of a token that would do.
         most: String,
