@@ -26,6 +26,7 @@ mod fetch;
 mod files;
 mod folders;
 mod healthcheck;
+mod jwt;
 mod log;
 mod moments;
 mod open_files;

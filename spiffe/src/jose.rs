@@ -8,6 +8,7 @@ mod json;
 mod jwk;
 mod jws;
 
+pub(crate) use json::ObjectOnly;
 pub use json::{JsonError, parse_object};
 pub use jwk::{Jwk, JwkError, JwkMembers, MAX_KID_BYTES};
 pub use jws::{Header, JwsError, MAX_TOKEN_BYTES, Parsed, write};
