@@ -278,7 +278,8 @@ mod tests {
         assert_eq!(issuer.compare(&other_kid, &jwt()), differs("kid"));
         let mut claims = serde_json::to_value(JwtSvid::parse(&other_kid).unwrap().claims()).unwrap();
         claims["admin"] = true.into();
-        let more = spiffe::jose::write("JWT", Some(&issuer.0.kid), claims.as_object().unwrap(), &issuer.0.signer).unwrap();
+        let more =
+            spiffe::jose::write("JWT", Some(&issuer.0.kid), claims.as_object().unwrap(), &issuer.0.signer).unwrap();
         assert_eq!(issuer.compare(&more, &jwt()), differs("claims"));
     }
 
