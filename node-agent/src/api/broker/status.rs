@@ -94,6 +94,7 @@ pub(super) fn denied(denial: &Denial) -> Status {
             );
             detailed(Reason::NotEntitled, words, Some(*pid))
         }
+        Denial::OtherIdentity(_) | Denial::Refused(_) => Status::permission_denied(denial.to_string()),
         Denial::CallerExpired(_) => Status::unauthenticated(denial.to_string()),
         // Section 6 of the endpoint: load shedding, too.
         Denial::Full(_) | Denial::NotReady | Denial::Stopping(_) => Status::unavailable(denial.to_string()),
