@@ -96,13 +96,13 @@ pub enum ConfigError {
         /// The key of the lifetime that is too long.
         key: &'static str,
         /// That lifetime.
-        token: String,
+        token: Box<str>,
         /// The life of a signing key.
-        key_ttl: String,
+        key_ttl: Box<str>,
         /// The longest life of a token that would do.
-        most: String,
+        most: Box<str>,
         /// The shortest life of a key that would do.
-        least: String,
+        least: Box<str>,
     },
     /// The default lifetime of SVIDs is longer than the longest.
     #[error("{table}.ttl = {ttl:?} is longer than {table}.max_ttl = {max_ttl:?}: lower the one or raise the other")]
