@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use ca_server::authority::ca::CaPlan;
 use ca_server::authority::issuer::{Issuer, Serial};
-use ca_server::authority::keys::SigningKey;
+use ca_server::authority::keys::{KeySpec, SigningKey};
 use ca_server::authority::upstream::certify;
 use ca_server::issuance::{Profile, Request, for_entry};
 use ring::signature::{
@@ -53,7 +53,7 @@ fn main() {
 
     let domain = TrustDomain::parse("example.org").unwrap();
     let hour = Duration::from_secs(3600);
-    let key = Arc::new(SigningKey::generate(KeyType::P256).unwrap());
+    let key = Arc::new(SigningKey::generate(KeySpec::P256).unwrap());
     let plan = CaPlan::new(domain.clone(), Serial::from_random([3; 16]), hour * 24, None, NOW);
     let issuer = Issuer::new(certify(&key, "ca-1".into(), &plan, None, NOW).unwrap(), key).unwrap();
     let profile = Profile { trust_domain: domain.clone(), default_ttl: hour, max_ttl: hour, agent_ttl: hour };

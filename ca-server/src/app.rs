@@ -1,5 +1,6 @@
 //! The only place that joins things: store, keys, View, doors and loops become a running server, and stop as one.
 
+mod lives;
 mod observe;
 
 use std::io;
@@ -35,17 +36,17 @@ use crate::attest::Attestors;
 use crate::audit::{self, Audit, AuditError};
 use crate::authority::State;
 use crate::authority::keys::{Disk, KeyError, KeyStore, Memory, owned};
-use crate::authority::plan::{Policy, PolicyError};
+use crate::authority::plan::PolicyError;
 use crate::authority::upstream::{Upstream, UpstreamError};
 use crate::config::{self, Config, ConfigError, Keys, StoreKind};
 use crate::connected::Connected;
-use crate::federation::{self, Federation, WebRoots};
+use crate::federation::{self, Federation};
 use crate::health;
-use crate::issuance::Profile;
+use crate::https::WebRoots;
 use crate::metrics::Metrics;
 use crate::own_svid::{OwnSvid, OwnSvidError};
 use crate::prune;
-use crate::rotate::{self, Acknowledged, RotateError, Rotator};
+use crate::rotate::{self, Acknowledged, RotateError, Rotator, Rule};
 use crate::store::mem::MemStore;
 use crate::store::sled::SledStore;
 use crate::store::{Revision, Store, StoreError};
@@ -157,7 +158,7 @@ pub struct Server {
 /// What follows from the config and the files that it names.
 struct Judged {
     upstream: Option<Upstream>,
-    policy: Policy,
+    rules: Vec<Rule>,
     attestors: Attestors,
     relationships: Vec<(Relationship, Option<Bundle>)>,
     web_roots: Vec<CertificateDer<'static>>,
@@ -173,22 +174,20 @@ fn judge(config: &Config, now: Timestamp) -> Result<Judged, AppError> {
     config.check_files()?;
     let upstream = config.authority.upstream.as_ref();
     let upstream = upstream.map(|paths| Upstream::open(&paths.certificate, &paths.key, now)).transpose()?;
-    let longest = config.svid.max_ttl.max(config.svid.agent_ttl);
-    let ceiling = upstream.as_ref().map(|upstream| upstream.window().not_after);
-    let policy = Policy::new(config.name.as_str().into(), config.authority.ca_ttl, longest, ceiling)?;
+    let rules = lives::rules(config)?;
     let configured = config.federation.relationships.iter();
     let relationships = configured.map(|one| Ok((one.relationship.clone(), one.initial_bundle()?)));
     let relationships = relationships.collect::<Result<_, ConfigError>>()?;
     let web_roots = config.federation.web_roots.as_ref();
     let web_roots = web_roots.map(|path| config::certificates("federation.web_roots", path)).transpose()?;
     let attestors = Attestors::from_config(&config.attest)?;
-    Ok(Judged { upstream, policy, attestors, relationships, web_roots: web_roots.unwrap_or_default() })
+    Ok(Judged { upstream, rules, attestors, relationships, web_roots: web_roots.unwrap_or_default() })
 }
 
 impl Server {
     /// Starts a server and returns when it answers on all of its addresses.
     pub async fn start(config: Config, clock: Arc<dyn Clock>) -> Result<Self, AppError> {
-        let Judged { upstream, policy, attestors, relationships, web_roots } = judge(&config, clock.now())?;
+        let Judged { upstream, rules, attestors, relationships, web_roots } = judge(&config, clock.now())?;
         // Before the socket in it, whose folder would be made for everybody to enter.
         make_data_dir(&config)?;
         let listeners = Listeners::bind(&config).await?;
@@ -229,8 +228,7 @@ impl Server {
             keys,
             upstream,
             trust_domain: config.trust_domain.clone(),
-            key_type: config.authority.key_type,
-            policy,
+            rules,
             clock: Arc::clone(&clock),
             acknowledged: acknowledged(Arc::clone(&views), connected.clone(), Arc::clone(&clock)),
         }));
@@ -244,12 +242,7 @@ impl Server {
         });
         spawn.run(wake_rotation(Arc::clone(&rotator), Arc::clone(&views), connected.clone()));
 
-        let profile = Profile {
-            trust_domain: config.trust_domain.clone(),
-            default_ttl: config.svid.ttl,
-            max_ttl: config.svid.max_ttl,
-            agent_ttl: config.svid.agent_ttl,
-        };
+        let profile = lives::x509(&config);
         let (svid, bundles) = (CurrentSvid::default(), CurrentBundles::new([view.bundle().clone()]));
         let own = OwnSvid {
             svid: svid.clone(),
@@ -278,6 +271,8 @@ impl Server {
             connected,
             attestors,
             profile,
+            jwt: lives::jwt(&config),
+            wit: lives::wit(&config),
             audit: audit.clone(),
             metrics: Arc::clone(&metrics),
             clock: Arc::clone(&clock),
@@ -326,8 +321,9 @@ impl Server {
 
         let web = web::serve(
             listeners.web,
-            web::Parts {
+            &web::Parts {
                 config: &config.web,
+                acme_dir: config.acme_dir(),
                 svid: svid.clone(),
                 views: Arc::clone(&views),
                 clock: Arc::clone(&clock),

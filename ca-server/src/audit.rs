@@ -122,7 +122,7 @@ impl Reason {
 /// How it ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// A certificate was signed.
+    /// A certificate or a token was signed.
     Issued,
     /// Something was changed.
     Changed,
@@ -175,6 +175,26 @@ impl std::fmt::Debug for Serial {
     }
 }
 
+/// A token that was signed, by what it can be known again; never the token itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Token {
+    /// The key that signed it.
+    pub kid: Arc<str>,
+    /// Its name, or its hash.
+    pub mark: Mark,
+    /// Whom it is for; `None` for a WIT-SVID.
+    pub audience: Option<Message>,
+}
+
+/// What tells a token from all others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Mark {
+    /// The claim `jti`, which we made: hexadecimal.
+    Jti(String),
+    /// The SHA-256 of a token that has none.
+    Sha256([u8; 32]),
+}
+
 /// One decision. [`Event::new`] has what every one needs; set the rest where it applies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
@@ -194,7 +214,9 @@ pub struct Event {
     pub entry: Option<EntryId>,
     /// The serial number of the certificate that was signed.
     pub serial: Option<Serial>,
-    /// When that certificate ends.
+    /// The token that was signed.
+    pub token: Option<Box<Token>>,
+    /// When that certificate or token ends.
     pub not_after: Option<Timestamp>,
     /// SHA-256 of the CSR.
     pub csr_sha256: Option<[u8; 32]>,
@@ -216,6 +238,7 @@ impl Event {
             subject: None,
             entry: None,
             serial: None,
+            token: None,
             not_after: None,
             csr_sha256: None,
             revision: 0,

@@ -2,7 +2,8 @@
 //! types that are already valid.
 //!
 //! - Only `trust_domain` has to be there. Each default says why it is what it is, in `config/document.rs`.
-//! - Lifetimes are checked against each other here, so that no leaf can outlive its CA: see [`LIFETIMES_PER_CA`].
+//! - Lifetimes are checked against each other here, so that no leaf can outlive its CA, and no token its key: see
+//!   [`LIFETIMES_PER_CA`] and [`LIFETIMES_PER_KEY`].
 //! - Files that the config names are not read here; [`Config::check_files`] does, for `chancery server validate`.
 
 use std::net::SocketAddr;
@@ -20,7 +21,7 @@ use spiffe::settings::{self, SettingsError};
 use self::document::{Document, default_max_chain, default_max_rsa_bits, default_min_rsa_bits};
 pub use self::federation::{Configured, Federation, Network};
 pub use self::values::{Address, MAX_SOCKET_PATH_BYTES, Mode, ServerName, SocketPath};
-pub use self::web::{HttpsSpiffe, HttpsWeb, Issuer, Oidc, Web};
+pub use self::web::{Acme, CertificateFiles, HttpsSpiffe, HttpsWeb, Issuer, Oidc, Web, WebCertificate};
 
 mod document;
 mod federation;
@@ -35,6 +36,10 @@ pub const PREFIX: &str = "CHANCERY_SERVER";
 /// The longest life of a leaf fits this many times into the life of a CA: the successor is prepared at half of the CA's
 /// life and active at two thirds of it at the latest, which leaves a third, twice the longest life of a leaf.
 pub const LIFETIMES_PER_CA: u32 = 6;
+
+/// The longest life of a token fits this many times into the life of a key, as the rotation law asks for: tokens are
+/// short-lived, and need no more room than that.
+pub const LIFETIMES_PER_KEY: u32 = 2;
 
 /// The largest file of certificates or keys that is read, in bytes.
 pub const MAX_PEM_BYTES: u64 = 4 << 20;
@@ -82,13 +87,48 @@ pub enum ConfigError {
         /// The most that is allowed.
         most: String,
     },
+    /// A token could outlive its key.
+    #[error(
+        "{key} = {token:?} is too long for {key_ttl_key} = {key_ttl:?}: a token must not outlive its key through a \
+         rotation. Set {key} to at most {most:?}, or {key_ttl_key} to at least {least:?}"
+    )]
+    TokenOutlivesKey {
+        /// The key of the lifetime that is too long.
+        key: &'static str,
+        /// That lifetime.
+        token: String,
+        /// The key of the life of a signing key.
+        key_ttl_key: &'static str,
+        /// That life.
+        key_ttl: String,
+        /// The longest life of a token that would do.
+        most: String,
+        /// The shortest life of a key that would do.
+        least: String,
+    },
     /// The default lifetime of SVIDs is longer than the longest.
-    #[error("svid.ttl = {ttl:?} is longer than svid.max_ttl = {max_ttl:?}: lower the one or raise the other")]
+    #[error("{table}.ttl = {ttl:?} is longer than {table}.max_ttl = {max_ttl:?}: lower the one or raise the other")]
     TtlOverMax {
-        /// `svid.ttl`.
+        /// The table: `svid`, `jwt` or `wit`.
+        table: &'static str,
+        /// Its `ttl`.
         ttl: String,
-        /// `svid.max_ttl`.
+        /// Its `max_ttl`.
         max_ttl: String,
+    },
+    /// WIT-SVIDs would be signed with RSA.
+    #[error("wit.algorithm = \"RS256\" is not allowed: use \"ES256\" or \"ES384\"")]
+    RsaWit,
+    /// WIT-SVIDs would name an issuer.
+    #[error("wit.issuer is not allowed: a WIT-SVID is no token of OpenID Connect. Set jwt.issuer for JWT-SVIDs")]
+    WitIssuer,
+    /// Tokens would name another issuer than discovery does: every verifier would refuse them.
+    #[error("jwt.issuer = {jwt:?} and web.oidc.issuer = {oidc:?} differ: leave jwt.issuer out, or make it the same")]
+    TwoIssuers {
+        /// What tokens would say.
+        jwt: String,
+        /// What discovery would say.
+        oidc: String,
     },
     /// Health and metrics would be open to the network.
     #[error(
@@ -113,6 +153,12 @@ pub enum ConfigError {
     /// The path of the bundle is none.
     #[error("web.path = {0:?} is no path: begin it with /, and use letters, digits and -._~/ only, 256 at most")]
     WebPath(String),
+    /// Neither files nor an ACME CA, or both.
+    #[error("web.https_web has no certificate to show: set certificate and key, or [web.https_web.acme], and not both")]
+    WebCertificate,
+    /// Nobody has agreed.
+    #[error("web.https_web.acme: read the CA's terms of service, and set terms_of_service_agreed = true if you agree")]
+    AcmeTerms,
     /// OpenID Connect Discovery without a listener that those who ask for it can trust.
     #[error("web.oidc is served where https_web is: add [web.https_web]")]
     OidcWithoutWeb,
@@ -157,6 +203,10 @@ pub struct Config {
     pub authority: Authority,
     /// How long leaves live.
     pub svid: Svid,
+    /// JWT-SVIDs.
+    pub jwt: Tokens,
+    /// WIT-SVIDs.
+    pub wit: Tokens,
     /// Which proofs of nodes are taken.
     pub attest: Attest,
     /// The record of decisions.
@@ -231,6 +281,35 @@ pub struct Svid {
     pub max_ttl: Duration,
     /// The life of agents' SVIDs.
     pub agent_ttl: Duration,
+}
+
+/// `[jwt]` and `[wit]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tokens {
+    /// What new keys sign with.
+    pub algorithm: TokenAlgorithm,
+    /// The life of a token whose entry says nothing.
+    pub ttl: Duration,
+    /// The longest life that an entry or a mint may ask for.
+    pub max_ttl: Duration,
+    /// How long a key is in the bundle.
+    pub key_ttl: Duration,
+    /// The `iss` of JWT-SVIDs; never of WIT-SVIDs.
+    pub issuer: Option<Issuer>,
+}
+
+/// What tokens are signed with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub enum TokenAlgorithm {
+    /// ECDSA using P-256 and SHA-256.
+    #[serde(rename = "ES256")]
+    Es256,
+    /// ECDSA using P-384 and SHA-384.
+    #[serde(rename = "ES384")]
+    Es384,
+    /// RSASSA-PKCS1-v1_5 using SHA-256 and a key of 2048 bits.
+    #[serde(rename = "RS256")]
+    Rs256,
 }
 
 /// `[attest]`.
@@ -365,9 +444,15 @@ impl Config {
                 })?;
             }
         }
-        if let Some(web) = &self.web.https_web {
-            certificates("web.https_web.certificate", &web.certificate)?;
-            read_limited("web.https_web.key", &web.key).map(zeroize::Zeroizing::new)?;
+        match self.web.https_web.as_ref().map(|web| &web.certificate) {
+            Some(WebCertificate::Files(files)) => {
+                certificates("web.https_web.certificate", &files.certificate)?;
+                read_limited("web.https_web.key", &files.key).map(zeroize::Zeroizing::new)?;
+            }
+            Some(WebCertificate::Acme(Acme { roots: Some(roots), .. })) => {
+                certificates("web.https_web.acme.roots", roots)?;
+            }
+            _ => {}
         }
         if let Some(path) = &self.federation.web_roots {
             certificates("federation.web_roots", path)?;
@@ -381,6 +466,11 @@ impl Config {
     /// Where the store is.
     pub fn store_dir(&self) -> PathBuf {
         self.data_dir.join("store")
+    }
+
+    /// Where the ACME account and the certificate of the web are.
+    pub fn acme_dir(&self) -> PathBuf {
+        self.data_dir.join("acme")
     }
 
     /// Where the private keys of authorities are.

@@ -4,6 +4,9 @@
 //! - The life is the shortest of: what was asked for, what the config allows, the entry's, the CA's.
 //! - An SVID that would end within [`SHORTEST_LIFE`] is not issued.
 //! - Of a CSR only the key counts.
+//! - `tokens` has the same rules for JWT-SVIDs and WIT-SVIDs.
+
+pub mod tokens;
 
 use std::time::Duration;
 
@@ -42,6 +45,12 @@ pub enum Denied {
         /// What came.
         sent: KeyType,
     },
+    /// A WIT-SVID was asked for with a key that signs no proofs.
+    #[error(
+        "a WIT-SVID is bound to a P-256 or P-384 key, the CSR has a {0} one, which signs no Workload Proof Tokens: make \
+         a p256 key"
+    )]
+    ProofKey(KeyType),
     /// The ID is one of Chancery's own.
     #[error("{0} is reserved: IDs under /chancery belong to Chancery's own servers and agents")]
     Reserved(SpiffeId),
@@ -60,12 +69,14 @@ pub enum Denied {
     #[error("{0} names a trust domain, not a workload: give the ID a path")]
     NoPath(SpiffeId),
     /// The life asked for is longer than the config allows, and the config allows no more than the CA can honour.
-    #[error("a life of {} was asked for, at most {} is allowed: ask for less, or raise svid.max_ttl and authority.ca_ttl in the server's config", text(.asked), text(.most))]
+    #[error("a life of {} was asked for, at most {} is allowed: ask for less, or raise {raise} in the server's config", text(.asked), text(.most))]
     TooLong {
         /// What was asked for.
         asked: Duration,
         /// What is allowed.
         most: Duration,
+        /// The keys of the config that say so.
+        raise: &'static str,
     },
     /// The life asked for is shorter than [`SHORTEST_LIFE`].
     #[error("a life of {} was asked for: it has to be 2s at least", text(.0))]
@@ -98,14 +109,18 @@ pub struct Profile {
 impl Profile {
     /// Refuses a life that no SVID can have: for entries when they are created, and for minted SVIDs.
     pub fn check_ttl(&self, ttl: Duration) -> Result<(), Denied> {
-        if ttl > self.max_ttl {
-            return Err(Denied::TooLong { asked: ttl, most: self.max_ttl });
-        }
-        if ttl < SHORTEST_LIFE {
-            return Err(Denied::TooShort(ttl));
-        }
-        Ok(())
+        check_ttl(ttl, self.max_ttl, "svid.max_ttl and authority.ca_ttl")
     }
+}
+
+fn check_ttl(ttl: Duration, most: Duration, raise: &'static str) -> Result<(), Denied> {
+    if ttl > most {
+        return Err(Denied::TooLong { asked: ttl, most, raise });
+    }
+    if ttl < SHORTEST_LIFE {
+        return Err(Denied::TooShort(ttl));
+    }
+    Ok(())
 }
 
 /// What every plan needs beside whom it is for.
@@ -124,13 +139,8 @@ pub struct Request {
 /// Plans the SVID of `entry` for a workload. A TTL beyond the config's, left from before the config was changed, is
 /// cut, not refused: workloads must not stop over it.
 pub fn for_entry(entry: &RegistrationEntry, request: Request, profile: &Profile) -> Result<SvidPlan, Denied> {
-    if let Some(at) = entry.expires_at.filter(|_| !entry.is_live(request.now)) {
-        return Err(Denied::EntryExpired { entry: entry.id.to_string(), at });
-    }
-    if entry.is_node_alias() {
-        return Err(Denied::NodeAlias(entry.id.to_string()));
-    }
-    workload(&entry.spiffe_id, &entry.dns_names, profile)?;
+    usable(entry, &profile.trust_domain, request.now)?;
+    at_most(&entry.dns_names)?;
     let sent = request.key.key_type();
     if let Some(wanted) = entry.key_type.filter(|wanted| *wanted != sent) {
         return Err(Denied::KeyType { entry: entry.id.to_string(), wanted, sent });
@@ -141,7 +151,7 @@ pub fn for_entry(entry: &RegistrationEntry, request: Request, profile: &Profile)
 
 /// Plans the SVID of an agent that has been attested as `id`.
 pub fn for_agent(id: SpiffeId, request: Request, profile: &Profile) -> Result<SvidPlan, Denied> {
-    member(&id, profile)?;
+    member(&id, &profile.trust_domain)?;
     if !id.is_agent() {
         return Err(Denied::NotAgent(id));
     }
@@ -150,9 +160,7 @@ pub fn for_agent(id: SpiffeId, request: Request, profile: &Profile) -> Result<Sv
 
 /// Plans the SVID of the server itself, with the DNS names under which it is reached.
 pub fn for_server(dns_names: Vec<DnsName>, request: Request, profile: &Profile) -> Result<SvidPlan, Denied> {
-    if dns_names.len() > MAX_DNS_NAMES {
-        return Err(Denied::TooManyDnsNames(dns_names.len()));
-    }
+    at_most(&dns_names)?;
     plan(profile.trust_domain.server_id(), dns_names, request, profile.agent_ttl, None)
 }
 
@@ -169,32 +177,54 @@ pub struct Mint {
 
 /// Plans an SVID that an administrator asks for. A life that the CA cannot honour is refused.
 pub fn for_mint(mint: Mint, request: Request, profile: &Profile) -> Result<SvidPlan, Denied> {
-    workload(&mint.id, &mint.dns_names, profile)?;
+    workload(&mint.id, &profile.trust_domain)?;
+    at_most(&mint.dns_names)?;
     let ttl = mint.ttl.unwrap_or(profile.default_ttl);
     profile.check_ttl(ttl)?;
     plan(mint.id, mint.dns_names, request, ttl, None)
 }
 
+/// Whether `entry` gives anything to a workload at `now`.
+fn usable(entry: &RegistrationEntry, trust_domain: &TrustDomain, now: Timestamp) -> Result<(), Denied> {
+    if let Some(at) = entry.expires_at.filter(|_| !entry.is_live(now)) {
+        return Err(Denied::EntryExpired { entry: entry.id.to_string(), at });
+    }
+    if entry.is_node_alias() {
+        return Err(Denied::NodeAlias(entry.id.to_string()));
+    }
+    workload(&entry.spiffe_id, trust_domain)
+}
+
 /// Whether an entry or a mint may name `id`: in our trust domain, with a path, and none of our own.
-fn workload(id: &SpiffeId, dns_names: &[DnsName], profile: &Profile) -> Result<(), Denied> {
-    member(id, profile)?;
+fn workload(id: &SpiffeId, trust_domain: &TrustDomain) -> Result<(), Denied> {
+    member(id, trust_domain)?;
     if id.path().is_empty() {
         return Err(Denied::NoPath(id.clone()));
     }
     if id.is_reserved() {
         return Err(Denied::Reserved(id.clone()));
     }
+    Ok(())
+}
+
+fn member(id: &SpiffeId, trust_domain: &TrustDomain) -> Result<(), Denied> {
+    if !id.is_member_of(trust_domain) {
+        return Err(Denied::Foreign { id: id.clone(), trust_domain: trust_domain.clone() });
+    }
+    Ok(())
+}
+
+fn at_most(dns_names: &[DnsName]) -> Result<(), Denied> {
     if dns_names.len() > MAX_DNS_NAMES {
         return Err(Denied::TooManyDnsNames(dns_names.len()));
     }
     Ok(())
 }
 
-fn member(id: &SpiffeId, profile: &Profile) -> Result<(), Denied> {
-    if !id.is_member_of(&profile.trust_domain) {
-        return Err(Denied::Foreign { id: id.clone(), trust_domain: profile.trust_domain.clone() });
-    }
-    Ok(())
+/// The end of a life of `ttl` that begins at `now` and goes beyond none of these moments.
+fn end(now: Timestamp, ttl: Duration, until: [Option<Timestamp>; 2]) -> Result<Timestamp, Denied> {
+    let end = until.into_iter().flatten().fold(now.plus(ttl), Timestamp::min);
+    if end.since(now) < SHORTEST_LIFE { Err(Denied::NoLifeLeft(end)) } else { Ok(end) }
 }
 
 fn plan(
@@ -205,13 +235,7 @@ fn plan(
     until: Option<Timestamp>,
 ) -> Result<SvidPlan, Denied> {
     let Request { key, serial, window, now } = request;
-    let mut not_after = now.plus(ttl).min(window.not_after);
-    if let Some(until) = until {
-        not_after = not_after.min(until);
-    }
-    if not_after.since(now) < SHORTEST_LIFE {
-        return Err(Denied::NoLifeLeft(not_after));
-    }
+    let not_after = end(now, ttl, [Some(window.not_after), until])?;
     let not_before = now.minus(BACKDATE).max(window.not_before);
     Ok(SvidPlan { id, dns_names, key, serial, lifetime: Lifetime { not_before, not_after } })
 }

@@ -36,13 +36,23 @@ pub enum IssuedFor {
     Server,
     /// An operator, by `x509 mint`.
     Mint,
+    /// A JWT-SVID for an entry, through an agent.
+    WorkloadJwt,
+    /// A JWT-SVID for an operator, by `jwt mint`.
+    MintJwt,
+    /// A WIT-SVID for an entry, through an agent.
+    WorkloadWit,
 }
 
-const ISSUED_FOR: [(IssuedFor, &str); 4] = [
-    (IssuedFor::Workload, "workload"),
-    (IssuedFor::Agent, "agent"),
-    (IssuedFor::Server, "server"),
-    (IssuedFor::Mint, "mint"),
+/// Each with its kind and what it is for.
+const ISSUED_FOR: [(IssuedFor, &str, &str); 7] = [
+    (IssuedFor::Workload, "x509", "workload"),
+    (IssuedFor::Agent, "x509", "agent"),
+    (IssuedFor::Server, "x509", "server"),
+    (IssuedFor::Mint, "x509", "mint"),
+    (IssuedFor::WorkloadJwt, "jwt", "workload"),
+    (IssuedFor::MintJwt, "jwt", "mint"),
+    (IssuedFor::WorkloadWit, "wit", "workload"),
 ];
 
 const REASONS: [Reason; 16] = [
@@ -67,8 +77,8 @@ const REASONS: [Reason; 16] = [
 /// The state of the house at a scrape.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Observed {
-    /// Each authority: its ID, its state (`prepared`, `active`, `retired`), and seconds until it expires.
-    pub authorities: Vec<(Arc<str>, &'static str, u64)>,
+    /// Every authority.
+    pub authorities: Vec<ObservedAuthority>,
     /// Registration entries.
     pub entries: u64,
     /// Recorded agents.
@@ -89,6 +99,19 @@ pub struct Observed {
     pub bundle_ages: Vec<(String, u64)>,
     /// Federation relationships whose last poll failed.
     pub federation_failing: u64,
+}
+
+/// One authority at a scrape.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObservedAuthority {
+    /// Its ID.
+    pub id: Arc<str>,
+    /// `x509`, `jwt` or `wit`.
+    pub kind: &'static str,
+    /// `prepared`, `active` or `retired`.
+    pub state: &'static str,
+    /// Seconds until it expires.
+    pub remaining: u64,
 }
 
 /// Asks for the state of the house. Has to be cheap and must not block.
@@ -120,8 +143,8 @@ impl Metrics {
     /// All at zero; `observe` is asked at each scrape.
     pub fn new(version: &'static str, observe: Observe) -> Self {
         let mut registry = Registry::with_prefix("chancery");
-        let issued = Family::<Label, Counter>::default();
-        registry.register("svids_issued", "SVIDs signed, by what they are for", issued.clone());
+        let issued = Family::<[(&'static str, &'static str); 2], Counter>::default();
+        registry.register("svids_issued", "SVIDs signed, by kind and what they are for", issued.clone());
         let refused = Family::<Label, Counter>::default();
         registry.register("refusals", "Requests refused, by reason", refused.clone());
         let calls = Family::<Label, Histogram, fn() -> Histogram>::new_with_constructor(latencies);
@@ -134,7 +157,7 @@ impl Metrics {
         registry.register("build", "What is running", Info::new([("version", version)]));
         registry.register_collector(Box::new(State(observe)));
         Self {
-            issued: ISSUED_FOR.map(|(_, name)| issued.get_or_create_owned(&[("for", name)])),
+            issued: ISSUED_FOR.map(|(_, kind, name)| issued.get_or_create_owned(&[("kind", kind), ("for", name)])),
             refused: REASONS.map(|reason| refused.get_or_create_owned(&[("reason", reason.name())])),
             registry,
             calls,
@@ -145,7 +168,7 @@ impl Metrics {
 
     /// Counts one SVID.
     pub fn issued(&self, what: IssuedFor) {
-        let at = ISSUED_FOR.iter().position(|(kind, _)| *kind == what);
+        let at = ISSUED_FOR.iter().position(|(known, ..)| *known == what);
         if let Some(counter) = at.and_then(|at| self.issued.get(at)) {
             counter.inc();
         }
@@ -240,12 +263,12 @@ impl Collector for State {
         if now.authorities.is_empty() {
             return Ok(());
         }
-        let help = "Seconds until an authority's CA certificate expires";
+        let help = "Seconds until an authority's CA certificate or key expires";
         let mut family =
             encoder.encode_descriptor("authority_remaining", help, Some(&Unit::Seconds), MetricType::Gauge)?;
-        for (id, state, seconds) in &now.authorities {
-            let labels = [("id", id.to_string()), ("state", (*state).to_owned())];
-            ConstGauge::new(*seconds).encode(family.encode_family(&labels)?)?;
+        for ObservedAuthority { id, kind, state, remaining } in &now.authorities {
+            let labels = [("id", &**id), ("kind", *kind), ("state", *state)];
+            ConstGauge::new(*remaining).encode(family.encode_family(&labels)?)?;
         }
         Ok(())
     }
@@ -257,7 +280,10 @@ mod tests {
 
     fn observed() -> Observed {
         Observed {
-            authorities: vec![("ab".into(), "active", 3600), ("cd".into(), "prepared", 7200)],
+            authorities: vec![
+                ObservedAuthority { id: "ab".into(), kind: "x509", state: "active", remaining: 3600 },
+                ObservedAuthority { id: "cd".into(), kind: "jwt", state: "prepared", remaining: 7200 },
+            ],
             agents_connected: 3,
             lag_max: 2,
             audit_writable: true,
@@ -271,15 +297,16 @@ mod tests {
     fn numbers_are_named_by_the_openmetrics_rules() {
         let metrics = Metrics::new("1.2.3", Arc::new(observed));
         metrics.issued(IssuedFor::Workload);
-        metrics.issued(IssuedFor::Workload);
+        metrics.issued(IssuedFor::WorkloadJwt);
         metrics.refused(Reason::Banned);
         drop(metrics.time("IssueX509Svids"));
         drop(metrics.store_commit());
         metrics.polled("updated");
         let text = metrics.encode().unwrap();
         for line in [
-            "chancery_svids_issued_total{for=\"workload\"} 2",
-            "chancery_svids_issued_total{for=\"mint\"} 0",
+            "chancery_svids_issued_total{kind=\"x509\",for=\"workload\"} 1",
+            "chancery_svids_issued_total{kind=\"jwt\",for=\"workload\"} 1",
+            "chancery_svids_issued_total{kind=\"x509\",for=\"mint\"} 0",
             "chancery_refusals_total{reason=\"banned\"} 1",
             "chancery_refusals_total{reason=\"audit_full\"} 0",
             "chancery_rpc_duration_seconds_count{method=\"IssueX509Svids\"} 1",
@@ -289,8 +316,8 @@ mod tests {
             "chancery_agents_lag_max_revisions 2",
             "chancery_audit_writable 1",
             "# UNIT chancery_authority_remaining_seconds seconds",
-            "chancery_authority_remaining_seconds{id=\"ab\",state=\"active\"} 3600",
-            "chancery_authority_remaining_seconds{id=\"cd\",state=\"prepared\"} 7200",
+            "chancery_authority_remaining_seconds{id=\"ab\",kind=\"x509\",state=\"active\"} 3600",
+            "chancery_authority_remaining_seconds{id=\"cd\",kind=\"jwt\",state=\"prepared\"} 7200",
             "chancery_federation_polls_total{outcome=\"updated\"} 1",
             "chancery_federation_bundle_age_seconds{trust_domain=\"other.org\"} 12",
             "chancery_federation_failing 1",

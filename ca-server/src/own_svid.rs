@@ -81,8 +81,8 @@ impl OwnSvid {
         let signed = issuer.sign(issuance::for_server(self.dns_names.clone(), request, &self.profile)?)?;
         let svid = X509Svid::parse(signed.chain().cloned().collect())?;
         // The root goes along, for agents that know it by its fingerprint only.
-        let root: Vec<_> = issuer.authority().root().cloned().into_iter().collect();
-        self.svid.set(&svid, &root, &Zeroizing::new(key.serialize_der()))?;
+        let root = std::slice::from_ref(issuer.chain().root());
+        self.svid.set(&svid, root, &Zeroizing::new(key.serialize_der()))?;
         self.metrics.issued(IssuedFor::Server);
         info!(serial = %signed.serial, not_after = %signed.lifetime.not_after, "the server has a new SVID");
         Ok(renew_at(now, signed.lifetime.not_after, signed.serial.bytes()))

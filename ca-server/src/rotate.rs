@@ -1,7 +1,8 @@
 //! The loop that keeps this server's authorities in order: read, plan, make what is missing, commit once, sleep.
 //!
 //! - Every round reads the store afresh; on a conflict it is planned anew.
-//! - One commit carries all steps, and expects every authority record that was read.
+//! - The law is kept for each kind of authority; one commit carries the steps of all, and expects every authority record
+//!   that was read.
 //! - A key is on disk before its authority is in the store. It is wiped a round after its authority ceased to sign, so
 //!   that whoever follows the store has long taken the next one.
 //! - An operator's command goes the same way; commands and rounds of one server wait for each other.
@@ -13,21 +14,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use spiffe::crypto::{self, CryptoError};
-use spiffe::entry::KeyType;
 use spiffe::id::TrustDomain;
-use spiffe::time::{Backoff, Clock, Timestamp};
+use spiffe::time::{Backoff, Clock, Lifetime, Timestamp};
 use tokio::sync::{Mutex, Notify};
 use tokio_util::sync::CancellationToken;
 
-use crate::authority::ca::CaPlan;
+use crate::authority::ca::{BACKDATE, CaPlan};
 use crate::authority::issuer::Serial;
-use crate::authority::keys::{KeyError, KeyStore};
+use crate::authority::keys::{KeyError, KeySpec, KeyStore, SigningKey};
 use crate::authority::plan::{self, Facts, Policy, Refusal, Step};
 use crate::authority::record::{self, PREFIX, RecordError};
 use crate::authority::upstream::{Upstream, UpstreamError, certify};
-use crate::authority::{Authority, State};
+use crate::authority::{self, Authority, Kind, Public, State, TokenKey};
 use crate::store::{Revision, Store, StoreError, TXN_KEYS_LIMIT, Txn};
 
+/// How long the loop sleeps where no rule wakes it.
+const LONGEST_SLEEP: Duration = Duration::from_secs(600);
 /// How often a round is planned anew because somebody else wrote meanwhile.
 const ATTEMPTS: u32 = 16;
 
@@ -55,6 +57,12 @@ pub enum RotateError {
     /// No random bytes.
     #[error(transparent)]
     Random(#[from] CryptoError),
+    /// A key was made that signs no tokens.
+    #[error("a key was made for {0} that signs no tokens: set its algorithm to ES256 or ES384")]
+    NoTokenKey(Kind),
+    /// No rule says how this kind rotates.
+    #[error("this server has no authorities of kind {0}")]
+    NoRule(Kind),
     /// An operator's command was refused.
     #[error(transparent)]
     Refused(#[from] Refusal),
@@ -72,6 +80,15 @@ pub enum RotateError {
 /// agent must have acknowledged to know of it.
 pub type Acknowledged = Arc<dyn Fn(&[(Arc<str>, Revision)]) -> BTreeSet<Arc<str>> + Send + Sync>;
 
+/// The config's word on the authorities of one kind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// Which keys they have.
+    pub key: KeySpec,
+    /// How they rotate. The ceiling of CAs is set from [`Parts::upstream`].
+    pub policy: Policy,
+}
+
 /// What the loop works with.
 pub struct Parts {
     /// Where authorities lie.
@@ -82,10 +99,8 @@ pub struct Parts {
     pub upstream: Option<Upstream>,
     /// Whose CA this is.
     pub trust_domain: TrustDomain,
-    /// The kind of key that a CA has.
-    pub key_type: KeyType,
-    /// The config's word on lives. Its ceiling is set from `upstream`.
-    pub policy: Policy,
+    /// One for each kind that this server has authorities of.
+    pub rules: Vec<Rule>,
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// Who knows of what.
@@ -102,7 +117,7 @@ pub struct Rotator {
 
 impl fmt::Debug for Rotator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Rotator").field("owner", &self.parts.policy.owner).finish_non_exhaustive()
+        f.debug_struct("Rotator").field("rules", &self.parts.rules).finish_non_exhaustive()
     }
 }
 
@@ -125,7 +140,7 @@ impl Read {
 /// What a round did.
 struct Done {
     /// What was made, if anything was.
-    made: Option<Authority>,
+    made: Vec<Authority>,
     /// The state after it.
     read: Read,
 }
@@ -133,18 +148,16 @@ struct Done {
 impl Rotator {
     /// Nothing happens yet: call [`Rotator::rotate`] once at the start, then [`Rotator::run`].
     pub fn new(mut parts: Parts) -> Self {
-        parts.policy.ceiling = parts.upstream.as_ref().map(|upstream| upstream.window().not_after);
+        let ceiling = parts.upstream.as_ref().map(|upstream| upstream.window().not_after);
+        for rule in parts.rules.iter_mut().filter(|rule| rule.policy.kind == Kind::X509) {
+            rule.policy.ceiling = ceiling;
+        }
         Self { parts, wake: Notify::new(), round: Mutex::new(()) }
     }
 
     /// Plan again soon: an agent has acknowledged something, or has gone.
     pub fn wake(&self) {
         self.wake.notify_one();
-    }
-
-    /// The policy that is kept.
-    pub fn policy(&self) -> &Policy {
-        &self.parts.policy
     }
 
     /// Rotates until `stop`.
@@ -177,40 +190,50 @@ impl Rotator {
     }
 
     /// One round: brings everything in order, and says when to look again. When it returns for the first time, this
-    /// server has an authority that signs.
+    /// server has an authority of each kind that signs.
     pub async fn rotate(&self) -> Result<Timestamp, RotateError> {
-        let policy = &self.parts.policy;
-        let read = self.carry_out(|read| Ok(plan::plan(&read.facts(), policy, read.now))).await?.read;
-        let active = |authority: &Authority| authority.owner == policy.owner && authority.state == State::Active;
-        if let Some(ceiling) = policy.ceiling.filter(|_| !read.authorities.iter().any(active)) {
-            return Err(RotateError::UpstreamEnded(ceiling));
+        let policies = || self.parts.rules.iter().map(|rule| &rule.policy);
+        let plan = |read: &Read| policies().flat_map(|policy| plan::plan(&read.facts(), policy, read.now)).collect();
+        let read = self.carry_out(|read| Ok(plan(read))).await?.read;
+        for policy in policies() {
+            let active = authority::active(read.authorities.iter(), &policy.owner, policy.kind);
+            if let Some(ceiling) = policy.ceiling.filter(|_| active.is_none()) {
+                return Err(RotateError::UpstreamEnded(ceiling));
+            }
         }
-        Ok(plan::next_wake(&read.facts(), policy, read.now))
+        let wakes = policies().map(|policy| plan::next_wake(&read.facts(), policy, read.now));
+        Ok(wakes.min().unwrap_or(read.now.plus(LONGEST_SLEEP)))
     }
 
     /// When each authority changes state by itself, as far as that is planned. Those of other servers are left out.
     pub async fn next_changes(&self) -> Result<BTreeMap<Arc<str>, Timestamp>, RotateError> {
         let read = self.read().await?;
         let change = |authority: &Authority| {
-            let at = plan::next_change(authority, &read.facts(), &self.parts.policy, read.now)?;
+            let policy = &self.rule(authority.kind())?.policy;
+            let at = plan::next_change(authority, &read.facts(), policy, read.now)?;
             Some((authority.id.clone(), at))
         };
         Ok(read.authorities.iter().filter_map(change).collect())
     }
 
     /// An operator's "prepare": the new authority, and the revision that has it.
-    pub async fn prepare(&self) -> Result<(Authority, Revision), RotateError> {
-        let policy = &self.parts.policy;
-        let done = self.carry_out(|read| plan::prepare(&read.facts(), policy, read.now)).await?;
-        let made = done.made.ok_or_else(|| Refusal::Unknown(String::new()))?;
+    pub async fn prepare(&self, kind: Kind) -> Result<(Authority, Revision), RotateError> {
+        let policy = &self.rule(kind).ok_or(RotateError::NoRule(kind))?.policy;
+        let mut done = self.carry_out(|read| plan::prepare(&read.facts(), policy, read.now)).await?;
+        let made = done.made.pop().ok_or_else(|| Refusal::Unknown(String::new()))?;
         self.wake();
         Ok((made, done.read.revision))
     }
 
     /// An operator's "activate": the authority as it is then, and the revision.
     pub async fn activate(&self, id: &str) -> Result<(Authority, Revision), RotateError> {
-        let policy = &self.parts.policy;
-        self.command(id, |read| plan::activate(&read.facts(), policy, id, read.now)).await
+        let unknown = || Refusal::Unknown(id.chars().take(64).collect());
+        self.command(id, |read| {
+            let kind = read.authorities.iter().find(|authority| *authority.id == *id).map(Authority::kind);
+            let rule = kind.and_then(|kind| self.rule(kind)).ok_or_else(unknown)?;
+            plan::activate(&read.facts(), &rule.policy, id, read.now)
+        })
+        .await
     }
 
     /// An operator's "taint": the authority as it is then, and the revision.
@@ -250,15 +273,15 @@ impl Rotator {
             self.wipe(&read).await;
             let steps = decide(&read)?;
             if steps.is_empty() {
-                return Ok(Done { made: None, read });
+                return Ok(Done { made: Vec::new(), read });
             }
-            let new = steps.iter().any(|step| matches!(step, Step::Prepare { .. } | Step::Start { .. }));
-            let made = if new { Some(self.make(read.now).await?) } else { None };
-            let after = plan::apply(&read.authorities, &steps, made.clone(), read.now);
+            let made = self.make_all(steps.iter().filter_map(Step::makes), read.now).await?;
+            let after = plan::apply(&read.authorities, &steps, &made, read.now);
             match self.parts.store.commit(transaction(&read, &after)).await {
                 Ok(revision) => {
-                    log(&steps, made.as_ref());
-                    let made = made.and_then(|made| after.iter().find(|authority| authority.id == made.id).cloned());
+                    log(&steps, &made);
+                    let is_made = |authority: &&Authority| made.iter().any(|made| made.id == authority.id);
+                    let made: Vec<Authority> = after.iter().filter(is_made).cloned().collect();
                     read.keys.extend(made.iter().map(|made| made.id.clone()));
                     read.authorities = after;
                     read.revision = revision;
@@ -266,9 +289,7 @@ impl Rotator {
                 }
                 Err(StoreError::Conflict { key }) => {
                     tracing::debug!(key, "somebody else changed an authority: planning anew");
-                    if let Some(made) = made {
-                        self.parts.keys.remove(&made.id).await?;
-                    }
+                    self.forget(&made).await?;
                 }
                 // The commit may have happened: then the key is needed, else a later round wipes it.
                 Err(error) => return Err(error.into()),
@@ -296,26 +317,68 @@ impl Rotator {
         Ok(Read { authorities, revisions, keys, acknowledged, revision, now: self.parts.clock.now() })
     }
 
-    /// Makes a key, and an authority for it.
-    async fn make(&self, now: Timestamp) -> Result<Authority, RotateError> {
-        let Parts { keys, upstream, trust_domain, key_type, policy, .. } = &self.parts;
-        let serial = Serial::from_random(crypto::random()?);
-        let plan = CaPlan::new(trust_domain.clone(), serial, policy.ca_ttl, policy.ceiling, now);
-        let key = keys.create(*key_type).await?;
-        match certify(&key, policy.owner.clone(), &plan, upstream.as_ref(), now) {
-            Ok(authority) => Ok(authority),
-            Err(error) => {
-                keys.remove(key.id()).await?;
-                Err(error.into())
+    fn rule(&self, kind: Kind) -> Option<&Rule> {
+        self.parts.rules.iter().find(|rule| rule.policy.kind == kind)
+    }
+
+    /// An authority of each of these kinds; where one cannot be made, none.
+    async fn make_all(&self, kinds: impl Iterator<Item = Kind>, now: Timestamp) -> Result<Vec<Authority>, RotateError> {
+        let mut made = Vec::new();
+        for kind in kinds {
+            match self.make(kind, now).await {
+                Ok(authority) => made.push(authority),
+                Err(error) => {
+                    self.forget(&made).await?;
+                    return Err(error);
+                }
             }
         }
+        Ok(made)
+    }
+
+    /// Removes the keys of authorities that came to nothing.
+    async fn forget(&self, made: &[Authority]) -> Result<(), KeyError> {
+        for authority in made {
+            self.parts.keys.remove(&authority.id).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes a key, and an authority for it.
+    async fn make(&self, kind: Kind, now: Timestamp) -> Result<Authority, RotateError> {
+        let rule = self.rule(kind).ok_or(RotateError::NoRule(kind))?;
+        let key = self.parts.keys.create(rule.key).await?;
+        let made = self.authority_of(&key, &rule.policy, now);
+        if made.is_err() {
+            self.parts.keys.remove(key.id()).await?;
+        }
+        made
+    }
+
+    fn authority_of(&self, key: &SigningKey, policy: &Policy, now: Timestamp) -> Result<Authority, RotateError> {
+        let owner = policy.owner.clone();
+        let make: fn(TokenKey) -> Public = match policy.kind {
+            Kind::X509 => {
+                let Parts { upstream, trust_domain, .. } = &self.parts;
+                let serial = Serial::from_random(crypto::random()?);
+                let plan = CaPlan::new(trust_domain.clone(), serial, policy.ca_ttl, policy.ceiling, now);
+                return Ok(certify(key, owner, &plan, upstream.as_ref(), now)?);
+            }
+            Kind::Jwt => Public::Jwt,
+            Kind::Wit => Public::Wit,
+        };
+        let public = TokenKey::new(&key.public_key()).map(make).ok_or(RotateError::NoTokenKey(policy.kind))?;
+        let lifetime = Lifetime { not_before: now.minus(BACKDATE), not_after: policy.end_of_new(now) };
+        Ok(Authority::prepared(key.id().clone(), owner, public, lifetime, now))
     }
 
     /// Wipes keys that sign nothing and never will. Not when the store knows no authority of ours that has its key:
     /// then it may be the wrong store.
     async fn wipe(&self, read: &Read) {
-        let ours =
-            |authority: &&Authority| authority.owner == self.parts.policy.owner && authority.state != State::Retired;
+        let owns = |authority: &Authority| {
+            self.rule(authority.kind()).is_some_and(|rule| rule.policy.owner == authority.owner)
+        };
+        let ours = |authority: &&Authority| owns(authority) && authority.state != State::Retired;
         let needed: BTreeSet<&Arc<str>> = read.authorities.iter().filter(ours).map(|authority| &authority.id).collect();
         if !needed.iter().any(|id| read.keys.contains(*id)) {
             return;
@@ -356,10 +419,10 @@ fn transaction(read: &Read, after: &[Authority]) -> Txn {
     unchanged.into_iter().take(room).fold(txn, |txn, (key, revision)| txn.expect(key.clone(), revision))
 }
 
-fn log(steps: &[Step], made: Option<&Authority>) {
+fn log(steps: &[Step], made: &[Authority]) {
     for step in steps {
-        let id = step.id().or(made.map(|made| &made.id));
-        let id = id.map_or("", |id| id);
+        let new = || made.iter().find(|made| Some(made.kind()) == step.makes()).map(|made| &made.id);
+        let id = step.id().or_else(new).map_or("", |id| id);
         tracing::info!(step = step.name(), authority = id, reason = %step.reason(), "authority changed");
     }
 }

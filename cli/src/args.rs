@@ -13,7 +13,8 @@ use crate::output::Output;
 use crate::refusal;
 use crate::svid_files::hint_at_others;
 use crate::{
-    agent, authority, bundle, completions, dev, entry, federation, fetch, healthcheck, server, token, validate, x509,
+    agent, authority, bundle, completions, dev, entry, federation, fetch, healthcheck, jwt, server, token, validate,
+    x509,
 };
 
 const EXAMPLES: &str = "\
@@ -83,12 +84,15 @@ pub(crate) enum Noun {
     /// Federation: from where the bundles of foreign trust domains are fetched.
     #[command(subcommand)]
     Federation(federation::Verb),
-    /// The CA's own certificates and their rotation.
+    /// The CA's own certificates, its keys for tokens, and their rotation.
     #[command(subcommand)]
     Authority(authority::Verb),
     /// X.509-SVIDs made by an operator.
     #[command(subcommand)]
     X509(x509::Verb),
+    /// JWT-SVIDs made by an operator.
+    #[command(subcommand)]
+    Jwt(jwt::Verb),
     /// What this process gets from the Workload API of the agent on this machine.
     #[command(subcommand)]
     Fetch(fetch::Verb),
@@ -133,6 +137,7 @@ impl Chancery {
             Noun::Federation(verb) => verb.run(globals).await,
             Noun::Authority(verb) => verb.run(globals).await,
             Noun::X509(verb) => verb.run(globals).await,
+            Noun::Jwt(verb) => verb.run(globals).await,
             Noun::Fetch(verb) => verb.run(globals).await,
             Noun::Validate(verb) => verb.run(globals).await,
             Noun::Server(verb) => verb.run(globals).await,

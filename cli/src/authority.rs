@@ -1,6 +1,7 @@
-//! `chancery authority`: the CA's own certificates. They rotate by themselves; these verbs look on, or force it.
+//! `chancery authority`: the CA's own certificates and its keys for tokens. They rotate by themselves; these verbs look
+//! on, or force it.
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use spiffe::proto::v1;
 use spiffe::time::Timestamp;
 
@@ -23,16 +24,19 @@ To replace a CA whose key may be stolen:
 pub(crate) enum Verb {
     /// List the authorities and what each will do next.
     List,
-    /// Make a new authority now, and bring its root to every agent.
+    /// Make a new authority now, and bring its root or key to every agent.
     Prepare {
+        /// What it will sign: X.509-SVIDs, JWT-SVIDs or WIT-SVIDs.
+        #[arg(long, value_name = "KIND", default_value = "x509")]
+        kind: Kind,
         #[command(flatten)]
         wait: Wait,
     },
     /// Let a prepared authority sign from now on; the active one retires.
     Activate(One),
-    /// Mark a retired authority: every SVID below it is replaced at once.
+    /// Mark a retired authority: every SVID that it signed is replaced at once.
     Taint(One),
-    /// Take a retired authority's root out of the bundle at once: what it signed is good no more. Taint it first, so
+    /// Take a retired authority's root or key out of the bundle at once: what it signed is good no more. Taint it first, so
     /// that nobody holds an SVID below it any more.
     Revoke {
         #[command(flatten)]
@@ -42,6 +46,27 @@ pub(crate) enum Verb {
         #[arg(long)]
         force: bool,
     },
+}
+
+/// What an authority signs.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Kind {
+    /// X.509-SVIDs.
+    X509,
+    /// JWT-SVIDs.
+    Jwt,
+    /// WIT-SVIDs.
+    Wit,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::X509 => "x509",
+            Self::Jwt => "jwt",
+            Self::Wit => "wit",
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -64,8 +89,9 @@ impl Verb {
                 let authorities = authorities.into_iter().map(Authority::from).collect();
                 return globals.output.show(&Authorities { authorities }, || text);
             }
-            Self::Prepare { wait } => {
-                (admin.prepare_authority(v1::PrepareAuthorityRequest::default()).await, wait, "prepared")
+            Self::Prepare { kind, wait } => {
+                let request = v1::PrepareAuthorityRequest { kind: kind.name().into() };
+                (admin.prepare_authority(request).await, wait, "prepared")
             }
             Self::Activate(one) => (admin.activate_authority(request(one, false)).await, &one.wait, "activated"),
             Self::Taint(one) => (admin.taint_authority(request(one, false)).await, &one.wait, "tainted"),

@@ -338,7 +338,7 @@ pub(crate) struct Authority {
     pub(crate) id: String,
     /// The server that holds its key.
     pub(crate) owner: String,
-    /// `x509`.
+    /// `x509`, `jwt` or `wit`.
     pub(crate) kind: String,
     /// `prepared`, `active` or `retired`.
     pub(crate) state: String,
@@ -348,7 +348,7 @@ pub(crate) struct Authority {
     pub(crate) not_before: Moment,
     /// Its last valid second.
     pub(crate) not_after: Moment,
-    /// SHA-256 of its root certificate, hexadecimal.
+    /// SHA-256 of its root certificate, hexadecimal; of a key for tokens its `kid`.
     pub(crate) fingerprint: String,
     /// Whether an upstream CA signed it.
     pub(crate) upstream: bool,
@@ -403,6 +403,19 @@ pub(crate) struct Svid {
     pub(crate) key: Option<String>,
     /// The roots of its trust domain, as PEM.
     pub(crate) bundle: String,
+}
+
+/// `jwt mint`: one JWT-SVID.
+#[derive(Debug, Serialize)]
+pub(crate) struct MintedJwt {
+    /// The identity.
+    pub(crate) spiffe_id: String,
+    /// Whom it is for.
+    pub(crate) audience: Vec<String>,
+    /// The first second at which it does not count any more.
+    pub(crate) expires_at: Moment,
+    /// The token, in the compact serialization.
+    pub(crate) token: String,
 }
 
 /// `fetch x509`: all of this process's identities, the default one first.

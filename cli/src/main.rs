@@ -28,6 +28,7 @@ mod fetch_tokens;
 mod files;
 mod folders;
 mod healthcheck;
+mod jwt;
 mod log;
 mod moments;
 mod open_files;

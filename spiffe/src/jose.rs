@@ -10,6 +10,7 @@ mod jwk;
 mod jws;
 mod private;
 
+pub(crate) use json::ObjectOnly;
 pub use json::{JsonError, parse_object};
 pub use jwk::{Jwk, JwkError, JwkMembers, MAX_KID_BYTES};
 pub use jws::{Header, JwsError, MAX_TOKEN_BYTES, Parsed, write};

@@ -97,6 +97,33 @@ impl Caller {
     }
 }
 
+impl Caller {
+    /// Asks for one JWT-SVID.
+    pub async fn issue_jwt(&self, house: &House, entry: &str, audience: &[&str]) -> Result<v1::Token, v1::Refusal> {
+        let mut door = self.door(house).await.unwrap();
+        let audience = audience.iter().map(ToString::to_string).collect();
+        let request = v1::JwtSvidRequest { entry_id: entry.into(), audience };
+        let request = v1::IssueJwtSvidsRequest { requests: vec![request] };
+        only(door.issue_jwt_svids(request).await.unwrap().into_inner().results)
+    }
+
+    /// Asks for one WIT-SVID.
+    pub async fn issue_wit(&self, house: &House, entry: &str, csr: Vec<u8>) -> Result<v1::Token, v1::Refusal> {
+        let mut door = self.door(house).await.unwrap();
+        let request = v1::WitSvidRequest { entry_id: entry.into(), csr: csr.into() };
+        let request = v1::IssueWitSvidsRequest { requests: vec![request] };
+        only(door.issue_wit_svids(request).await.unwrap().into_inner().results)
+    }
+}
+
+fn only(results: Vec<v1::TokenResult>) -> Result<v1::Token, v1::Refusal> {
+    let [result] = <[_; 1]>::try_from(results).unwrap();
+    match result.outcome.unwrap() {
+        v1::token_result::Outcome::Token(token) => Ok(token),
+        v1::token_result::Outcome::Refused(refusal) => Err(refusal),
+    }
+}
+
 /// An open Sync stream.
 #[derive(Debug)]
 pub struct Syncing {

@@ -79,28 +79,40 @@ impl Operator {
         Ok(self.door.clone().show_agent(request).await?.into_inner())
     }
 
-    /// Every authority.
+    /// Every authority for X.509-SVIDs.
     pub async fn authorities(&self) -> Vec<v1::Authority> {
-        let request = v1::ListAuthoritiesRequest {};
-        self.door.clone().list_authorities(request).await.unwrap().into_inner().authorities
+        self.authorities_of("x509").await
     }
 
-    /// The authorities in this state.
+    /// Every authority of this kind.
+    pub async fn authorities_of(&self, kind: &str) -> Vec<v1::Authority> {
+        let request = v1::ListAuthoritiesRequest {};
+        let mut all = self.door.clone().list_authorities(request).await.unwrap().into_inner().authorities;
+        all.retain(|authority| authority.kind == kind);
+        all
+    }
+
+    /// The authorities for X.509-SVIDs in this state.
     pub async fn authorities_in(&self, state: &str) -> Vec<v1::Authority> {
         let all = self.authorities().await;
         all.into_iter().filter(|authority| authority.state == state).collect()
     }
 
-    /// The one that signs.
+    /// The one that signs X.509-SVIDs.
     pub async fn active(&self) -> v1::Authority {
         let active = self.authorities_in("active").await;
         let [active] = <[_; 1]>::try_from(active).unwrap();
         active
     }
 
-    /// Makes a new authority.
+    /// Makes a new authority for X.509-SVIDs.
     pub async fn prepare(&self) -> v1::Authority {
-        let request = v1::PrepareAuthorityRequest::default();
+        self.prepare_of("").await
+    }
+
+    /// Makes a new authority of this kind.
+    pub async fn prepare_of(&self, kind: &str) -> v1::Authority {
+        let request = v1::PrepareAuthorityRequest { kind: kind.into() };
         self.door.clone().prepare_authority(request).await.unwrap().into_inner().authority.unwrap()
     }
 
@@ -189,11 +201,16 @@ impl Operator {
         Ok(())
     }
 
-    /// Objects while the authorities are not as the rotation law has them for CAs of the life `ca_ttl` when every
+    /// Objects while the CAs are not as the rotation law has them for the life `ca_ttl`.
+    pub async fn rotated(&self, now: Timestamp, ca_ttl: Duration) -> Result<(), String> {
+        self.rotated_of("x509", now, ca_ttl).await
+    }
+
+    /// Objects while the authorities of this kind are not as the rotation law has them for the life `ca_ttl` when every
     /// agent acknowledges at once: the next is prepared at half of the life of the active one, and active at two thirds;
     /// what has ended is gone.
-    pub async fn rotated(&self, now: Timestamp, ca_ttl: Duration) -> Result<(), String> {
-        let all = self.authorities().await;
+    pub async fn rotated_of(&self, kind: &str, now: Timestamp, ca_ttl: Duration) -> Result<(), String> {
+        let all = self.authorities_of(kind).await;
         let ended = all.iter().find(|authority| authority.not_after < now.unix());
         that(ended.is_none(), || format!("{ended:?} has ended and is still there"))?;
         let active = all.iter().find(|authority| authority.state == "active").ok_or("none is active")?;

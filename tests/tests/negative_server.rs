@@ -5,6 +5,8 @@ use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
 
 use ca_server::config::Config;
+use spiffe::crypto::generate_key;
+use spiffe::entry::KeyType;
 use spiffe::proto::v1;
 use tests::by_hand::Caller;
 use tests::house::{House, id, text};
@@ -178,4 +180,98 @@ async fn entries_that_cannot_be() {
     assert_eq!(refused.code(), Code::InvalidArgument);
     assert_eq!(refused.message(), "1001 entries in one request: at most 1000 are allowed");
     assert_eq!(operator.info().await.entries, 1);
+}
+
+#[tokio::test]
+async fn lives_of_tokens_that_cannot_be() {
+    let house = House::start(&[("jwt.max_ttl", "30m"), ("wit.max_ttl", "2h")]).await;
+    let operator = house.operator().await;
+    let agent = Caller::attest(&house).await;
+    let refused = async |wanted| operator.try_register(wanted).await.unwrap_err().message;
+    assert_eq!(
+        refused(v1::Entry { jwt_ttl: 3600, ..entry(agent.id(), "/web") }).await,
+        "a life of 1h was asked for, at most 30m is allowed: ask for less, or raise jwt.max_ttl and jwt.key_ttl in the server's config"
+    );
+    assert_eq!(
+        refused(v1::Entry { wit_ttl: 3 * 3600, ..entry(agent.id(), "/web") }).await,
+        "a life of 3h was asked for, at most 2h is allowed: ask for less, or raise wit.max_ttl and wit.key_ttl in the server's config"
+    );
+    assert_eq!(
+        refused(v1::Entry { jwt_ttl: 1, ..entry(agent.id(), "/web") }).await,
+        "a life of 1s was asked for: it has to be 2s at least"
+    );
+}
+
+#[tokio::test]
+async fn jwts_that_no_agent_gets() {
+    let house = House::start(&[]).await;
+    let operator = house.operator().await;
+    let (agent, other) = (Caller::attest(&house).await, Caller::attest(&house).await);
+    let (own, _) = operator.register(entry(agent.id(), "/web")).await;
+    let (foreign, _) = operator.register(entry(other.id(), "/db")).await;
+    let long = "a".repeat(513);
+    let many: Vec<&str> = vec!["a"; 33];
+    for (entry, audience, code, words) in [
+        (&own.id, &[] as &[&str], Code::InvalidArgument, "there is no audience: say for whom the token is".to_owned()),
+        (
+            &own.id,
+            &["a", ""],
+            Code::InvalidArgument,
+            "an audience is empty: leave it out, or say for whom the token is".into(),
+        ),
+        (&own.id, &[long.as_str()], Code::InvalidArgument, "an audience has 513 bytes: at most 512 are allowed".into()),
+        (
+            &own.id,
+            many.as_slice(),
+            Code::InvalidArgument,
+            "there are 33 audiences: at most 32 are allowed, and one is best".into(),
+        ),
+        (
+            &foreign.id,
+            &["a"],
+            Code::PermissionDenied,
+            format!("entry {} is not one of agent {}", foreign.id, agent.id()),
+        ),
+        (&"none".to_owned(), &["a"], Code::NotFound, "there is no entry none".into()),
+    ] {
+        let refused = agent.issue_jwt(&house, entry, audience).await.unwrap_err();
+        assert_eq!((Code::from(refused.code), refused.message), (code, words));
+    }
+    let request = v1::JwtSvidRequest { entry_id: own.id.clone(), audience: vec!["a".into()] };
+    let requests = v1::IssueJwtSvidsRequest { requests: vec![request; 501] };
+    let mut door = agent.door(&house).await.unwrap();
+    let refused = door.issue_jwt_svids(requests).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    assert_eq!(refused.message(), "501 requests in one batch: at most 500 are allowed");
+
+    operator.door.clone().ban_agent(v1::BanAgentRequest { id: agent.id().to_string() }).await.unwrap();
+    let refused = door.issue_jwt_svids(v1::IssueJwtSvidsRequest::default()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied, "the connection is open, and it is banned at once");
+    let refused = door.issue_wit_svids(v1::IssueWitSvidsRequest::default()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+}
+
+#[tokio::test]
+async fn wits_that_no_agent_gets() {
+    let house = House::start(&[]).await;
+    let operator = house.operator().await;
+    let (agent, other) = (Caller::attest(&house).await, Caller::attest(&house).await);
+    let (own, _) = operator.register(entry(agent.id(), "/web")).await;
+    let (foreign, _) = operator.register(entry(other.id(), "/db")).await;
+    let csr = |kind| spiffe::csr::create(&generate_key(kind).unwrap()).unwrap();
+    let refused = agent.issue_wit(&house, &own.id, csr(KeyType::Ed25519)).await.unwrap_err();
+    assert_eq!(Code::from(refused.code), Code::InvalidArgument);
+    assert_eq!(
+        refused.message,
+        "a WIT-SVID is bound to a P-256 or P-384 key, the CSR has a ed25519 one, which signs no Workload Proof Tokens: \
+         make a p256 key"
+    );
+    let mut without_possession = csr(KeyType::P256);
+    *without_possession.last_mut().unwrap() ^= 1;
+    let refused = agent.issue_wit(&house, &own.id, without_possession).await.unwrap_err();
+    assert!(refused.message.starts_with("signature of the CSR is wrong"), "{}", refused.message);
+    let refused = agent.issue_wit(&house, &own.id, b"no CSR".to_vec()).await.unwrap_err();
+    assert_eq!(Code::from(refused.code), Code::InvalidArgument);
+    let refused = agent.issue_wit(&house, &foreign.id, csr(KeyType::P256)).await.unwrap_err();
+    assert_eq!(Code::from(refused.code), Code::PermissionDenied);
 }

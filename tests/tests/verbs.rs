@@ -296,6 +296,8 @@ fn authorities() {
     assert_eq!(list()[0][1..3], ["x509", "active"]);
     assert!(["in 29d", "in 30d"].contains(&list()[0][3].as_str()), "{:?}", list());
     assert_eq!(list()[0][5], "main");
+    let kinds: Vec<_> = list().iter().map(|row| row[1..3].join(" ")).collect();
+    assert_eq!(kinds, ["x509 active", "jwt active", "wit active"]);
 
     let prepared = house.run(&["authority", "prepare", "--wait", "-o", "json"]).succeeded().json();
     let new = prepared["id"].as_str().unwrap().to_owned();
@@ -321,6 +323,31 @@ fn authorities() {
     house.run(&["authority", "revoke", &old]).succeeded().says(&[&format!("revoked {old}")]);
     assert_eq!(state(&old), "");
     house.run(&["authority", "revoke", &new]).failed(1, &["is active: prepare and activate another first"]);
+
+    let prepared = house.run(&["authority", "prepare", "--kind", "jwt", "--wait", "-o", "json"]).succeeded().json();
+    assert_eq!((&prepared["kind"], &prepared["upstream"]), (&"jwt".into(), &false.into()));
+    assert_eq!(prepared["fingerprint"].as_str().unwrap().len(), 43, "the thumbprint of the key");
+    house.run(&["authority", "prepare", "--kind", "ssh"]).failed(2, &["x509, jwt, wit"]);
+}
+
+#[test]
+fn jwt_mint() {
+    let house = House::with_server("[jwt]\nissuer = 'https://oidc.example.org'");
+    let words = ["jwt", "mint", "--spiffe-id", "spiffe://example.org/backup", "--audience", "reports"];
+    let screen = house.run(&words).succeeded();
+    assert_eq!(screen.stdout.trim_end().split('.').count(), 3, "the token alone, for a variable or a header");
+    let json = house.run(&[&words[..], &["--audience", "billing", "--ttl", "10m", "-o", "json"][..]].concat());
+    let json = json.succeeded().json();
+    assert_eq!(json["spiffe_id"], "spiffe://example.org/backup");
+    assert_eq!(json["audience"], serde_json::json!(["billing", "reports"]));
+    assert!(json["expires_at"].is_string() && json["token"].is_string(), "{json}");
+    house.run(&words[..4]).failed(2, &["--audience"]);
+    house
+        .run(&["jwt", "mint", "--audience", "a", "--spiffe-id", "spiffe://other.org/x"])
+        .failed(1, &["not in the trust domain example.org"]);
+    house
+        .run(&[&words[..], &["--ttl", "2d"][..]].concat())
+        .failed(1, &["not accepted: ", "2d", "at most 1h", "jwt.max_ttl"]);
 }
 
 #[test]
@@ -457,7 +484,9 @@ fn completions_and_help() {
     Command::new("bash").args(["-n"]).stdin(&script).run().succeeded();
     Command::new(chancery()).args(["completions", "tcl"]).run().failed(2, &["bash"]);
     let help = Command::new(chancery()).args(["--help"]).run().succeeded();
-    for word in ["server", "agent", "entry", "token", "bundle", "authority", "x509", "fetch", "dev", "Exit codes:"] {
+    for word in
+        ["server", "agent", "entry", "token", "bundle", "authority", "x509", "jwt", "fetch", "dev", "Exit codes:"]
+    {
         assert!(help.stdout.contains(word), "{word}:\n{help}");
     }
     Command::new(chancery()).args(["--version"]).run().succeeded().says(&["chancery "]);

@@ -9,6 +9,7 @@ pub mod node;
 pub mod origin;
 pub mod rights;
 pub mod status;
+mod token;
 
 use std::sync::Arc;
 
@@ -20,6 +21,7 @@ use crate::attest::Attestors;
 use crate::audit::{Audit, Event, Outcome, Permit};
 use crate::connected::Connected;
 use crate::issuance::Profile;
+use crate::issuance::tokens::TokenProfile;
 use crate::metrics::Metrics;
 use crate::store::{Revision, Store, StoreError, Txn};
 use crate::view::follow::Views;
@@ -37,8 +39,12 @@ pub struct Doors {
     pub connected: Connected,
     /// How nodes prove who they are.
     pub attestors: Attestors,
-    /// What SVIDs look like.
+    /// What X.509-SVIDs look like.
     pub profile: Profile,
+    /// What JWT-SVIDs look like.
+    pub jwt: TokenProfile,
+    /// What WIT-SVIDs look like.
+    pub wit: TokenProfile,
     /// The record of every decision.
     pub audit: Audit,
     /// The numbers.

@@ -3,6 +3,7 @@
 use spiffe::crypto::CryptoError;
 use spiffe::csr::CsrError;
 use spiffe::entry::EntryError;
+use spiffe::jwt_svid::AudienceError;
 use spiffe::proto::{WireError, v1};
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
@@ -11,6 +12,7 @@ use super::rights;
 use crate::audit::{self, Message, Outcome, Reason};
 use crate::authority::issuer::IssueError;
 use crate::authority::plan;
+use crate::authority::token_issuer::TokenIssueError;
 use crate::issuance;
 use crate::rotate::RotateError;
 use crate::store::StoreError;
@@ -67,7 +69,7 @@ impl Refusal {
 
     /// This server has nothing to sign with yet.
     pub(crate) fn no_authority() -> Self {
-        let message = "this server has no active authority: try again, or another server".to_owned();
+        let message = "this server has no active authority for this: try again, or another server".to_owned();
         Self { code: Code::Unavailable, reason: Reason::NoAuthority, message }
     }
 
@@ -130,7 +132,7 @@ impl From<issuance::Denied> for Refusal {
             Denied::NodeAlias(_) | Denied::Reserved(_) | Denied::NotAgent(_) | Denied::Foreign { .. } => {
                 (Code::PermissionDenied, Reason::Denied)
             }
-            Denied::KeyType { .. } => (Code::InvalidArgument, Reason::Csr),
+            Denied::KeyType { .. } | Denied::ProofKey(_) => (Code::InvalidArgument, Reason::Csr),
             Denied::TooLong { .. } | Denied::TooShort(_) => (Code::InvalidArgument, Reason::Lifetime),
             Denied::NoLifeLeft(_) => (Code::Unavailable, Reason::Lifetime),
             Denied::NoPath(_) | Denied::TooManyDnsNames(_) => (Code::InvalidArgument, Reason::Invalid),
@@ -155,6 +157,18 @@ impl From<IssueError> for Refusal {
     }
 }
 
+impl From<TokenIssueError> for Refusal {
+    fn from(error: TokenIssueError) -> Self {
+        Self::internal(error)
+    }
+}
+
+impl From<AudienceError> for Refusal {
+    fn from(error: AudienceError) -> Self {
+        Self::invalid(error)
+    }
+}
+
 impl From<StoreError> for Refusal {
     fn from(error: StoreError) -> Self {
         let (code, reason) = match error {
@@ -174,9 +188,12 @@ impl From<RotateError> for Refusal {
             RotateError::Refused(_) => Self::precondition(error),
             RotateError::Store(error) => error.into(),
             RotateError::Contended | RotateError::UpstreamEnded(_) => Self::unavailable(error),
-            RotateError::Record { .. } | RotateError::Key(_) | RotateError::Certify(_) | RotateError::Random(_) => {
-                Self::internal(error)
-            }
+            RotateError::Record { .. }
+            | RotateError::Key(_)
+            | RotateError::Certify(_)
+            | RotateError::Random(_)
+            | RotateError::NoTokenKey(_)
+            | RotateError::NoRule(_) => Self::internal(error),
         }
     }
 }

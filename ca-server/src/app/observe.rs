@@ -8,7 +8,8 @@ use crate::audit::Audit;
 use crate::connected::Connected;
 use crate::federation::Federation;
 use crate::health::{self, Readiness};
-use crate::metrics::{Observe, Observed};
+use crate::metrics::{Observe, Observed, ObservedAuthority};
+use crate::view::Issuers;
 use crate::view::follow::Views;
 
 /// What `/metrics` asks for.
@@ -27,7 +28,12 @@ pub(super) fn observe(
         let authorities = view.authorities().iter();
         Observed {
             authorities: authorities
-                .map(|held| (Arc::clone(&held.id), held.state.name(), held.lifetime.not_after.since(now).as_secs()))
+                .map(|held| ObservedAuthority {
+                    id: Arc::clone(&held.id),
+                    kind: held.kind().name(),
+                    state: held.state.name(),
+                    remaining: held.lifetime.not_after.since(now).as_secs(),
+                })
                 .collect(),
             entries: view.entry_count() as u64,
             agents: view.node_count() as u64,
@@ -46,9 +52,12 @@ pub(super) fn observe(
 /// What `/ready` asks for.
 pub(super) fn ready(views: Arc<Views>, audit: Audit) -> health::Ready {
     Arc::new(move || {
-        let authority = match views.load().issuer() {
-            Some(_) => Ok(()),
-            None => Err("this server has no active authority".to_owned()),
+        let view = views.load();
+        let Issuers { x509, jwt, wit } = view.issuers();
+        let missing = [("x509", x509.is_none()), ("jwt", jwt.is_none()), ("wit", wit.is_none())];
+        let authority = match missing.into_iter().find(|(_, missing)| *missing) {
+            None => Ok(()),
+            Some((kind, _)) => Err(format!("this server has no active authority of kind {kind}")),
         };
         let record = match audit.failure() {
             None => Ok(()),

@@ -11,7 +11,7 @@ use std::time::Duration;
 use spiffe::time::Timestamp;
 use tokio::sync::mpsc;
 
-use super::{Event, Message, Outcome, State, Who};
+use super::{Event, Mark, Message, Outcome, State, Who};
 
 /// Events that one write takes at most.
 const BATCH: usize = 1024;
@@ -219,6 +219,16 @@ fn write_line(to: &mut Vec<u8>, date: &mut Date, event: &Event) {
     }
     if let Some(serial) = &event.serial {
         field("serial", &hex(serial.as_slice()));
+    }
+    if let Some(token) = &event.token {
+        field("kid", &quoted(&token.kid));
+        match &token.mark {
+            Mark::Jti(jti) => field("jti", &quoted(jti)),
+            Mark::Sha256(hash) => field("token_sha256", &hex(hash)),
+        }
+        if let Some(audience) = &token.audience {
+            field("audience", &escaped(audience));
+        }
     }
     if let Some(not_after) = event.not_after {
         field("not_after", &quoted(&not_after.to_string()));

@@ -17,9 +17,9 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::FromDer;
 
-use super::keys::{KeyError, KeyStore, SigningKey};
+use super::keys::SigningKey;
 use super::svid_der::{self, Frame};
-use super::{Authority, State};
+use super::{Authority, Chain, Public};
 
 /// The organisation in every name that we write.
 pub(super) const ORGANIZATION: &str = "SPIFFE";
@@ -32,6 +32,9 @@ pub enum IssueError {
     /// The CA certificate does not parse.
     #[error("CA certificate of authority {0} cannot be read: the store is damaged, restore it from a backup")]
     CaCertificate(Arc<str>),
+    /// The authority signs no X.509-SVIDs.
+    #[error("authority {0} is no CA: it signs tokens")]
+    OtherKind(Arc<str>),
     /// The CA certificate is for another key.
     #[error("the key of authority {0} is not that of its CA certificate: restore both from the same backup")]
     WrongKey(Arc<str>),
@@ -47,17 +50,6 @@ pub enum IssueError {
     /// What was signed is not what was planned. The certificate is dropped.
     #[error("signed certificate differs from its plan in its {0}: it was dropped; please report this as a bug")]
     Differs(&'static str),
-}
-
-/// Why the active issuer could not be set up.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ActiveError {
-    /// Its key cannot be read.
-    #[error(transparent)]
-    Key(#[from] KeyError),
-    /// Its certificate is no good.
-    #[error(transparent)]
-    Issue(#[from] IssueError),
 }
 
 impl From<rcgen::Error> for IssueError {
@@ -149,6 +141,7 @@ pub struct Issuer {
     key: Arc<SigningKey>,
     frame: Frame,
     window: Lifetime,
+    chain: Chain,
     intermediates: Arc<[CertificateDer<'static>]>,
 }
 
@@ -156,14 +149,16 @@ impl Issuer {
     /// Joins `authority` and its `key`, when they belong together.
     pub fn new(authority: Authority, key: Arc<SigningKey>) -> Result<Self, IssueError> {
         let unreadable = || IssueError::CaCertificate(authority.id.clone());
-        let own = authority.chain.first().ok_or_else(unreadable)?;
+        let Public::X509(chain) = &authority.public else {
+            return Err(IssueError::OtherKind(authority.id.clone()));
+        };
         let mut window = Lifetime { not_before: Timestamp::from_unix(0), not_after: Timestamp::from_unix(u64::MAX) };
-        for certificate in authority.chain.iter() {
+        for certificate in chain.iter() {
             let lifetime = lifetime(&parse(certificate).ok_or_else(unreadable)?);
             window.not_before = window.not_before.max(lifetime.not_before);
             window.not_after = window.not_after.min(lifetime.not_after);
         }
-        let certificate = parse(own).ok_or_else(unreadable)?;
+        let certificate = parse(chain.own()).ok_or_else(unreadable)?;
         if certificate.public_key().raw != key.public_key() {
             return Err(IssueError::WrongKey(authority.id.clone()));
         }
@@ -172,31 +167,18 @@ impl Issuer {
             issuer: certificate.subject().as_raw().into(),
             key_identifier: subject_key_identifier(&certificate).ok_or_else(unreadable)?.into(),
         };
-        let between = authority.chain.len() - 1;
-        let intermediates = authority.chain.iter().take(between).cloned().collect();
-        Ok(Self { key, frame, window, intermediates, authority })
-    }
-
-    /// The issuer of `owner`: its active authority with its key. `None` when it has none, or when its key is gone, as
-    /// after the rotation of which the caller has yet to hear: what signed until then goes on.
-    pub async fn active(
-        authorities: &[Authority],
-        owner: &str,
-        keys: &dyn KeyStore,
-    ) -> Result<Option<Self>, ActiveError> {
-        let active = |authority: &&Authority| &*authority.owner == owner && authority.state == State::Active;
-        let Some(authority) = authorities.iter().filter(active).max_by_key(|authority| authority.activated_at) else {
-            return Ok(None);
-        };
-        match keys.load(&authority.id).await? {
-            Some(key) => Ok(Some(Self::new(authority.clone(), key)?)),
-            None => Ok(None),
-        }
+        let intermediates = chain.below_root().cloned().collect();
+        Ok(Self { key, frame, window, intermediates, chain: chain.clone(), authority })
     }
 
     /// Whose key it is.
     pub fn authority(&self) -> &Authority {
         &self.authority
+    }
+
+    /// Its certificates.
+    pub fn chain(&self) -> &Chain {
+        &self.chain
     }
 
     /// When every certificate of the chain is valid: no SVID may go beyond it.
@@ -345,17 +327,18 @@ mod tests {
     };
 
     use super::super::ca::{CaPlan, self_signed};
+    use super::super::keys::KeySpec;
     use super::*;
 
     const NOW: Timestamp = Timestamp::from_unix(1_800_000_000);
     const HOUR: Duration = Duration::from_secs(3600);
 
     fn issuer(kind: KeyType) -> Issuer {
-        let key = Arc::new(SigningKey::generate(kind).unwrap());
+        let key = Arc::new(SigningKey::generate(kind.into()).unwrap());
         let domain = TrustDomain::parse("example.org").unwrap();
         let plan = CaPlan::new(domain, Serial::from_random([7; 16]), HOUR * 24, None, NOW);
-        let chain = vec![self_signed(&key, &plan).unwrap()];
-        let authority = Authority::prepared(key.id().clone(), "ca-1".into(), chain, plan.lifetime, NOW);
+        let public = Public::X509(Chain::self_signed(self_signed(&key, &plan).unwrap()));
+        let authority = Authority::prepared(key.id().clone(), "ca-1".into(), public, plan.lifetime, NOW);
         Issuer::new(authority, key).unwrap()
     }
 
@@ -410,7 +393,7 @@ mod tests {
 
     /// rcgen, ready to sign as `issuer` does.
     fn by_rcgen(issuer: &Issuer) -> rcgen::Issuer<'static, Signer> {
-        rcgen::Issuer::from_ca_cert_der(&issuer.authority.chain[0], Signer(issuer.key.clone())).unwrap()
+        rcgen::Issuer::from_ca_cert_der(issuer.chain().own(), Signer(issuer.key.clone())).unwrap()
     }
 
     fn plan(kind: KeyType, dns_names: &[&str]) -> SvidPlan {
@@ -429,7 +412,7 @@ mod tests {
         for ca in [KeyType::P256, KeyType::P384, KeyType::Ed25519] {
             let issuer = issuer(ca);
             let domain = TrustDomain::parse("example.org").unwrap();
-            let root = X509Authority::from_der(issuer.authority().root().unwrap().clone()).unwrap();
+            let root = X509Authority::from_der(issuer.chain().root().clone()).unwrap();
             let bundle = Bundle::new(domain, vec![root], 1, None).unwrap();
             for leaf in [KeyType::P256, KeyType::P384, KeyType::Ed25519] {
                 let plan = plan(leaf, &["web.example.org", "*.web.example.org"]);
@@ -481,7 +464,7 @@ mod tests {
     #[test]
     fn a_ca_certificate_keeps_its_profile() {
         let issuer = issuer(KeyType::P256);
-        let own = issuer.authority().chain[0].clone();
+        let own = issuer.chain().own().clone();
         let certificate = parse(&own).unwrap();
         let subject = certificate.subject().to_string();
         assert_eq!(subject, "O=SPIFFE, serialNumber=47070707070707070707070707070707");
@@ -550,7 +533,7 @@ mod tests {
     #[test]
     fn a_key_must_be_that_of_the_authority() {
         let authority = issuer(KeyType::P256).authority().clone();
-        let other = Arc::new(SigningKey::generate(KeyType::P256).unwrap());
+        let other = Arc::new(SigningKey::generate(KeySpec::P256).unwrap());
         let id = authority.id.clone();
         assert_eq!(Issuer::new(authority, other).unwrap_err(), IssueError::WrongKey(id));
     }

@@ -18,9 +18,11 @@ use rustls_pki_types::PrivatePkcs8KeyDer;
 use rustls_pki_types::pem::PemObject;
 use spiffe::crypto;
 use spiffe::entry::KeyType;
+use spiffe::jose::{SignatureError, Signer};
 use zeroize::{Zeroize, Zeroizing};
 
 use super::record::is_id;
+use super::rsa_key;
 
 /// Why a key could not be made, read or removed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -73,6 +75,32 @@ pub enum KeyError {
     /// No key could be made.
     #[error(transparent)]
     Crypto(#[from] crypto::CryptoError),
+    /// No RSA key could be made.
+    #[error("no RSA key could be generated")]
+    Rsa,
+}
+
+/// Which key is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeySpec {
+    /// NIST P-256.
+    P256,
+    /// NIST P-384.
+    P384,
+    /// Ed25519, which signs no tokens.
+    Ed25519,
+    /// RSA of 2048 bits, which signs no certificates of ours.
+    Rsa2048,
+}
+
+impl From<KeyType> for KeySpec {
+    fn from(key_type: KeyType) -> Self {
+        match key_type {
+            KeyType::P256 => Self::P256,
+            KeyType::P384 => Self::P384,
+            KeyType::Ed25519 => Self::Ed25519,
+        }
+    }
 }
 
 /// A private key that signs. Not to be cloned, printed or written anywhere; the copy of its bytes is wiped on drop.
@@ -82,9 +110,27 @@ pub struct SigningKey {
 }
 
 impl SigningKey {
-    /// A new key.
-    pub fn generate(key_type: KeyType) -> Result<Self, crypto::CryptoError> {
+    /// A new key. An RSA one takes its time: make it where that holds up nobody.
+    pub fn generate(spec: KeySpec) -> Result<Self, KeyError> {
+        let key_type = match spec {
+            KeySpec::P256 => KeyType::P256,
+            KeySpec::P384 => KeyType::P384,
+            KeySpec::Ed25519 => KeyType::Ed25519,
+            KeySpec::Rsa2048 => {
+                let pkcs8 = rsa_key::generate().ok_or(KeyError::Rsa)?;
+                return Self::from_pkcs8(&pkcs8).ok_or(KeyError::Rsa);
+            }
+        };
         Ok(Self::new(crypto::generate_key(key_type)?))
+    }
+
+    /// From PKCS#8, DER.
+    fn from_pkcs8(pkcs8: &[u8]) -> Option<Self> {
+        let rsa = || {
+            let pkcs8 = PrivatePkcs8KeyDer::from(pkcs8);
+            rcgen::KeyPair::from_pkcs8_der_and_sign_algo(&pkcs8, &rcgen::PKCS_RSA_SHA256).ok()
+        };
+        crypto::load_key(pkcs8).ok().or_else(rsa).map(Self::new)
     }
 
     fn new(pair: rcgen::KeyPair) -> Self {
@@ -101,6 +147,11 @@ impl SigningKey {
     /// The public half, a DER SubjectPublicKeyInfo.
     pub fn public_key(&self) -> Vec<u8> {
         self.pair.subject_public_key_info()
+    }
+
+    /// What signs tokens with this key; refused for Ed25519, which no token is signed with.
+    pub fn token_signer(&self) -> Result<Signer, SignatureError> {
+        Signer::from_pkcs8(self.pair.serialized_der())
     }
 }
 
@@ -136,7 +187,7 @@ impl Drop for SigningKey {
 #[async_trait]
 pub trait KeyStore: Send + Sync + fmt::Debug {
     /// Makes a key and keeps it: when this returns it survives a power cut, where the kind of store can promise that.
-    async fn create(&self, key_type: KeyType) -> Result<Arc<SigningKey>, KeyError>;
+    async fn create(&self, spec: KeySpec) -> Result<Arc<SigningKey>, KeyError>;
 
     /// The key of that name; `None` when there is none.
     async fn load(&self, id: &str) -> Result<Option<Arc<SigningKey>>, KeyError>;
@@ -154,8 +205,9 @@ pub struct Memory(Mutex<BTreeMap<Arc<str>, Arc<SigningKey>>>);
 
 #[async_trait]
 impl KeyStore for Memory {
-    async fn create(&self, key_type: KeyType) -> Result<Arc<SigningKey>, KeyError> {
-        let key = Arc::new(SigningKey::generate(key_type)?);
+    async fn create(&self, spec: KeySpec) -> Result<Arc<SigningKey>, KeyError> {
+        let made = tokio::task::spawn_blocking(move || SigningKey::generate(spec)).await;
+        let key = Arc::new(made.unwrap_or(Err(KeyError::Rsa))?);
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key.id().clone(), key.clone());
         Ok(key)
     }
@@ -233,9 +285,9 @@ impl Disk {
         private(&path, 0o600)?;
         let damaged = || KeyError::Damaged { path: path.clone() };
         let mut der = PrivatePkcs8KeyDer::from_pem_slice(&pem).map_err(|_| damaged())?;
-        let pair = crypto::load_key(der.secret_pkcs8_der());
+        let key = SigningKey::from_pkcs8(der.secret_pkcs8_der());
         der.zeroize();
-        let key = SigningKey::new(pair.map_err(|_| damaged())?);
+        let key = key.ok_or_else(damaged)?;
         if **key.id() != *id {
             return Err(damaged());
         }
@@ -282,9 +334,9 @@ impl Disk {
 
 #[async_trait]
 impl KeyStore for Disk {
-    async fn create(&self, key_type: KeyType) -> Result<Arc<SigningKey>, KeyError> {
+    async fn create(&self, spec: KeySpec) -> Result<Arc<SigningKey>, KeyError> {
         self.blocking(move |disk| {
-            let key = SigningKey::generate(key_type)?;
+            let key = SigningKey::generate(spec)?;
             disk.write(&key)?;
             Ok(Arc::new(key))
         })
@@ -349,8 +401,8 @@ mod tests {
         let stores: [&dyn KeyStore; 2] = [&disk, &Memory::default()];
         for store in stores {
             let mut ids = Vec::new();
-            for kind in [KeyType::P256, KeyType::P384, KeyType::Ed25519] {
-                let key = store.create(kind).await.unwrap();
+            for spec in [KeySpec::P256, KeySpec::P384, KeySpec::Ed25519, KeySpec::Rsa2048] {
+                let key = store.create(spec).await.unwrap();
                 let again = store.load(key.id()).await.unwrap().unwrap();
                 assert_eq!(again.public_key(), key.public_key());
                 ids.push(key.id().clone());
@@ -369,7 +421,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("keys");
         let disk = Disk::open(&path).unwrap();
-        let key = disk.create(KeyType::P256).await.unwrap();
+        let key = disk.create(KeySpec::P256).await.unwrap();
         let file = path.join(format!("{}.pem", key.id()));
         let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o7777;
         assert_eq!((mode(&path), mode(&file)), (0o700, 0o600));
@@ -400,8 +452,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("keys");
         let disk = Disk::open(&path).unwrap();
-        let key = disk.create(KeyType::P256).await.unwrap();
-        let other = disk.create(KeyType::P256).await.unwrap();
+        let key = disk.create(KeySpec::P256).await.unwrap();
+        let other = disk.create(KeySpec::P256).await.unwrap();
         let file = |key: &SigningKey| path.join(format!("{}.pem", key.id()));
         std::fs::copy(file(&other), file(&key)).unwrap();
         assert!(matches!(disk.load(key.id()).await, Err(KeyError::Damaged { .. })));
@@ -422,8 +474,20 @@ mod tests {
     }
 
     #[test]
+    fn each_key_signs_tokens_by_its_own_algorithm() {
+        let algorithm = |spec| {
+            let signer = SigningKey::generate(spec).unwrap().token_signer();
+            signer.map(|signer| signer.algorithm().name())
+        };
+        assert_eq!(algorithm(KeySpec::P256), Ok("ES256"));
+        assert_eq!(algorithm(KeySpec::P384), Ok("ES384"));
+        assert_eq!(algorithm(KeySpec::Rsa2048), Ok("RS256"));
+        assert_eq!(algorithm(KeySpec::Ed25519), Err(SignatureError::PrivateKey));
+    }
+
+    #[test]
     fn a_key_does_not_print_itself() {
-        let key = SigningKey::generate(KeyType::P256).unwrap();
+        let key = SigningKey::generate(KeySpec::P256).unwrap();
         assert_eq!(format!("{key:?}"), format!("SigningKey({:?})", key.id()));
     }
 }

@@ -1,40 +1,58 @@
-//! Authorities: the CA keys of this trust domain, their life, and what they sign.
+//! Authorities: the keys of this trust domain that sign SVIDs, their life, and what they sign.
 //!
-//! `plan` decides when one is prepared, activated, retired and removed, and is pure; `keys` holds the private keys;
-//! `issuer` signs; `upstream` has a CA signed by another. Private keys never enter the store.
+//! `plan` decides when one is prepared, activated, retired and removed, the same for every kind, and is pure; `keys`
+//! holds the private keys; `issuer` signs X.509-SVIDs, `token_issuer` JWT-SVIDs and WIT-SVIDs; `upstream` has a CA signed
+//! by another. Private keys never enter the store.
 
 pub mod ca;
 pub mod issuer;
 pub mod keys;
 pub mod plan;
+pub mod public;
 pub mod record;
+mod rsa_key;
 pub mod step;
 mod svid_der;
+pub mod token_issuer;
 pub mod upstream;
 
 use std::fmt;
 use std::sync::Arc;
-
-use rustls_pki_types::CertificateDer;
 
 use spiffe::id::{SpiffeId, TrustDomain};
 use spiffe::time::{Lifetime, Timestamp};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-/// What an authority signs. JWT and WIT keys will be further kinds of the same machine.
+pub use self::public::{Chain, Public, TokenKey};
+
+/// What an authority signs. All kinds go through the same life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
     /// X.509-SVIDs.
     X509,
+    /// JWT-SVIDs.
+    Jwt,
+    /// WIT-SVIDs.
+    Wit,
 }
 
 impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::X509, Self::Jwt, Self::Wit];
+
     /// Its name, as it stands in the store's keys and on the command line.
     pub const fn name(self) -> &'static str {
         match self {
             Self::X509 => "x509",
+            Self::Jwt => "jwt",
+            Self::Wit => "wit",
         }
+    }
+
+    /// The kind of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
 }
 
@@ -72,61 +90,52 @@ impl fmt::Display for State {
     }
 }
 
-/// One CA certificate of one server. Cheap to clone.
+/// One key of one server that signs SVIDs of one kind. Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Authority {
     /// Its name: the first 32 hexadecimal digits of the SHA-256 of its public key.
     pub id: Arc<str>,
     /// The server that holds its key.
     pub owner: Arc<str>,
-    /// What it signs.
-    pub kind: Kind,
     /// Where it is in its life.
     pub state: State,
-    /// Whether everything below it is to be replaced at once.
+    /// Whether everything that it signed is to be replaced at once.
     pub tainted: bool,
-    /// Of its own certificate.
+    /// Of its own certificate, or of its key.
     pub lifetime: Lifetime,
     /// When it was made.
     pub prepared_at: Timestamp,
     /// When it began to sign; `None` when it never has.
     pub activated_at: Option<Timestamp>,
-    /// Its own CA certificate first, the root last. Self-signed: itself alone.
-    pub chain: Arc<[CertificateDer<'static>]>,
+    /// What others verify with.
+    pub public: Public,
 }
 
 impl Authority {
-    /// A new one of `owner` for X.509, in state [`State::Prepared`]. `chain` has its own certificate first, the root
-    /// last; `lifetime` is that of its own certificate.
-    pub fn prepared(
-        id: Arc<str>,
-        owner: Arc<str>,
-        chain: Vec<CertificateDer<'static>>,
-        lifetime: Lifetime,
-        now: Timestamp,
-    ) -> Self {
+    /// A new one of `owner`, in state [`State::Prepared`]. `lifetime` is that of its own certificate, or of its key.
+    pub fn prepared(id: Arc<str>, owner: Arc<str>, public: Public, lifetime: Lifetime, now: Timestamp) -> Self {
         Self {
             id,
             owner,
-            kind: Kind::X509,
             state: State::Prepared,
             tainted: false,
             lifetime,
             prepared_at: now,
             activated_at: None,
-            chain: chain.into(),
+            public,
         }
     }
 
-    /// The root of its chain: what stands in the bundle. `None` for an empty chain, which [`record`] never reads.
-    pub fn root(&self) -> Option<&CertificateDer<'static>> {
-        self.chain.last()
+    /// What it signs.
+    pub fn kind(&self) -> Kind {
+        self.public.kind()
     }
 
     /// The trust domain that its own certificate is of, where that is another one than `ours`. `None` also where the
-    /// certificate names none.
+    /// certificate names none, or there is no certificate.
     pub fn trust_domain_if_other(&self, ours: &TrustDomain) -> Option<TrustDomain> {
-        let (_, certificate) = X509Certificate::from_der(self.chain.first()?).ok()?;
+        let Public::X509(chain) = &self.public else { return None };
+        let (_, certificate) = X509Certificate::from_der(chain.own()).ok()?;
         let names = certificate.subject_alternative_name().ok()??;
         let domain = names.value.general_names.iter().find_map(|name| match name {
             GeneralName::URI(id) => SpiffeId::parse(id).ok(),
@@ -137,6 +146,12 @@ impl Authority {
 
     /// Whether an upstream CA signed it.
     pub fn is_upstream(&self) -> bool {
-        self.chain.len() > 1
+        matches!(&self.public, Public::X509(chain) if chain.is_upstream())
     }
+}
+
+/// The authority of `owner` that signs SVIDs of `kind`; `None` when it has none.
+pub fn active<'a>(authorities: impl Iterator<Item = &'a Authority>, owner: &str, kind: Kind) -> Option<&'a Authority> {
+    let signs = |held: &&Authority| &*held.owner == owner && held.kind() == kind && held.state == State::Active;
+    authorities.filter(signs).max_by_key(|authority| authority.activated_at)
 }

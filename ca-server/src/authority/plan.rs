@@ -1,5 +1,7 @@
 //! The rotation law: which authorities of this server are prepared, activated, retired and removed, when, and why.
 //! Pure: the loop in `rotate` carries it out. An authority goes from prepared to active to retired, and never back.
+//! It is one law for every kind: what is called a CA here is also a key for tokens, a leaf also a token, a root also the
+//! key itself as it stands in the bundle.
 //!
 //! After the steps of [`plan`] are applied:
 //!
@@ -12,6 +14,7 @@
 //! - **Roots stay.** A root leaves the bundle only after its `not_after`, which no SVID below it outlives, or by an
 //!   operator's revoke.
 //! - **Twice is once.** Planning again plans nothing, until [`next_wake`] or until something else changes.
+//! - **Each kind by itself.** A plan sees the authorities of its own kind and no others.
 //! - **Others are left alone.** Another server's authority is only ever removed, and only when it ended longer ago than
 //!   a CA lives: then its server is gone.
 //!
@@ -44,11 +47,16 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(600);
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PolicyError {
     /// The CA lives too short.
-    #[error("ca_ttl is {0:?}: it has to be 10s at least")]
-    ShortCa(Duration),
+    #[error("{0} authorities live {1:?}: it has to be 10s at least")]
+    ShortCa(Kind, Duration),
     /// SVIDs live too long for the CA.
-    #[error("SVIDs may live {leaf:?}, which is more than half of ca_ttl ({ca:?}): shorten them or raise ca_ttl")]
+    #[error(
+        "SVIDs of kind {kind} may live {leaf:?}, which is more than half of the life of their authority ({ca:?}): \
+         shorten the one or lengthen the other"
+    )]
     LongLeaf {
+        /// What is signed.
+        kind: Kind,
         /// The longest life of an SVID.
         leaf: Duration,
         /// The life of a CA.
@@ -56,42 +64,39 @@ pub enum PolicyError {
     },
 }
 
-/// What the config says about rotation.
+/// What the config says about the rotation of one kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
+    /// What the authorities sign.
+    pub kind: Kind,
     /// The name of this server.
     pub owner: Arc<str>,
-    /// How long a CA lives.
+    /// How long a CA, or a key for tokens, lives.
     pub ca_ttl: Duration,
-    /// The longest life of anything that a CA signs: of the SVIDs of workloads, of agents and of servers.
+    /// The longest life of anything that it signs: of the SVIDs of workloads, of agents and of servers.
     pub leaf_ttl_max: Duration,
-    /// The end of the upstream CA, which none of ours outlives; `None`: ours are self-signed.
+    /// The end of the upstream CA, which none of ours outlives; `None`: there is none.
     pub ceiling: Option<Timestamp>,
 }
 
 impl Policy {
-    /// A policy that the law can keep: a leaf lives half as long as a CA at most.
-    pub fn new(
-        owner: Arc<str>,
-        ca_ttl: Duration,
-        leaf_ttl_max: Duration,
-        ceiling: Option<Timestamp>,
-    ) -> Result<Self, PolicyError> {
+    /// A policy that the law can keep: a leaf lives half as long as a CA at most. Without a ceiling.
+    pub fn new(kind: Kind, owner: Arc<str>, ca_ttl: Duration, leaf_ttl_max: Duration) -> Result<Self, PolicyError> {
         if ca_ttl < SHORTEST_CA {
-            return Err(PolicyError::ShortCa(ca_ttl));
+            return Err(PolicyError::ShortCa(kind, ca_ttl));
         }
         if leaf_ttl_max > ca_ttl / 2 {
-            return Err(PolicyError::LongLeaf { leaf: leaf_ttl_max, ca: ca_ttl });
+            return Err(PolicyError::LongLeaf { kind, leaf: leaf_ttl_max, ca: ca_ttl });
         }
-        Ok(Self { owner, ca_ttl, leaf_ttl_max, ceiling })
+        Ok(Self { kind, owner, ca_ttl, leaf_ttl_max, ceiling: None })
     }
 
     fn owns(&self, authority: &Authority) -> bool {
-        authority.owner == self.owner && authority.kind == Kind::X509
+        authority.owner == self.owner && authority.kind() == self.kind
     }
 
     /// When an authority made at `now` would end.
-    fn end_of_new(&self, now: Timestamp) -> Timestamp {
+    pub fn end_of_new(&self, now: Timestamp) -> Timestamp {
         let end = now.plus(self.ca_ttl);
         self.ceiling.map_or(end, |ceiling| ceiling.min(end))
     }
@@ -106,12 +111,20 @@ impl Policy {
 /// What a plan is made of.
 #[derive(Clone, Copy, Debug)]
 pub struct Facts<'a> {
-    /// All authorities, of all servers.
+    /// All authorities, of all servers and kinds.
     pub authorities: &'a [Authority],
     /// The IDs of prepared ones that every live agent has acknowledged.
     pub acknowledged: &'a BTreeSet<Arc<str>>,
     /// The names of the keys in this server's key store.
     pub keys: &'a BTreeSet<Arc<str>>,
+}
+
+impl<'a> Facts<'a> {
+    /// Those that a plan by `policy` is about.
+    fn of_kind(&self, policy: &Policy) -> impl Iterator<Item = &'a Authority> {
+        let kind = policy.kind;
+        self.authorities.iter().filter(move |authority| authority.kind() == kind)
+    }
 }
 
 /// Why an operator's command is refused.
@@ -225,7 +238,7 @@ impl<'a> Own<'a> {
     }
 
     fn is_known(&self, next: &Authority) -> bool {
-        let root_in_use = self.active.is_some_and(|active| active.root() == next.root());
+        let root_in_use = self.active.is_some_and(|active| active.public.is_known_with(&next.public));
         root_in_use || self.facts.acknowledged.contains(&next.id)
     }
 
@@ -295,11 +308,11 @@ fn remove_at(authority: &Authority, policy: &Policy) -> Timestamp {
     if policy.owns(authority) { ended } else { ended.plus(policy.ca_ttl) }
 }
 
-/// What is to be done at `now`. At most one step makes a new authority.
+/// What is to be done at `now` for the kind of `policy`. At most one step makes a new authority.
 pub fn plan(facts: &Facts<'_>, policy: &Policy, now: Timestamp) -> Vec<Step> {
     let mut steps = Vec::new();
     let mut own = Own::of(facts, policy, now);
-    for authority in facts.authorities {
+    for authority in facts.of_kind(policy) {
         let id = authority.id.clone();
         if now >= remove_at(authority, policy) {
             let reason = if policy.owns(authority) {
@@ -335,9 +348,11 @@ pub fn plan(facts: &Facts<'_>, policy: &Policy, now: Timestamp) -> Vec<Step> {
         own.waiting.retain(|waiting| waiting.id != next.id);
     }
     match own.active {
-        None if policy.end_of_new(now) > now => steps.push(Step::Start { reason: own.why_none() }),
+        None if policy.end_of_new(now) > now => {
+            steps.push(Step::Start { kind: policy.kind, reason: own.why_none() });
+        }
         Some(active) if own.next().is_none() && own.prepare_at(active).is_some_and(|at| now >= at) => {
-            steps.push(Step::Prepare { reason: Reason::SuccessorDue(active.id.clone()) });
+            steps.push(Step::Prepare { kind: policy.kind, reason: Reason::SuccessorDue(active.id.clone()) });
         }
         _ => {}
     }
@@ -364,8 +379,8 @@ pub fn next_wake(facts: &Facts<'_>, policy: &Policy, now: Timestamp) -> Timestam
 /// The next moment after `now` at which there may be something to do.
 fn next_point(facts: &Facts<'_>, policy: &Policy, now: Timestamp) -> Option<Timestamp> {
     let own = Own::of(facts, policy, now);
-    let mut times: Vec<Timestamp> = facts.authorities.iter().map(|authority| remove_at(authority, policy)).collect();
-    times.extend(facts.authorities.iter().map(|authority| authority.lifetime.not_before));
+    let mut times: Vec<Timestamp> = facts.of_kind(policy).map(|authority| remove_at(authority, policy)).collect();
+    times.extend(facts.of_kind(policy).map(|authority| authority.lifetime.not_before));
     if let Some(active) = own.active {
         let points = Points::of(active, policy);
         match own.next() {
@@ -376,7 +391,7 @@ fn next_point(facts: &Facts<'_>, policy: &Policy, now: Timestamp) -> Option<Time
     times.into_iter().filter(|at| *at > now).min()
 }
 
-/// When `authority` changes state by itself, as far as that is known; `None`: not planned, or another server's.
+/// When `authority` changes state by itself, as far as that is known; `None`: not planned, or another server's or kind's.
 pub fn next_change(authority: &Authority, facts: &Facts<'_>, policy: &Policy, now: Timestamp) -> Option<Timestamp> {
     if !policy.owns(authority) {
         return None;
@@ -407,7 +422,7 @@ pub fn prepare(facts: &Facts<'_>, policy: &Policy, now: Timestamp) -> Result<Vec
     if end <= now {
         return Err(Refusal::UpstreamEnds(end));
     }
-    Ok(vec![Step::Prepare { reason: Reason::Operator }])
+    Ok(vec![Step::Prepare { kind: policy.kind, reason: Reason::Operator }])
 }
 
 /// An operator's "activate": a prepared one signs from now on, known or not.
@@ -471,7 +486,7 @@ fn find<'a>(facts: &Facts<'a>, id: &str) -> Result<&'a Authority, Refusal> {
 /// Refuses what would have no effect, or too great a one: the root of `authority` is also that of one in use.
 fn own_root(facts: &Facts<'_>, authority: &Authority) -> Result<(), Refusal> {
     let shares = |other: &&Authority| {
-        other.id != authority.id && other.state != State::Retired && other.root() == authority.root()
+        other.id != authority.id && other.state != State::Retired && other.public.is_known_with(&authority.public)
     };
     match facts.authorities.iter().find(shares) {
         Some(other) => Err(Refusal::SharedRoot { id: authority.id.clone(), other: other.id.clone() }),

@@ -5,18 +5,22 @@ use std::sync::Arc;
 
 use spiffe::time::Timestamp;
 
-use super::{Authority, State};
+use super::{Authority, Kind, State};
 
 /// One change. Its reason is the log line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
     /// Make an authority that will sign later.
     Prepare {
+        /// What it will sign.
+        kind: Kind,
         /// Why.
         reason: Reason,
     },
     /// Make an authority that signs at once.
     Start {
+        /// What it signs.
+        kind: Kind,
         /// Why.
         reason: Reason,
     },
@@ -73,11 +77,19 @@ impl Step {
         }
     }
 
+    /// What the authority signs that it makes, if it makes one.
+    pub fn makes(&self) -> Option<Kind> {
+        match self {
+            Self::Prepare { kind, .. } | Self::Start { kind, .. } => Some(*kind),
+            _ => None,
+        }
+    }
+
     /// Why.
     pub fn reason(&self) -> &Reason {
         match self {
-            Self::Prepare { reason }
-            | Self::Start { reason }
+            Self::Prepare { reason, .. }
+            | Self::Start { reason, .. }
             | Self::Activate { reason, .. }
             | Self::Retire { reason, .. }
             | Self::Taint { reason, .. }
@@ -129,9 +141,9 @@ pub enum Reason {
     ReplacedBy(Arc<str>),
     /// It cannot sign itself.
     Unusable(Unusable),
-    /// Its certificate has ended.
+    /// It has ended.
     Ended(Timestamp),
-    /// Its certificate has ended so long ago that its server must be gone.
+    /// It has ended so long ago that its server must be gone.
     OwnerGone(Arc<str>),
     /// An operator said so.
     Operator,
@@ -149,23 +161,23 @@ impl fmt::Display for Reason {
             }
             Self::ReplacedBy(id) => write!(f, "authority {id} signs in its place"),
             Self::Unusable(why) => write!(f, "it cannot sign: {why}"),
-            Self::Ended(at) => write!(f, "its certificate ended {at}, and with it all that it signed"),
+            Self::Ended(at) => write!(f, "it ended {at}, and with it all that it signed"),
             Self::OwnerGone(owner) => write!(f, "it ended long ago, and its server {owner} has not removed it"),
             Self::Operator => f.write_str("an operator asked for it"),
         }
     }
 }
 
-/// `authorities` after `steps`. `made` is what the step that makes one, if there is one, has made.
-pub fn apply(authorities: &[Authority], steps: &[Step], made: Option<Authority>, now: Timestamp) -> Vec<Authority> {
+/// `authorities` after `steps`. `made` is what the steps that make one have made: one of a kind at most.
+pub fn apply(authorities: &[Authority], steps: &[Step], made: &[Authority], now: Timestamp) -> Vec<Authority> {
     let mut after = authorities.to_vec();
-    let mut made = made;
+    let new = |kind: &Kind| made.iter().find(|made| made.kind() == *kind).cloned();
     for step in steps {
         match step {
-            Step::Prepare { .. } => after.extend(made.take()),
-            Step::Start { .. } => {
+            Step::Prepare { kind, .. } => after.extend(new(kind)),
+            Step::Start { kind, .. } => {
                 let start = |made| Authority { state: State::Active, activated_at: Some(now), ..made };
-                after.extend(made.take().map(start));
+                after.extend(new(kind).map(start));
             }
             Step::Remove { id, .. } => after.retain(|authority| authority.id != *id),
             Step::Activate { id, .. } | Step::Retire { id, .. } | Step::Taint { id, .. } => {

@@ -16,10 +16,10 @@ use spiffe::x509_svid::MAX_CHAIN;
 use x509_parser::certificate::X509Certificate;
 use zeroize::{Zeroize, Zeroizing};
 
-use super::Authority;
 use super::ca::{CaPlan, self_signed};
 use super::issuer::{IssueError, lifetime, parse};
 use super::keys::{KeyError, SigningKey, private};
+use super::{Authority, Chain, Public};
 
 /// Why an upstream CA cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -164,7 +164,7 @@ impl Upstream {
     }
 
     /// A CA certificate for `key`, and the chain above it: ours first, the root last.
-    pub fn sign(&self, key: &SigningKey, plan: &CaPlan) -> Result<Vec<CertificateDer<'static>>, UpstreamError> {
+    pub fn sign(&self, key: &SigningKey, plan: &CaPlan) -> Result<Chain, UpstreamError> {
         if plan.lifetime.not_after > self.window.not_after {
             return Err(IssueError::OutsideChain(self.window.not_after).into());
         }
@@ -178,7 +178,7 @@ impl Upstream {
         if named != Some(true) {
             return Err(UpstreamError::Name);
         }
-        Ok(std::iter::once(ours).chain(self.chain.iter().cloned()).collect())
+        Ok(Chain::new(ours, self.chain.iter().cloned()))
     }
 }
 
@@ -192,9 +192,9 @@ pub fn certify(
 ) -> Result<Authority, UpstreamError> {
     let chain = match upstream {
         Some(upstream) => upstream.sign(key, plan)?,
-        None => vec![self_signed(key, plan)?],
+        None => Chain::self_signed(self_signed(key, plan)?),
     };
-    Ok(Authority::prepared(key.id().clone(), owner, chain, plan.lifetime, now))
+    Ok(Authority::prepared(key.id().clone(), owner, Public::X509(chain), plan.lifetime, now))
 }
 
 impl std::fmt::Debug for Upstream {
@@ -212,6 +212,7 @@ mod tests {
     use spiffe::entry::KeyType;
 
     use super::super::issuer::{Issuer, Serial};
+    use super::super::keys::KeySpec;
     use super::*;
 
     const NOW: Timestamp = Timestamp::from_unix(1_800_000_000);
@@ -246,6 +247,12 @@ mod tests {
         (vec![below_der, root_der], below_key)
     }
 
+    /// The certificates of an authority, its own first.
+    fn of(authority: &Authority) -> Vec<CertificateDer<'static>> {
+        let Public::X509(chain) = &authority.public else { panic!("{authority:?}") };
+        chain.iter().cloned().collect()
+    }
+
     fn unconstrained(name: &str) -> CertificateParams {
         ca(name, BasicConstraints::Unconstrained, 30)
     }
@@ -255,20 +262,20 @@ mod tests {
         let (chain, pair) = two(unconstrained("root"), ca("below", BasicConstraints::Constrained(1), 10));
         let upstream = Upstream::new(chain.clone(), pair, NOW).unwrap();
         assert_eq!(upstream.window().not_after, NOW.plus(HOUR * 240));
-        let key = SigningKey::generate(KeyType::P256).unwrap();
+        let key = SigningKey::generate(KeySpec::P256).unwrap();
         let plan = plan(upstream.window().not_after);
         let authority = certify(&key, "ca-1".into(), &plan, Some(&upstream), NOW).unwrap();
-        assert_eq!(authority.chain[1..], chain);
-        assert_eq!(authority.root(), chain.last());
+        assert_eq!(of(&authority)[1..], chain);
         assert_eq!(authority.lifetime.not_after, NOW.plus(HOUR * 240));
-        let (ours, parent) = (parse(&authority.chain[0]).unwrap(), parse(&chain[0]).unwrap());
+        let made = of(&authority);
+        let (ours, parent) = (parse(&made[0]).unwrap(), parse(&chain[0]).unwrap());
         ours.verify_signature(Some(parent.public_key())).unwrap();
         assert!(ours.basic_constraints().unwrap().unwrap().value.path_len_constraint == Some(0));
         let issuer = Issuer::new(authority, Arc::new(key)).unwrap();
         assert_eq!(issuer.window().not_after, NOW.plus(HOUR * 240));
         let mut beyond = plan;
         beyond.lifetime.not_after = NOW.plus(HOUR * 241);
-        let key = SigningKey::generate(KeyType::P256).unwrap();
+        let key = SigningKey::generate(KeySpec::P256).unwrap();
         assert!(matches!(upstream.sign(&key, &beyond), Err(UpstreamError::Issue(IssueError::OutsideChain(_)))));
     }
 
@@ -312,9 +319,10 @@ mod tests {
             CertificateDer::pem_slice_iter(include_bytes!("testdata/rsa_root.pem")).map(Result::unwrap).collect();
         let pair = rcgen::KeyPair::from_pem(include_str!("testdata/rsa_root.key")).unwrap();
         let upstream = Upstream::new(chain, pair, NOW).unwrap();
-        let key = SigningKey::generate(KeyType::P256).unwrap();
+        let key = SigningKey::generate(KeySpec::P256).unwrap();
         let authority = certify(&key, "ca-1".into(), &plan(NOW.plus(HOUR)), Some(&upstream), NOW).unwrap();
-        let (ours, root) = (parse(&authority.chain[0]).unwrap(), parse(&authority.chain[1]).unwrap());
+        let made = of(&authority);
+        let (ours, root) = (parse(&made[0]).unwrap(), parse(&made[1]).unwrap());
         ours.verify_signature(Some(root.public_key())).unwrap();
     }
 

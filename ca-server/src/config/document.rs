@@ -12,8 +12,9 @@ use spiffe::settings::optional_duration;
 use super::federation::FederationDocument;
 use super::web::WebDocument;
 use super::{
-    Address, Attest, Audit, AuditTarget, Authority, Config, ConfigError, JoinToken, Keys, LIFETIMES_PER_CA, Limits,
-    Mode, Purge, ServerName, SocketPath, Store, StoreKind, Svid, Upstream,
+    Address, Attest, Audit, AuditTarget, Authority, Config, ConfigError, Issuer, JoinToken, Keys, LIFETIMES_PER_CA,
+    LIFETIMES_PER_KEY, Limits, Mode, Purge, ServerName, SocketPath, Store, StoreKind, Svid, TokenAlgorithm, Tokens,
+    Upstream,
 };
 
 /// The document, before defaults that depend on other keys are filled in.
@@ -44,6 +45,10 @@ pub(super) struct Document {
     authority: AuthorityDocument,
     #[serde(default)]
     svid: SvidDocument,
+    #[serde(default)]
+    jwt: TokenDocument,
+    #[serde(default)]
+    wit: TokenDocument,
     #[serde(default)]
     attest: Attest,
     #[serde(default)]
@@ -77,6 +82,19 @@ struct SvidDocument {
     max_ttl: Option<Duration>,
     #[serde(with = "optional_duration")]
     agent_ttl: Option<Duration>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct TokenDocument {
+    algorithm: Option<TokenAlgorithm>,
+    #[serde(with = "optional_duration")]
+    ttl: Option<Duration>,
+    #[serde(with = "optional_duration")]
+    max_ttl: Option<Duration>,
+    #[serde(with = "optional_duration")]
+    key_ttl: Option<Duration>,
+    issuer: Option<Issuer>,
 }
 
 #[derive(Deserialize)]
@@ -175,6 +193,41 @@ const DEFAULT_TTL: Duration = Duration::from_secs(3600);
 
 /// A day: what a nightly job needs at most.
 const DEFAULT_MAX_TTL: Duration = Duration::from_secs(86_400);
+
+/// What the two tables of tokens do not share.
+struct TokenTable {
+    name: &'static str,
+    ttl_key: &'static str,
+    max_ttl_key: &'static str,
+    key_ttl_key: &'static str,
+    default_ttl: Duration,
+    default_max_ttl: Duration,
+}
+
+/// Five minutes: whoever has a JWT-SVID can use it, and agents fetch the next one in time. An hour at most: as long as
+/// some validators outside ask for.
+const JWT: TokenTable = TokenTable {
+    name: "jwt",
+    ttl_key: "jwt.ttl",
+    max_ttl_key: "jwt.max_ttl",
+    key_ttl_key: "jwt.key_ttl",
+    default_ttl: Duration::from_secs(300),
+    default_max_ttl: Duration::from_secs(3600),
+};
+
+/// As X.509-SVIDs: nobody can use one without its key.
+const WIT: TokenTable = TokenTable {
+    name: "wit",
+    ttl_key: "wit.ttl",
+    max_ttl_key: "wit.max_ttl",
+    key_ttl_key: "wit.key_ttl",
+    default_ttl: DEFAULT_TTL,
+    default_max_ttl: DEFAULT_MAX_TTL,
+};
+
+/// As a CA, for the same reasons; and validators outside, who fetch keys when they please, have five days for it.
+const DEFAULT_KEY_TTL: Duration = Duration::from_secs(30 * 86_400);
+
 const SHORTEST_TTL: Duration = Duration::from_secs(5);
 const LONGEST_TTL: Duration = Duration::from_secs(366 * 86_400);
 const SHORTEST_CA_TTL: Duration = Duration::from_secs(30);
@@ -201,6 +254,16 @@ impl TryFrom<Document> for Config {
         let default_mode = if admin_uids.is_empty() { Mode::OWNER } else { Mode::EVERYBODY };
         let authority = authority(document.authority)?;
         let svid = svid(&document.svid, authority.ca_ttl)?;
+        let (mut jwt, wit) = (tokens(&JWT, document.jwt)?, wit(document.wit)?);
+        // Those who poll have to learn of new keys of every kind in time.
+        let web = document.web.read(authority.ca_ttl.min(jwt.key_ttl).min(wit.key_ttl))?;
+        if let Some(oidc) = web.oidc.as_ref().map(|oidc| &oidc.issuer) {
+            let own = jwt.issuer.get_or_insert_with(|| oidc.clone());
+            if own != oidc {
+                let (jwt, oidc) = (own.as_str().to_owned(), oidc.as_str().to_owned());
+                return Err(ConfigError::TwoIssuers { jwt, oidc });
+            }
+        }
         check_limits(&document.limits, &document.attest)?;
         in_range("audit.queue", document.audit.queue, 16, 1 << 20)?;
         let to = match document.audit.file {
@@ -218,7 +281,7 @@ impl TryFrom<Document> for Config {
             limits: document.limits,
             purge: document.purge,
             federation: document.federation.read(&trust_domain)?,
-            web: document.web.read(authority.ca_ttl)?,
+            web,
             trust_domain,
             data_dir,
             listen,
@@ -228,6 +291,8 @@ impl TryFrom<Document> for Config {
             health_listen,
             authority,
             svid,
+            jwt,
+            wit,
         })
     }
 }
@@ -258,9 +323,49 @@ fn svid(document: &SvidDocument, ca_ttl: Duration) -> Result<Svid, ConfigError> 
     let max_ttl = fits("svid.max_ttl", document.max_ttl.unwrap_or(DEFAULT_MAX_TTL.min(most).max(ttl)))?;
     let agent_ttl = fits("svid.agent_ttl", document.agent_ttl.unwrap_or(DEFAULT_TTL.min(most)))?;
     if ttl > max_ttl {
-        return Err(ConfigError::TtlOverMax { ttl: write_duration(ttl), max_ttl: write_duration(max_ttl) });
+        return Err(ConfigError::TtlOverMax {
+            table: "svid",
+            ttl: write_duration(ttl),
+            max_ttl: write_duration(max_ttl),
+        });
     }
     Ok(Svid { ttl, max_ttl, agent_ttl })
+}
+
+/// WIT-SVIDs are bound to a key, as X.509-SVIDs are.
+fn wit(document: TokenDocument) -> Result<Tokens, ConfigError> {
+    if document.algorithm == Some(TokenAlgorithm::Rs256) {
+        return Err(ConfigError::RsaWit);
+    }
+    if document.issuer.is_some() {
+        return Err(ConfigError::WitIssuer);
+    }
+    tokens(&WIT, document)
+}
+
+fn tokens(table: &TokenTable, document: TokenDocument) -> Result<Tokens, ConfigError> {
+    let key_ttl = document.key_ttl.unwrap_or(DEFAULT_KEY_TTL);
+    lifetime_in_range(table.key_ttl_key, key_ttl, SHORTEST_CA_TTL, LONGEST_CA_TTL)?;
+    let most = whole_seconds(key_ttl / LIFETIMES_PER_KEY);
+    let fits = |key, token: Duration| {
+        lifetime_in_range(key, token, SHORTEST_TTL, LONGEST_TTL)?;
+        if token <= most {
+            return Ok(token);
+        }
+        let [token, key_ttl, most, least] = [token, key_ttl, most, token * LIFETIMES_PER_KEY].map(write_duration);
+        Err(ConfigError::TokenOutlivesKey { key, token, key_ttl_key: table.key_ttl_key, key_ttl, most, least })
+    };
+    // As for X.509: a default gives way, what somebody has written does not.
+    let default_ttl = table.default_ttl.min(document.max_ttl.unwrap_or(most)).min(most);
+    let ttl = fits(table.ttl_key, document.ttl.unwrap_or(default_ttl))?;
+    let max_ttl = fits(table.max_ttl_key, document.max_ttl.unwrap_or(table.default_max_ttl.min(most).max(ttl)))?;
+    if ttl > max_ttl {
+        let [ttl, max_ttl] = [ttl, max_ttl].map(write_duration);
+        return Err(ConfigError::TtlOverMax { table: table.name, ttl, max_ttl });
+    }
+    // ES256: the fastest to sign, the shortest, and every validator has to know it.
+    let algorithm = document.algorithm.unwrap_or(TokenAlgorithm::Es256);
+    Ok(Tokens { algorithm, ttl, max_ttl, key_ttl, issuer: document.issuer })
 }
 
 fn check_limits(limits: &Limits, attest: &Attest) -> Result<(), ConfigError> {

@@ -19,7 +19,7 @@ fn the_sample_has_every_key_and_shows_the_defaults() {
     // What has no default is shown with an example.
     let x509pop = sample.attest.x509pop.clone().unwrap();
     assert_eq!((x509pop.max_chain, x509pop.min_rsa_bits, x509pop.max_rsa_bits), (5, 2048, 4096));
-    assert!(sample.authority.upstream.is_some());
+    assert!(sample.authority.upstream.is_some() && sample.jwt.issuer.is_some());
     let attest = Attest { x509pop: None, ..sample.attest.clone() };
     let authority = Authority { upstream: None, ..sample.authority.clone() };
     let other = sample.federation.relationships.first().unwrap();
@@ -40,6 +40,7 @@ fn the_sample_has_every_key_and_shows_the_defaults() {
         federation,
         address: defaults.address.clone(),
         dns_names: defaults.dns_names.clone(),
+        jwt: Tokens { issuer: None, ..sample.jwt.clone() },
         ..sample
     };
     assert_eq!(examples, defaults);
@@ -74,6 +75,36 @@ fn a_short_ca_shortens_the_defaults_but_not_what_was_written() {
         "svid.ttl = \"2h\" is longer than svid.max_ttl = \"1h\": lower the one or raise the other"
     );
     assert_eq!(error("[svid]\nttl = '1s'"), "svid.ttl = \"1s\" is not allowed: use \"5s\" to \"366d\"");
+}
+
+#[test]
+fn tokens_fit_into_the_life_of_their_keys() {
+    let seconds = Duration::from_secs;
+    let config = parse("[jwt]\nkey_ttl = '2m'\nalgorithm = 'RS256'\nissuer = 'https://oidc.example.org/a'").unwrap();
+    assert_eq!((config.jwt.ttl, config.jwt.max_ttl), (seconds(60), seconds(60)));
+    assert_eq!(config.jwt.algorithm, TokenAlgorithm::Rs256);
+    assert_eq!(config.jwt.issuer.unwrap().as_str(), "https://oidc.example.org/a");
+    assert_eq!((config.wit.ttl, config.wit.max_ttl), (seconds(3600), seconds(86_400)));
+    assert_eq!(parse("[wit]\nmax_ttl = '30m'").unwrap().wit.ttl, seconds(1800));
+    assert_eq!(
+        error("[jwt]\nmax_ttl = '20d'"),
+        "jwt.max_ttl = \"20d\" is too long for jwt.key_ttl = \"30d\": a token must not outlive its key through a \
+         rotation. Set jwt.max_ttl to at most \"15d\", or jwt.key_ttl to at least \"40d\""
+    );
+    assert_eq!(
+        error("[wit]\nttl = '2h'\nmax_ttl = '1h'"),
+        "wit.ttl = \"2h\" is longer than wit.max_ttl = \"1h\": lower the one or raise the other"
+    );
+    assert_eq!(error("[jwt]\nkey_ttl = '1s'"), "jwt.key_ttl = \"1s\" is not allowed: use \"30s\" to \"7320d\"");
+    assert_eq!(
+        error("[wit]\nalgorithm = 'RS256'"),
+        "wit.algorithm = \"RS256\" is not allowed: use \"ES256\" or \"ES384\""
+    );
+    assert!(error("[wit]\nissuer = 'https://a'").contains("Set jwt.issuer for JWT-SVIDs"));
+    assert!(error("[jwt]\nalgorithm = 'none'").contains("expected one of `ES256`, `ES384`, `RS256`"));
+    for bad in ["", "oidc.example.org", "http://a", "https://", "https:///a", "https://a?b", "https://a b"] {
+        assert!(error(&format!("[jwt]\nissuer = '{bad}'")).contains("is no issuer: write an https URL"), "{bad}");
+    }
 }
 
 #[test]
@@ -221,4 +252,19 @@ fn an_issuer_is_a_plain_url_and_needs_a_listener() {
     assert!(error(&oidc("https://oidc.example.org?x")).contains("query"));
     assert!(error(&oidc("http://oidc.example.org")).contains("begin with https://"));
     assert!(error("[web.oidc]\nissuer = 'https://a.org'").contains("add [web.https_web]"));
+}
+
+#[test]
+fn a_certificate_of_the_web_comes_from_files_or_from_acme() {
+    let web = |rest: &str| format!("[web.https_web]\nlisten = '0.0.0.0:443'\n{rest}");
+    let acme = "[web.https_web.acme]\ndirectory = 'https://acme.example/dir'\ndomains = ['a.example.org']\n";
+    let agreed = format!("{acme}terms_of_service_agreed = true");
+    assert!(matches!(
+        parse(&web(&agreed)).unwrap().web.https_web.unwrap().certificate,
+        WebCertificate::Acme(Acme { roots: None, .. })
+    ));
+    assert!(error(&web("")).contains("no certificate to show"));
+    assert!(error(&web("certificate = 'a'")).contains("no certificate to show"));
+    assert!(error(&web(&format!("certificate = 'a'\nkey = 'b'\n{agreed}"))).contains("not both"));
+    assert!(error(&web(&format!("{acme}terms_of_service_agreed = false"))).contains("terms of service"));
 }

@@ -8,6 +8,7 @@ use spiffe::time::Fake;
 use super::*;
 use crate::authority::issuer::Issuer;
 use crate::authority::keys::Memory;
+use crate::authority::token_issuer::{JwtIssuer, WitIssuer};
 use crate::store::mem::MemStore;
 use crate::store::{KeyValue, Watch};
 
@@ -17,7 +18,13 @@ fn secs(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
+fn rule(kind: Kind) -> Rule {
+    Rule { key: KeySpec::P256, policy: Policy::new(kind, "ca-1".into(), secs(60), secs(10)).unwrap() }
+}
+
 struct House {
+    /// Of which kinds it has authorities: most tests tell the story of one.
+    kinds: Vec<Kind>,
     store: Arc<dyn Store>,
     keys: Arc<Memory>,
     clock: Fake,
@@ -31,7 +38,7 @@ impl House {
 
     fn on(store: Arc<dyn Store>) -> Self {
         let acknowledge = Arc::new(AtomicBool::new(true));
-        Self { store, keys: Arc::default(), clock: Fake::new(START), acknowledge }
+        Self { kinds: vec![Kind::X509], store, keys: Arc::default(), clock: Fake::new(START), acknowledge }
     }
 
     fn rotator(&self) -> Rotator {
@@ -41,8 +48,7 @@ impl House {
             keys: self.keys.clone(),
             upstream: None,
             trust_domain: TrustDomain::parse("example.org").unwrap(),
-            key_type: KeyType::P256,
-            policy: Policy::new("ca-1".into(), secs(60), secs(10), None).unwrap(),
+            rules: self.kinds.iter().copied().map(rule).collect(),
             clock: Arc::new(self.clock.clone()),
             acknowledged: Arc::new(move |prepared| {
                 let all = acknowledge.load(Ordering::Relaxed);
@@ -68,10 +74,60 @@ async fn the_first_start_can_sign_at_once_and_a_second_changes_nothing() {
     assert_eq!(wake, START.plus(secs(30)));
     let authorities = house.authorities().await;
     assert_eq!(authorities.len(), 1);
-    let issuer = Issuer::active(&authorities, "ca-1", &*house.keys).await.unwrap().unwrap();
+    let key = house.keys.load(&authorities[0].id).await.unwrap().unwrap();
+    let issuer = Issuer::new(authorities[0].clone(), key).unwrap();
     assert_eq!(issuer.window().not_after, START.plus(secs(60)));
     house.rotator().rotate().await.unwrap();
     assert_eq!(house.authorities().await, authorities);
+}
+
+#[tokio::test]
+async fn an_installation_of_the_first_release_gets_its_keys_for_tokens_in_one_commit() {
+    let mut house = House::new();
+    house.rotator().rotate().await.unwrap();
+    let (before, old) = (house.authorities().await, house.store.range("").await.unwrap().1);
+    house.kinds = Kind::ALL.to_vec();
+    house.rotator().rotate().await.unwrap();
+    let (authorities, revision) = (house.authorities().await, house.store.range("").await.unwrap().1);
+    assert_eq!(revision, old + 1);
+    assert!(authorities.len() == 3 && authorities.contains(&before[0]), "what was there stays as it is");
+    for authority in authorities {
+        assert_eq!((authority.state, authority.lifetime.not_after), (State::Active, START.plus(secs(60))));
+        let key = house.keys.load(&authority.id).await.unwrap().unwrap();
+        match authority.kind() {
+            Kind::X509 => drop(Issuer::new(authority, key).unwrap()),
+            Kind::Jwt => drop(JwtIssuer::new(authority, &key).unwrap()),
+            Kind::Wit => drop(WitIssuer::new(authority, &key).unwrap()),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_key_for_tokens_is_never_made_of_a_kind_that_signs_none() {
+    let house = House::new();
+    let rotator = house.rotator();
+    let mut parts = rotator.parts;
+    parts.rules = vec![rule(Kind::X509), Rule { key: KeySpec::Ed25519, ..rule(Kind::Jwt) }];
+    let refused = Rotator::new(parts).rotate().await.unwrap_err();
+    assert!(matches!(refused, RotateError::NoTokenKey(Kind::Jwt)), "{refused}");
+    assert!(house.keys.list().await.unwrap().is_empty(), "and no key stays behind");
+}
+
+#[tokio::test]
+async fn all_kinds_rotate_for_an_hour_each_by_itself() {
+    let mut house = House::new();
+    house.kinds = Kind::ALL.to_vec();
+    let rotator = house.rotator();
+    while house.clock.now() < START.plus(secs(3600)) {
+        let wake = rotator.rotate().await.unwrap();
+        let authorities = house.authorities().await;
+        for kind in Kind::ALL {
+            let active = authorities.iter().filter(|held| held.kind() == kind && held.state == State::Active);
+            assert_eq!(active.count(), 1, "{kind}");
+        }
+        assert!(authorities.len() <= 9 && house.keys.list().await.unwrap().len() <= 9);
+        house.clock.set(wake);
+    }
 }
 
 #[tokio::test]
@@ -127,7 +183,7 @@ async fn operators_prepare_activate_taint_and_revoke() {
     let first = house.in_state(State::Active).await.remove(0);
     assert!(matches!(rotator.taint(&first).await, Err(RotateError::Refused(Refusal::Active(_)))));
 
-    let (second, prepared_at) = rotator.prepare().await.unwrap();
+    let (second, prepared_at) = rotator.prepare(Kind::X509).await.unwrap();
     assert_eq!(second.state, State::Prepared);
     let changes = rotator.next_changes().await.unwrap();
     assert_eq!(changes.get(&second.id), Some(&START.plus(secs(50))));
@@ -198,7 +254,7 @@ async fn on_a_conflict_it_plans_anew_and_keeps_no_key_of_the_vain_attempt() {
     let house = House::on(meddled.clone());
     house.rotator().rotate().await.unwrap();
     meddled.1.store(3, Ordering::Relaxed);
-    house.rotator().prepare().await.unwrap();
+    house.rotator().prepare(Kind::X509).await.unwrap();
     assert_eq!(house.authorities().await.len(), 2);
     assert_eq!(house.keys.list().await.unwrap().len(), 2);
     meddled.1.store(1000, Ordering::Relaxed);

@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use rpds::{HashTrieMapSync, HashTrieSetSync, RedBlackTreeSetSync};
+use rustls_pki_types::CertificateDer;
 use spiffe::bundle::{Bundle, X509Authority};
 use spiffe::entry::{EntryId, RegistrationEntry};
 use spiffe::id::{SpiffeId, TrustDomain};
 
 use super::record::{JoinToken, Node, RecordError, bundle_from_record, entry_from_record, relationship_from_record};
 use super::{Held, View, ViewError, keys};
-use crate::authority::{self, Authority, State};
+use crate::authority::{self, Authority, Public};
 use crate::store::{Commit, KeyValue, Revision, Write};
 
 /// What a commit changed, for those who are to be told.
@@ -176,41 +177,41 @@ impl View {
 
     /// `sequence` is a revision, so that it grows with each change and never goes back over a restart.
     fn set_authorities(&mut self, mut authorities: Vec<Held<Authority>>, sequence: u64) {
-        authorities.sort_by(|a, b| (a.prepared_at, &a.id).cmp(&(b.prepared_at, &b.id)));
+        authorities.sort_by(|a, b| (a.kind(), a.prepared_at, &a.id).cmp(&(b.kind(), b.prepared_at, &b.id)));
         self.bundle = own_bundle(&self.trust_domain, &authorities, sequence);
         self.authorities = authorities.into();
     }
 }
 
-/// The union of the roots of all authorities. A tainted one marks its root when it is that root, and itself when it
-/// stands below one: what else is below that root stays good.
+/// The union of the roots and keys of all authorities. A tainted CA marks its root when it is that root, and itself when
+/// it stands below one: what else is below that root stays good. A tainted key marks itself.
 fn own_bundle(trust_domain: &TrustDomain, authorities: &[Held<Authority>], sequence: u64) -> Bundle {
     let (mut roots, mut tainted_below) = (Vec::new(), Vec::new());
+    let (mut jwt, mut wit) = (Vec::new(), Vec::new());
     for held in authorities {
         // Every record was made from certificates that parse: passing over one that does not loses nothing.
-        let Some(root) = held.root().and_then(|der| X509Authority::from_der(der.clone()).ok()) else {
-            continue;
-        };
-        roots.push(root.with_taint(held.tainted && !held.is_upstream()));
-        if held.tainted && held.is_upstream() {
-            let own = held.chain.first().and_then(|der| X509Authority::from_der(der.clone()).ok());
-            tainted_below.extend(own.and_then(|own| own.subject_key_id().map(<[u8]>::to_vec)));
+        let parse = |der: &CertificateDer<'static>| X509Authority::from_der(der.clone()).ok();
+        match &held.public {
+            Public::X509(chain) => {
+                let below = held.tainted && chain.is_upstream();
+                roots.extend(parse(chain.root()).map(|root| root.with_taint(held.tainted && !below)));
+                let own = Some(chain.own()).filter(|_| below).and_then(parse);
+                tainted_below.extend(own.and_then(|own| own.subject_key_id().map(<[u8]>::to_vec)));
+            }
+            Public::Jwt(key) => jwt.push(key.jwk().clone().with_taint(held.tainted)),
+            Public::Wit(key) => wit.push(key.jwk().clone().with_taint(held.tainted)),
         }
     }
-    Bundle::new(trust_domain.clone(), roots, sequence, None)
+    let bundle = Bundle::new(trust_domain.clone(), roots, sequence, None)
         .unwrap_or_else(|_| Bundle::empty(trust_domain.clone()))
-        .with_tainted_intermediates(tainted_below)
+        .with_tainted_intermediates(tainted_below);
+    bundle.clone().with_jwk_authorities(jwt, wit).unwrap_or(bundle)
 }
 
 impl Held<Authority> {
     /// The key of the store that holds it.
     pub fn key(&self) -> String {
         authority::record::key(&self.value)
-    }
-
-    /// Whether it signs at present.
-    pub fn is_active(&self) -> bool {
-        self.state == State::Active
     }
 }
 

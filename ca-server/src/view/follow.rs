@@ -4,6 +4,7 @@
 //! - While the store cannot be reached the last View stays: what was true goes on being served.
 //! - Whoever listens gets every change in order, or is told that it missed some and starts from the View.
 
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,10 +14,11 @@ use spiffe::time::{Backoff, Clock};
 use tokio::sync::{broadcast, watch};
 use tracing::{error, info, warn};
 
-use super::{Change, View, ViewError};
+use super::{Change, Issuers, View, ViewError};
 use crate::authority::issuer::Issuer;
-use crate::authority::keys::KeyStore;
-use crate::authority::{Authority, State};
+use crate::authority::keys::{KeyStore, SigningKey};
+use crate::authority::token_issuer::{JwtIssuer, WitIssuer};
+use crate::authority::{self, Authority, Kind, State};
 use crate::store::{Revision, Store, StoreError};
 
 /// How many published Views a listener may be behind before it has to start from the present one.
@@ -122,7 +124,7 @@ impl Listener {
     }
 }
 
-/// What the follower needs to have the active authority sign.
+/// What the follower needs to have the active authorities sign.
 #[derive(Clone, Debug)]
 pub struct Signers {
     /// Where the private keys are.
@@ -132,27 +134,66 @@ pub struct Signers {
 }
 
 impl Signers {
-    /// `view` with the issuer of this server's active authority: `before`'s, where it is the same one.
-    async fn equip(&self, view: View, before: Option<&Arc<Issuer>>) -> View {
-        let authorities: Vec<Authority> = view.authorities().iter().map(|held| held.value.clone()).collect();
-        let unchanged = |before: &&Arc<Issuer>| {
-            before.authority().state == State::Active && authorities.contains(before.authority())
-        };
-        if let Some(before) = before.filter(unchanged) {
-            return view.with_issuer(Some(Arc::clone(before)));
+    /// `view` with the issuers of this server's active authorities: `before`'s, where they are the same.
+    async fn equip(&self, view: View, before: &Issuers) -> View {
+        let Issuers { x509, jwt, wit } = before;
+        let of_x509 = self.next(&view, Kind::X509, x509.as_ref().map(|issuer| issuer.authority())).await;
+        let of_jwt = self.next(&view, Kind::Jwt, jwt.as_ref().map(|issuer| issuer.authority())).await;
+        let of_wit = self.next(&view, Kind::Wit, wit.as_ref().map(|issuer| issuer.authority())).await;
+        view.with_issuers(Issuers {
+            x509: of_x509.join(x509, Issuer::new),
+            jwt: of_jwt.join(jwt, |authority, key| JwtIssuer::new(authority, &key)),
+            wit: of_wit.join(wit, |authority, key| WitIssuer::new(authority, &key)),
+        })
+    }
+
+    /// What signs SVIDs of `kind` by `view`, where that of `before` did until now.
+    async fn next(&self, view: &View, kind: Kind, before: Option<&Authority>) -> Next {
+        let authorities = || view.authorities().iter().map(|held| &held.value);
+        if before.is_some_and(|before| before.state == State::Active && authorities().any(|held| held == before)) {
+            return Next::Same;
         }
-        match Issuer::active(&authorities, &self.owner, &*self.keys).await {
-            Ok(Some(issuer)) => view.with_issuer(Some(Arc::new(issuer))),
+        let listed = before.is_some_and(|before| authorities().any(|held| held.id == before.id));
+        let Some(active) = authority::active(authorities(), &self.owner, kind) else {
+            return if listed { Next::Same } else { Next::Nothing };
+        };
+        match self.keys.load(&active.id).await {
+            Ok(Some(key)) => Next::Other(active.clone(), key),
             // Its key went with a rotation that is not in this View yet: what signed until now goes on till then,
             // unless it was revoked.
-            Ok(None) => {
-                let listed = |before: &&Arc<Issuer>| authorities.iter().any(|held| held.id == before.authority().id);
-                view.with_issuer(before.filter(listed).cloned())
-            }
+            Ok(None) if listed => Next::Same,
+            Ok(None) => Next::Nothing,
             Err(error) => {
-                error!(%error, "the active authority cannot sign");
-                view.with_issuer(None)
+                error!(%error, %kind, "the active authority cannot sign");
+                Next::Nothing
             }
+        }
+    }
+}
+
+/// What becomes of an issuer when the View changes.
+enum Next {
+    Same,
+    Nothing,
+    Other(Authority, Arc<SigningKey>),
+}
+
+impl Next {
+    fn join<I, E: Display>(
+        self,
+        before: &Option<Arc<I>>,
+        join: impl FnOnce(Authority, Arc<SigningKey>) -> Result<I, E>,
+    ) -> Option<Arc<I>> {
+        match self {
+            Self::Same => before.clone(),
+            Self::Nothing => None,
+            Self::Other(authority, key) => match join(authority, key) {
+                Ok(issuer) => Some(Arc::new(issuer)),
+                Err(error) => {
+                    error!(%error, "the active authority cannot sign");
+                    None
+                }
+            },
         }
     }
 }
@@ -161,7 +202,7 @@ impl Signers {
 pub async fn load(trust_domain: TrustDomain, store: &dyn Store, signers: &Signers) -> Result<View, FollowError> {
     let (records, revision) = store.range("").await?;
     let view = View::load(trust_domain, records, revision)?;
-    Ok(signers.equip(view, None).await)
+    Ok(signers.equip(view, &Issuers::default()).await)
 }
 
 /// Follows the store until the task is dropped.
@@ -207,7 +248,7 @@ async fn follow_once(store: &dyn Store, views: &Views, signers: &Signers) -> Fol
         let before = views.load();
         match before.apply(&commit) {
             Ok((view, changes)) => {
-                let view = signers.equip(view, before.issuer()).await;
+                let view = signers.equip(view, before.issuers()).await;
                 views.publish(view, Some(changes));
             }
             Err(error) => return error.into(),

@@ -6,7 +6,7 @@
 //! | `unique/<sha256 of identity, parent and selectors>` | the ID of the entry that has them: no two can |
 //! | `node/<agent path>` | an attested node, for example `node/join_token/5f..` |
 //! | `token/<sha256 of the token>` | a join token, never the token itself |
-//! | `authority/<kind>/<id>` | a CA certificate and its state, never its key |
+//! | `authority/<kind>/<id>` | a CA certificate or the public key of one for tokens, and its state; never the private key |
 //! | `bundle/<foreign trust domain>` | the bundle of another trust domain |
 //! | `federation/<foreign trust domain>` | a relationship: from where that bundle is fetched |
 //!

@@ -21,6 +21,7 @@ use spiffe::time::Timestamp;
 
 use crate::authority::Authority;
 use crate::authority::issuer::Issuer;
+use crate::authority::token_issuer::{JwtIssuer, WitIssuer};
 use crate::store::Revision;
 pub use apply::Change;
 use record::{JoinToken, Node, RecordError};
@@ -69,7 +70,18 @@ pub struct View {
     bundle: Bundle,
     foreign: RedBlackTreeMapSync<TrustDomain, Arc<Held<Bundle>>>,
     relationships: RedBlackTreeMapSync<TrustDomain, Arc<Held<Relationship>>>,
-    issuer: Option<Arc<Issuer>>,
+    issuers: Issuers,
+}
+
+/// What signs now, of each kind; `None` until this server has an active authority of that kind.
+#[derive(Clone, Debug, Default)]
+pub struct Issuers {
+    /// X.509-SVIDs.
+    pub x509: Option<Arc<Issuer>>,
+    /// JWT-SVIDs.
+    pub jwt: Option<Arc<JwtIssuer>>,
+    /// WIT-SVIDs.
+    pub wit: Option<Arc<WitIssuer>>,
 }
 
 impl View {
@@ -89,7 +101,7 @@ impl View {
             authorities: Arc::new([]),
             foreign: RedBlackTreeMapSync::new_sync(),
             relationships: RedBlackTreeMapSync::new_sync(),
-            issuer: None,
+            issuers: Issuers::default(),
         }
     }
 
@@ -225,13 +237,18 @@ impl View {
         self.relationships.size()
     }
 
-    /// What signs now; `None` until this server has an active authority.
-    pub fn issuer(&self) -> Option<&Arc<Issuer>> {
-        self.issuer.as_ref()
+    /// What signs now.
+    pub fn issuers(&self) -> &Issuers {
+        &self.issuers
     }
 
-    /// The same View with `issuer` in it: the private key is in no commit.
-    pub(crate) fn with_issuer(self, issuer: Option<Arc<Issuer>>) -> Self {
-        Self { issuer, ..self }
+    /// What signs X.509-SVIDs now; `None` until this server has an active authority.
+    pub fn issuer(&self) -> Option<&Arc<Issuer>> {
+        self.issuers.x509.as_ref()
+    }
+
+    /// The same View with `issuers` in it: the private keys are in no commit.
+    pub(crate) fn with_issuers(self, issuers: Issuers) -> Self {
+        Self { issuers, ..self }
     }
 }

@@ -4,13 +4,12 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 
-use spiffe::crypto::sha256_hex;
 use spiffe::proto::v1;
 use spiffe::time::Timestamp;
 
 use super::{About, Call};
 use crate::api::status::Refusal;
-use crate::authority::{Authority, State};
+use crate::authority::{Authority, Kind, State};
 use crate::store::Revision;
 
 pub(super) async fn list(
@@ -23,8 +22,18 @@ pub(super) async fn list(
     Ok(v1::ListAuthoritiesResponse { authorities })
 }
 
-pub(super) async fn prepare(call: &Call<'_>, _: v1::PrepareAuthorityRequest) -> Result<v1::AuthorityResponse, Refusal> {
-    change(call, "new", call.settings.rotator.prepare()).await
+pub(super) async fn prepare(
+    call: &Call<'_>,
+    request: v1::PrepareAuthorityRequest,
+) -> Result<v1::AuthorityResponse, Refusal> {
+    let kind = match request.kind.as_str() {
+        "" => Kind::X509,
+        name => Kind::from_name(name).ok_or_else(|| {
+            let name: String = name.chars().take(32).collect();
+            Refusal::invalid(format_args!("there are no authorities of kind {name:?}: use x509, jwt or wit"))
+        })?,
+    };
+    change(call, &format!("new {kind}"), call.settings.rotator.prepare(kind)).await
 }
 
 pub(super) async fn activate(call: &Call<'_>, request: v1::AuthorityRequest) -> Result<v1::AuthorityResponse, Refusal> {
@@ -45,8 +54,8 @@ pub(super) async fn revoke(call: &Call<'_>, request: v1::AuthorityRequest) -> Re
     change(call, &request.id, work).await
 }
 
-/// An agent acknowledges a taint when it has replaced what it holds below the tainted authority: until then a revoke
-/// would leave its workloads with SVIDs that verify nowhere.
+/// An agent acknowledges a taint when it has replaced what the tainted authority signed: until then a revoke would leave
+/// its workloads with SVIDs that verify nowhere.
 fn refuse_while_in_use(call: &Call<'_>, id: &str) -> Result<(), Refusal> {
     let held = call.admitted.view.authorities().iter().find(|held| *held.id == *id && held.tainted);
     match held.map_or(0, |held| call.doors.connected.behind(held.revision).len()) {
@@ -79,12 +88,12 @@ fn to_wire(
     v1::Authority {
         id: authority.id.to_string(),
         owner: authority.owner.to_string(),
-        kind: authority.kind.name().to_owned(),
+        kind: authority.kind().name().to_owned(),
         state: authority.state.name().to_owned(),
         tainted: authority.tainted,
         not_before: authority.lifetime.not_before.unix(),
         not_after: authority.lifetime.not_after.unix(),
-        fingerprint: authority.root().map(|root| sha256_hex(root)).unwrap_or_default(),
+        fingerprint: authority.public.fingerprint(),
         upstream: authority.is_upstream(),
         unacknowledged: if prepared { call.doors.connected.behind(revision).len() as u64 } else { 0 },
         next_change_at: changes.get(&authority.id).map_or(0, |at| at.unix()),

@@ -145,9 +145,10 @@ fn check(call: &Call<'_>, entry: &RegistrationEntry) -> Result<(), Refusal> {
     if id == parent {
         return refuse(format!("parent {parent} is the entry's own spiffe_id: name an agent or a node alias"));
     }
-    if let Some(ttl) = entry.x509_ttl {
-        call.doors.profile.check_ttl(ttl)?;
-    }
+    let (x509, jwt, wit) = (&call.doors.profile, &call.doors.jwt, &call.doors.wit);
+    entry.x509_ttl.map_or(Ok(()), |ttl| x509.check_ttl(ttl))?;
+    entry.jwt_ttl.map_or(Ok(()), |ttl| jwt.check_ttl(ttl))?;
+    entry.wit_ttl.map_or(Ok(()), |ttl| wit.check_ttl(ttl))?;
     if let Some(end) = entry.expires_at.filter(|_| !entry.is_live(now)) {
         return refuse(format!("expires_at {end} is past: it is {now} now"));
     }

@@ -1,16 +1,20 @@
-//! Mint: an SVID for any identity that is not Chancery's own, without an entry.
+//! Mint: an X.509-SVID or JWT-SVID for any identity that is not Chancery's own, without an entry.
 
 use std::time::Duration;
 
 use spiffe::crypto;
 use spiffe::csr::ProvenKey;
 use spiffe::entry::{DnsName, MAX_DNS_NAMES};
+use spiffe::jwt_svid::Audience;
 use spiffe::proto::{spiffe_id, v1};
 
 use super::Call;
 use crate::api::status::Refusal;
-use crate::audit::{Outcome, Serial as AuditSerial};
+use crate::api::token;
+use crate::audit::{Event, Outcome, Serial as AuditSerial};
 use crate::authority::issuer::{Serial, Signed};
+use crate::authority::token_issuer::SignedToken;
+use crate::issuance::tokens::{self, MintJwt, TokenRequest};
 use crate::issuance::{self, Mint, Request};
 use crate::metrics::IssuedFor;
 
@@ -48,6 +52,30 @@ fn sign(call: &Call<'_>, request: &v1::MintX509SvidRequest) -> Result<Signed, Re
     Ok(issuer.sign(issuance::for_mint(mint, request, &call.doors.profile)?)?)
 }
 
-pub(super) async fn mint_jwt(_: &Call<'_>, _: v1::MintJwtSvidRequest) -> Result<v1::Token, Refusal> {
-    Err(Refusal::precondition("JWT-SVIDs are not issued yet"))
+pub(super) async fn mint_jwt(call: &Call<'_>, request: v1::MintJwtSvidRequest) -> Result<v1::Token, Refusal> {
+    let Ok(_turn) = call.doors.issuing.try_acquire() else {
+        return Err(Refusal::overloaded("too many batches are being signed"));
+    };
+    let mut record = call.doors.audit.reserve(1)?;
+    let mut event = call.event(Outcome::Issued);
+    event.subject = spiffe_id("spiffe_id", &request.spiffe_id).ok();
+    let signed = sign_jwt(call, &mut event, &request);
+    match &signed {
+        Ok(_) => call.doors.metrics.issued(IssuedFor::MintJwt),
+        Err(refusal) => event.outcome = refusal.outcome(),
+    }
+    call.doors.decided(&mut record, event);
+    Ok(token::to_wire(signed?))
+}
+
+fn sign_jwt(call: &Call<'_>, event: &mut Event, request: &v1::MintJwtSvidRequest) -> Result<SignedToken, Refusal> {
+    let issuer = call.admitted.view.issuers().jwt.as_ref().ok_or_else(Refusal::no_authority)?;
+    let audience = Audience::parse(&request.audience)?;
+    let ttl = (request.ttl > 0).then(|| Duration::from_secs(request.ttl));
+    let mint = MintJwt { id: spiffe_id("spiffe_id", &request.spiffe_id)?, audience: audience.clone(), ttl };
+    let (window, now) = (issuer.authority().lifetime, call.admitted.now);
+    let request = TokenRequest { window, now, chance: crypto::random()? };
+    let token = issuer.sign(tokens::jwt_for_mint(mint, &request, &call.doors.jwt)?)?;
+    token::signed(event, issuer.kid(), Some(&audience), &token);
+    Ok(token)
 }

@@ -18,7 +18,6 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use spiffe::crypto::sha256_hex;
 use spiffe::id::SpiffeId;
 use spiffe::proto::v1;
 use tonic::{Request, Response, Status};
@@ -28,6 +27,7 @@ use super::caller::Caller;
 use super::rights::Admitted;
 use super::status::Refusal;
 use crate::audit::{Event, Message, Outcome};
+use crate::authority::{Authority, Kind, State};
 use crate::federation::Federation;
 use crate::rotate::Rotator;
 use crate::store::Revision;
@@ -146,14 +146,14 @@ fn page<T>(mut items: impl Iterator<Item = T>, size: usize, name: impl Fn(&T) ->
 
 async fn server_info(call: &Call<'_>, _: v1::ServerInfoRequest) -> Result<v1::ServerInfoResponse, Refusal> {
     let view = &call.admitted.view;
-    let active = view.issuer().map(|issuer| issuer.authority().clone());
-    let active =
-        active.or_else(|| view.authorities().iter().find(|held| held.is_active()).map(|held| held.value.clone()));
+    let active = view.issuer().map(|issuer| issuer.authority());
+    let is_active = |authority: &&Authority| authority.kind() == Kind::X509 && authority.state == State::Active;
+    let active = active.or_else(|| view.authorities().iter().map(|held| &held.value).find(is_active));
     Ok(v1::ServerInfoResponse {
         version: call.settings.version.to_owned(),
         trust_domain: view.trust_domain().to_string(),
         revision: view.revision(),
-        ca_fingerprint: active.and_then(|active| active.root().map(|root| sha256_hex(root))).unwrap_or_default(),
+        ca_fingerprint: active.map(|active| active.public.fingerprint()).unwrap_or_default(),
         address: call.settings.address.clone(),
         entries: view.entry_count() as u64,
         agents: view.node_count() as u64,

@@ -1,7 +1,9 @@
 //! The Node door: what agents call.
 
 mod attest;
+mod batch;
 mod issue;
+mod issue_tokens;
 mod renew;
 mod sync;
 
@@ -19,7 +21,7 @@ use super::origin::Origin;
 use super::rights::Admitted;
 use super::status::Refusal;
 use crate::authority::issuer::Signed;
-pub use issue::MOST_REQUESTS;
+pub use batch::MOST_REQUESTS;
 
 /// How many messages may wait for a slow agent.
 const WAITING: usize = 4;
@@ -86,16 +88,20 @@ impl v1::node_server::Node for NodeDoor {
 
     async fn issue_jwt_svids(
         &self,
-        _: Request<v1::IssueJwtSvidsRequest>,
+        request: Request<v1::IssueJwtSvidsRequest>,
     ) -> Result<Response<v1::IssueJwtSvidsResponse>, Status> {
-        Err(Status::unimplemented("JWT-SVIDs are not issued yet"))
+        let admitted = admitted(&request)?;
+        let _timer = self.0.metrics.time("IssueJwtSvids");
+        Ok(Response::new(issue_tokens::jwt(&self.0, &admitted, request.into_inner().requests).await?))
     }
 
     async fn issue_wit_svids(
         &self,
-        _: Request<v1::IssueWitSvidsRequest>,
+        request: Request<v1::IssueWitSvidsRequest>,
     ) -> Result<Response<v1::IssueWitSvidsResponse>, Status> {
-        Err(Status::unimplemented("WIT-SVIDs are not issued yet"))
+        let admitted = admitted(&request)?;
+        let _timer = self.0.metrics.time("IssueWitSvids");
+        Ok(Response::new(issue_tokens::wit(&self.0, &admitted, request.into_inner().requests).await?))
     }
 }
 

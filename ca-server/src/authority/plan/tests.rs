@@ -1,8 +1,9 @@
-//! The laws of the plan, each over random walks, and its words.
+//! The laws of the plan, each over random walks and for every kind, and its words.
 
 use proptest::prelude::*;
 use rustls_pki_types::CertificateDer;
 
+use super::super::{Chain, Public, TokenKey};
 use super::*;
 
 const START: Timestamp = Timestamp::from_unix(1_800_000_000);
@@ -51,16 +52,21 @@ fn event() -> impl Strategy<Value = Event> {
     ]
 }
 
-/// A CA life in seconds, and that of a leaf: from the shortest to ten years.
-fn lives() -> impl Strategy<Value = (u64, u64)> {
+/// A kind, a CA life in seconds, and that of a leaf: from the shortest to ten years.
+fn lives() -> impl Strategy<Value = Lives> {
+    let kind = prop_oneof![Just(Kind::X509), Just(Kind::Jwt), Just(Kind::Wit)];
     prop_oneof![Just(60u64), 10u64..200, Just(3600), Just(30 * 86_400), Just(315_360_000)]
-        .prop_flat_map(|ca| (Just(ca), prop_oneof![1..=ca / 2, Just(ca / 6), Just(ca / 2)]))
+        .prop_flat_map(move |ca| (kind.clone(), Just(ca), prop_oneof![1..=ca / 2, Just(ca / 6), Just(ca / 2)]))
 }
+
+/// What is signed, how long a CA lives, and how long what it signs.
+type Lives = (Kind, u64, u64);
 
 /// One round: before, what happened, the steps, after.
 struct Round<'a> {
     before: &'a [Authority],
     keys: &'a BTreeSet<Arc<str>>,
+    keys_before: &'a BTreeSet<Arc<str>>,
     acknowledged: &'a BTreeSet<Arc<str>>,
     steps: &'a [Step],
     after: &'a [Authority],
@@ -81,6 +87,27 @@ impl Round<'_> {
     }
 }
 
+/// The public half of the authority of that number: a key that nobody has the private half of.
+fn public(kind: Kind, number: u64) -> Public {
+    let key = |make: fn(TokenKey) -> Public| {
+        let mut spki = P256_SPKI.to_vec();
+        spki.extend([0; 56]);
+        spki.extend(number.to_be_bytes());
+        make(TokenKey::new(&spki).unwrap())
+    };
+    match kind {
+        Kind::X509 => Public::X509(Chain::self_signed(CertificateDer::from(number.to_be_bytes().to_vec()))),
+        Kind::Jwt => key(Public::Jwt),
+        Kind::Wit => key(Public::Wit),
+    }
+}
+
+/// What stands before the coordinates of a P-256 key (RFC 5480 section 2).
+const P256_SPKI: [u8; 27] = [
+    0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce,
+    0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00, 0x04,
+];
+
 struct World {
     authorities: Vec<Authority>,
     keys: BTreeSet<Arc<str>>,
@@ -91,12 +118,12 @@ struct World {
 }
 
 impl World {
-    fn new((ca, leaf): (u64, u64)) -> Self {
+    fn new((kind, ca, leaf): Lives) -> Self {
         Self {
             authorities: Vec::new(),
             keys: BTreeSet::new(),
             acknowledged: BTreeSet::new(),
-            policy: Policy::new("me".into(), secs(ca), secs(leaf), None).unwrap(),
+            policy: Policy::new(kind, "me".into(), secs(ca), secs(leaf)).unwrap(),
             now: START,
             made: 0,
         }
@@ -106,20 +133,28 @@ impl World {
         Facts { authorities: &self.authorities, acknowledged: &self.acknowledged, keys: &self.keys }
     }
 
-    fn make(&mut self, owner: &str) -> Authority {
+    fn make(&mut self, owner: &str, kind: Kind) -> Authority {
         self.made += 1;
         let id: Arc<str> = format!("{:032x}", self.made).into();
-        let root = CertificateDer::from(self.made.to_be_bytes().to_vec());
         let not_after = self.policy.end_of_new(self.now);
         let lifetime = Lifetime { not_before: self.now.minus(secs(60)), not_after };
-        Authority::prepared(id, owner.into(), vec![root], lifetime, self.now)
+        Authority::prepared(id, owner.into(), public(kind, self.made), lifetime, self.now)
     }
 
     fn carry_out(&mut self, steps: &[Step]) {
-        let new = steps.iter().any(|step| matches!(step, Step::Prepare { .. } | Step::Start { .. }));
-        let made = new.then(|| self.make("me"));
+        let kinds: Vec<Kind> = steps.iter().filter_map(Step::makes).collect();
+        let made: Vec<Authority> = kinds.into_iter().map(|kind| self.make("me", kind)).collect();
         self.keys.extend(made.iter().map(|made| made.id.clone()));
-        self.authorities = apply(&self.authorities, steps, made, self.now);
+        self.authorities = apply(&self.authorities, steps, &made, self.now);
+    }
+
+    /// One of ours, of every kind that the plan is not about; active, and without a key.
+    fn add_strangers(&mut self) {
+        let own = self.policy.kind;
+        for kind in Kind::ALL.into_iter().filter(|kind| *kind != own) {
+            let stranger = Authority { state: State::Active, ..self.make("me", kind) };
+            self.authorities.push(stranger);
+        }
     }
 
     fn id(&self, index: usize) -> Arc<str> {
@@ -156,12 +191,13 @@ impl World {
                 return;
             }
             Event::Foreign => {
-                let foreign = self.make("other");
+                let foreign = self.make("other", self.policy.kind);
                 self.authorities.push(foreign);
                 return;
             }
             Event::ForceTaint => {
-                for active in self.authorities.iter_mut().filter(|a| a.state == State::Active && &*a.owner == "me") {
+                let policy = &self.policy;
+                for active in self.authorities.iter_mut().filter(|a| a.state == State::Active && policy.owns(a)) {
                     active.tainted = true;
                 }
                 return;
@@ -180,23 +216,25 @@ impl World {
 
 /// Walks, and gives each round to `law`.
 fn walk(
-    lives: (u64, u64),
+    lives: Lives,
     events: &[Event],
     mut law: impl FnMut(&Round<'_>) -> Result<(), TestCaseError>,
 ) -> Result<(), TestCaseError> {
     let mut world = World::new(lives);
+    world.add_strangers();
     for event in [Event::Pass(0)].iter().chain(events) {
         let known: BTreeSet<Arc<str>> = world.authorities.iter().map(|a| a.id.clone()).collect();
         world.happen(event);
         let present: BTreeSet<Arc<str>> = world.authorities.iter().map(|a| a.id.clone()).collect();
         let revoked = known.difference(&present).cloned().collect();
-        let before = world.authorities.clone();
+        let (before, keys_before) = (world.authorities.clone(), world.keys.clone());
         let steps = plan(&world.facts(), &world.policy, world.now);
         world.carry_out(&steps);
         let acknowledged = world.acknowledged.clone();
         law(&Round {
             before: &before,
             keys: &world.keys,
+            keys_before: &keys_before,
             acknowledged: &acknowledged,
             steps: &steps,
             after: &world.authorities,
@@ -214,7 +252,7 @@ proptest! {
     #[test]
     fn one_active(lives in lives(), events in prop::collection::vec(event(), 1..40)) {
         walk(lives, &events, |round| {
-            let active: Vec<_> = round.after.iter().filter(|a| &*a.owner == "me" && a.state == State::Active).collect();
+            let active: Vec<_> = round.after.iter().filter(|a| round.policy.owns(a) && a.state == State::Active).collect();
             prop_assert_eq!(active.len(), 1, "{:?}", round.after);
             prop_assert_eq!(unusable(active[0], round.keys, round.now), None);
             Ok(())
@@ -251,7 +289,7 @@ proptest! {
                 prop_assert!(!replaced || left >= round.policy.leaf_ttl_max, "{left:?} left");
                 activations += usize::from(replaced);
             } else {
-                prop_assert!(round.before.is_empty(), "nothing could sign");
+                prop_assert!(!round.before.iter().any(|a| round.policy.owns(a)), "nothing could sign");
             }
             Ok(())
         })?;
@@ -275,7 +313,7 @@ proptest! {
                 prop_assert!(leaves.iter().all(|(issuer, end)| issuer != gone || *end < round.now));
             }
             ends.extend(round.after.iter().map(|a| (a.id.clone(), a.lifetime.not_after)));
-            let signer = round.after.iter().find(|a| &*a.owner == "me" && a.state == State::Active);
+            let signer = round.after.iter().find(|a| round.policy.owns(a) && a.state == State::Active);
             leaves.extend(signer.map(|a| {
                 (a.id.clone(), round.now.plus(round.policy.leaf_ttl_max).min(a.lifetime.not_after))
             }));
@@ -311,11 +349,24 @@ proptest! {
         })?;
     }
 
+    #[test]
+    fn each_kind_by_itself(lives in lives(), events in prop::collection::vec(event(), 1..40)) {
+        walk(lives, &events, |round| {
+            let other = |authority: &&Authority| authority.kind() != round.policy.kind;
+            let (before, after) = (round.before.iter().filter(other), round.after.iter().filter(other));
+            prop_assert!(before.clone().count() == 2 && before.eq(after), "{:?}", round.steps);
+            let alone: Vec<Authority> = round.before.iter().filter(|authority| !other(authority)).cloned().collect();
+            let facts = Facts { authorities: &alone, acknowledged: round.acknowledged, keys: round.keys_before };
+            prop_assert_eq!(&plan(&facts, round.policy, round.now), round.steps);
+            Ok(())
+        })?;
+    }
+
     /// Below an upstream CA that ends: the same, until it does, and no frenzy before.
     #[test]
     fn an_upstream_ca_that_ends_is_used_to_its_end(lives in lives(), ends_after in 1u64..5000) {
         let mut world = World::new(lives);
-        let ceiling = START.plus(secs(lives.0 * ends_after / 1000 + 2));
+        let ceiling = START.plus(secs(lives.1 * ends_after / 1000 + 2));
         world.policy.ceiling = Some(ceiling);
         while world.now <= ceiling {
             let steps = plan(&world.facts(), &world.policy, world.now);
@@ -338,7 +389,7 @@ fn planned(world: &mut World) -> Vec<&'static str> {
 
 #[test]
 fn a_life_of_a_minute() {
-    let mut world = World::new((60, 10));
+    let mut world = World::new((Kind::X509, 60, 10));
     let mut seen = Vec::new();
     while world.now < START.plus(secs(115)) {
         let at = world.now.since(START).as_secs();
@@ -370,7 +421,7 @@ fn a_life_of_a_minute() {
 
 #[test]
 fn without_an_acknowledgement_the_deadline_decides() {
-    let mut world = World::new((60, 10));
+    let mut world = World::new((Kind::X509, 60, 10));
     planned(&mut world);
     world.now = START.plus(secs(30));
     assert_eq!(planned(&mut world), ["prepare"]);
@@ -382,13 +433,14 @@ fn without_an_acknowledgement_the_deadline_decides() {
 
 #[test]
 fn below_one_upstream_root_a_successor_is_known_from_the_start() {
-    let mut world = World::new((60, 10));
+    let mut world = World::new((Kind::X509, 60, 10));
     planned(&mut world);
     world.now = START.plus(secs(30));
     planned(&mut world);
-    let root = world.authorities[0].chain[0].clone();
+    let root = CertificateDer::from(vec![0]);
     for authority in &mut world.authorities {
-        authority.chain = [authority.chain[0].clone(), root.clone()].into();
+        let Public::X509(chain) = &authority.public else { panic!("{authority:?}") };
+        authority.public = Public::X509(Chain::new(chain.own().clone(), [root.clone()]));
     }
     world.now = START.plus(secs(40));
     assert_eq!(planned(&mut world), ["activate", "retire"]);
@@ -399,7 +451,7 @@ fn below_one_upstream_root_a_successor_is_known_from_the_start() {
 
 #[test]
 fn a_lost_key_starts_another_and_says_so() {
-    let mut world = World::new((3600, 60));
+    let mut world = World::new((Kind::Jwt, 3600, 60));
     planned(&mut world);
     world.keys.clear();
     let steps = plan(&world.facts(), &world.policy, world.now);
@@ -410,7 +462,7 @@ fn a_lost_key_starts_another_and_says_so() {
 
 #[test]
 fn operators_are_told_why_not() {
-    let mut world = World::new((3600, 60));
+    let mut world = World::new((Kind::Jwt, 3600, 60));
     planned(&mut world);
     let first = world.id(0);
     let why = |result: Result<Vec<Step>, Refusal>| result.unwrap_err().to_string();
@@ -441,8 +493,10 @@ fn operators_are_told_why_not() {
 
 #[test]
 fn a_policy_that_cannot_be_kept_is_refused() {
-    let policy = |ca, leaf| Policy::new("me".into(), secs(ca), secs(leaf), None);
-    assert!(policy(60, 30).is_ok());
-    assert_eq!(policy(60, 31), Err(PolicyError::LongLeaf { leaf: secs(31), ca: secs(60) }));
-    assert_eq!(policy(9, 1), Err(PolicyError::ShortCa(secs(9))));
+    for kind in Kind::ALL {
+        let policy = |ca, leaf| Policy::new(kind, "me".into(), secs(ca), secs(leaf));
+        assert!(policy(60, 30).is_ok());
+        assert_eq!(policy(60, 31), Err(PolicyError::LongLeaf { kind, leaf: secs(31), ca: secs(60) }));
+        assert_eq!(policy(9, 1), Err(PolicyError::ShortCa(kind, secs(9))));
+    }
 }

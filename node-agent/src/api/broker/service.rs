@@ -22,7 +22,7 @@ use super::policy::Policy;
 use super::reference::Reference;
 use super::status::{Refusal, denied};
 use crate::api::answers::{self, X509Answer};
-use crate::api::door::{Admitted, Asker, Denial, Door, Responses, Watcher};
+use crate::api::door::{Admitted, Asker, Denial, Door, Responses};
 use crate::api::places::{Holder, Places};
 use crate::attestor::Peer;
 use crate::cache::WorkloadState;
@@ -37,22 +37,14 @@ pub(super) struct BrokerApi {
 }
 
 impl BrokerApi {
-    /// Lets the caller of a request in, for the workload that it names.
-    async fn admit(
-        &self,
-        extensions: &Extensions,
-        reference: Option<WorkloadReference>,
-    ) -> Result<(Watcher, WorkloadState), Status> {
-        let caller = Arc::clone(extensions.get::<Arc<Caller>>().ok_or(Refusal::NoCaller)?);
-        let admitted = self.admit_caller(&caller, reference).await;
+    /// Lets the caller of a request act for the workload that it names.
+    async fn admit(&self, extensions: &Extensions, reference: Option<WorkloadReference>) -> Result<Admitted, Status> {
+        let caller = extensions.get::<Arc<Caller>>().ok_or(Refusal::NoCaller)?;
+        let admitted = self.admit_caller(caller, reference).await;
         Ok(admitted.inspect_err(|refusal| debug!(broker = %caller.id(), %refusal, "broker is refused"))?)
     }
 
-    async fn admit_caller(
-        &self,
-        caller: &Caller,
-        reference: Option<WorkloadReference>,
-    ) -> Result<(Watcher, WorkloadState), Refusal> {
+    async fn admit_caller(&self, caller: &Caller, reference: Option<WorkloadReference>) -> Result<Admitted, Refusal> {
         let rights = self.policy.rights_of(caller.id())?;
         let pid = Reference::parse(reference)?.process(caller.whence)?;
         let rights = rights.by(ReferenceKind::Pid)?;
@@ -60,11 +52,9 @@ impl BrokerApi {
         let peer = Arc::new(Peer::named(pid).map_err(Denial::from)?);
         let selectors = self.door.attest(&peer).await?;
         rights.over(pid, &selectors)?;
-        let (broker, uid) = (caller.id(), peer.uid());
+        info!(broker = %caller.id(), pid, uid = peer.uid(), "broker acts for a process");
         let asker = Asker::Broker { until: caller.svid.lifetime().not_after };
-        let opened = self.door.open(Admitted { peer, selectors, place, asker }).await?;
-        info!(%broker, pid, uid, "broker acts for a process");
-        Ok(opened)
+        Ok(Admitted { peer, selectors, place, asker })
     }
 }
 
@@ -79,7 +69,8 @@ impl Api for BrokerApi {
         request: Request<SubscribeToX509svidRequest>,
     ) -> Result<Response<Self::SubscribeToX509SVIDStream>, Status> {
         let (_, extensions, message) = request.into_parts();
-        let (watcher, first) = self.admit(&extensions, message.reference).await?;
+        let admitted = self.admit(&extensions, message.reference).await?;
+        let (watcher, first) = self.door.open(admitted).await.map_err(|denial| denied(&denial))?;
         Ok(Response::new(watcher.responses(first, svids, denied)))
     }
 
@@ -88,7 +79,8 @@ impl Api for BrokerApi {
         request: Request<SubscribeToX509BundlesRequest>,
     ) -> Result<Response<Self::SubscribeToX509BundlesStream>, Status> {
         let (_, extensions, message) = request.into_parts();
-        let (watcher, first) = self.admit(&extensions, message.reference).await?;
+        let admitted = self.admit(&extensions, message.reference).await?;
+        let (watcher, first) = self.door.open(admitted).await.map_err(|denial| denied(&denial))?;
         Ok(Response::new(watcher.responses(first, bundles, denied)))
     }
 
