@@ -42,10 +42,12 @@ const NODE_AGENT: Order = Order {
         &["api"],
         &["node", "cache::run"],
         &["cache::follow"],
-        &["cache::machine"],
-        &["cache::event", "attestor"],
-        // The words that the doors, the loop and the machine share.
+        &["cache::machine", "cache::tokens::machine"],
+        &["cache::event", "cache::attempts", "attestor"],
+        // The words that the doors, the loop and the machines share.
         &["cache"],
+        &["cache::tokens"],
+        &["cache::directory"],
         &["client"],
         &["health"],
         &["metrics"],

@@ -19,6 +19,8 @@ use super::*;
 use crate::config::Address;
 use crate::test_house::House;
 
+mod tokens;
+
 const NOW: Timestamp = Timestamp::from_unix(1_800_000_000);
 const MINUTE: Duration = Duration::from_secs(60);
 

@@ -135,6 +135,7 @@ struct World {
     /// The key that signs.
     key: usize,
     connected: bool,
+    was_put_back: bool,
     next_waiter: WaiterId,
     waiting: BTreeMap<WaiterId, Name>,
     calls: Vec<Vec<Request>>,
@@ -157,6 +158,7 @@ impl World {
             keys,
             key: 0,
             connected: false,
+            was_put_back: false,
             next_waiter: 0,
             waiting: BTreeMap::new(),
             calls: Vec::new(),
@@ -298,7 +300,10 @@ impl World {
                 }
             }
             Op::Advance(seconds) => self.pass(self.now.plus(Duration::from_secs(seconds.into()))),
-            Op::PutBack(seconds) => self.pass(self.now.minus(Duration::from_secs(seconds.into()))),
+            Op::PutBack(seconds) => {
+                self.was_put_back = true;
+                self.pass(self.now.minus(Duration::from_secs(seconds.into())));
+            }
             Op::ToNextWake => {
                 if let Some(at) = self.machine.next_wake() {
                     self.pass(at);
