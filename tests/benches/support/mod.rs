@@ -110,13 +110,18 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) async fn start(folder: &Arc<TempDir>) -> Result<Self> {
+        Self::start_with(folder, "").await
+    }
+
+    /// The same with these tables at the end of its config.
+    pub(crate) async fn start_with(folder: &Arc<TempDir>, more: &str) -> Result<Self> {
         let port = free_port()?;
         let health = free_port()?;
         let root = folder.path();
         let config = format!(
             "trust_domain = '{DOMAIN}'\ndata_dir = '{0}/server'\nlisten = '127.0.0.1:{port}'\n\
              admin_socket = '{0}/admin.sock'\nhealth_listen = '127.0.0.1:{health}'\n\
-             [limits]\nissue_concurrency = 1024\nattest_per_second = 1000\nattest_burst = 1000\njoin_tokens = 10000\n",
+             [limits]\nissue_concurrency = 1024\nattest_per_second = 1000\nattest_burst = 1000\njoin_tokens = 10000\n{more}",
             root.display()
         );
         fs::write(root.join("server.toml"), config)?;
