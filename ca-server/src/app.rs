@@ -40,8 +40,9 @@ use crate::authority::plan::PolicyError;
 use crate::authority::upstream::{Upstream, UpstreamError};
 use crate::config::{self, Config, ConfigError, Keys, StoreKind};
 use crate::connected::Connected;
-use crate::federation::{self, Federation, WebRoots};
+use crate::federation::{self, Federation};
 use crate::health;
+use crate::https::WebRoots;
 use crate::metrics::Metrics;
 use crate::own_svid::{OwnSvid, OwnSvidError};
 use crate::prune;
@@ -320,8 +321,9 @@ impl Server {
 
         let web = web::serve(
             listeners.web,
-            web::Parts {
+            &web::Parts {
                 config: &config.web,
+                acme_dir: config.acme_dir(),
                 svid: svid.clone(),
                 views: Arc::clone(&views),
                 clock: Arc::clone(&clock),

@@ -21,7 +21,7 @@ use spiffe::settings::{self, SettingsError};
 use self::document::{Document, default_max_chain, default_max_rsa_bits, default_min_rsa_bits};
 pub use self::federation::{Configured, Federation, Network};
 pub use self::values::{Address, MAX_SOCKET_PATH_BYTES, Mode, ServerName, SocketPath};
-pub use self::web::{HttpsSpiffe, HttpsWeb, Issuer, Oidc, Web};
+pub use self::web::{Acme, CertificateFiles, HttpsSpiffe, HttpsWeb, Issuer, Oidc, Web, WebCertificate};
 
 mod document;
 mod federation;
@@ -120,6 +120,14 @@ pub enum ConfigError {
     /// WIT-SVIDs would name an issuer.
     #[error("wit.issuer is not allowed: a WIT-SVID is no token of OpenID Connect. Set jwt.issuer for JWT-SVIDs")]
     WitIssuer,
+    /// Tokens would name another issuer than discovery does: every verifier would refuse them.
+    #[error("jwt.issuer = {jwt:?} and web.oidc.issuer = {oidc:?} differ: leave jwt.issuer out, or make it the same")]
+    TwoIssuers {
+        /// What tokens would say.
+        jwt: String,
+        /// What discovery would say.
+        oidc: String,
+    },
     /// Health and metrics would be open to the network.
     #[error(
         "health_listen = \"{0}\" is not a loopback address: metrics are for this machine only. Use 127.0.0.1, or \
@@ -143,6 +151,12 @@ pub enum ConfigError {
     /// The path of the bundle is none.
     #[error("web.path = {0:?} is no path: begin it with /, and use letters, digits and -._~/ only, 256 at most")]
     WebPath(String),
+    /// Neither files nor an ACME CA, or both.
+    #[error("web.https_web has no certificate to show: set certificate and key, or [web.https_web.acme], and not both")]
+    WebCertificate,
+    /// Nobody has agreed.
+    #[error("web.https_web.acme: read the CA's terms of service, and set terms_of_service_agreed = true if you agree")]
+    AcmeTerms,
     /// OpenID Connect Discovery without a listener that those who ask for it can trust.
     #[error("web.oidc is served where https_web is: add [web.https_web]")]
     OidcWithoutWeb,
@@ -428,9 +442,15 @@ impl Config {
                 })?;
             }
         }
-        if let Some(web) = &self.web.https_web {
-            certificates("web.https_web.certificate", &web.certificate)?;
-            read_limited("web.https_web.key", &web.key).map(zeroize::Zeroizing::new)?;
+        match self.web.https_web.as_ref().map(|web| &web.certificate) {
+            Some(WebCertificate::Files(files)) => {
+                certificates("web.https_web.certificate", &files.certificate)?;
+                read_limited("web.https_web.key", &files.key).map(zeroize::Zeroizing::new)?;
+            }
+            Some(WebCertificate::Acme(Acme { roots: Some(roots), .. })) => {
+                certificates("web.https_web.acme.roots", roots)?;
+            }
+            _ => {}
         }
         if let Some(path) = &self.federation.web_roots {
             certificates("federation.web_roots", path)?;
@@ -444,6 +464,11 @@ impl Config {
     /// Where the store is.
     pub fn store_dir(&self) -> PathBuf {
         self.data_dir.join("store")
+    }
+
+    /// Where the ACME account and the certificate of the web are.
+    pub fn acme_dir(&self) -> PathBuf {
+        self.data_dir.join("acme")
     }
 
     /// Where the private keys of authorities are.

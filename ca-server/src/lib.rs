@@ -14,6 +14,7 @@ pub mod config;
 pub mod connected;
 pub mod federation;
 pub mod health;
+pub mod https;
 pub mod issuance;
 pub mod metrics;
 pub mod own_svid;

@@ -13,7 +13,8 @@ use crate::output::Output;
 use crate::refusal;
 use crate::svid_files::hint_at_others;
 use crate::{
-    agent, authority, bundle, completions, dev, entry, federation, fetch, healthcheck, jwt, server, token, x509,
+    agent, authority, bundle, completions, dev, entry, federation, fetch, healthcheck, jwt, server, token, validate,
+    x509,
 };
 
 const EXAMPLES: &str = "\
@@ -95,6 +96,9 @@ pub(crate) enum Noun {
     /// What this process gets from the Workload API of the agent on this machine.
     #[command(subcommand)]
     Fetch(fetch::Verb),
+    /// Whether a token that somebody has shown to this process is good.
+    #[command(subcommand)]
+    Validate(validate::Verb),
     Dev(dev::Dev),
     Healthcheck(healthcheck::Healthcheck),
     Completions(completions::Completions),
@@ -135,6 +139,7 @@ impl Chancery {
             Noun::X509(verb) => verb.run(globals).await,
             Noun::Jwt(verb) => verb.run(globals).await,
             Noun::Fetch(verb) => verb.run(globals).await,
+            Noun::Validate(verb) => verb.run(globals).await,
             Noun::Server(verb) => verb.run(globals).await,
             Noun::Dev(dev) => dev.run(globals).await,
             Noun::Healthcheck(check) => check.run(globals).await,

@@ -24,8 +24,13 @@ use crate::{files, refusal};
 pub(crate) enum Format {
     /// Concatenated PEM certificates.
     Pem,
-    /// A SPIFFE bundle: a JWKS document.
+    /// A SPIFFE bundle: a JWKS document with the roots and the keys for tokens.
+    #[value(alias = "jwks")]
     Spiffe,
+    /// The keys for JWT-SVIDs alone: a JWK set.
+    Jwt,
+    /// The keys for WIT-SVIDs alone: a JWK set.
+    Wit,
 }
 
 /// What can be done with bundles.
@@ -81,6 +86,8 @@ impl Verb {
                 match format {
                     Some(Format::Pem) => output::print(&parse(wire)?.to_pem()),
                     Some(Format::Spiffe) => output::print(&parse(wire)?.to_jwks()),
+                    Some(Format::Jwt) => output::print(&parse(wire)?.to_jwt_jwks()),
+                    Some(Format::Wit) => output::print(&parse(wire)?.to_wit_jwks()),
                     None => {
                         let document = document(wire);
                         output.show(&document, || sheet(&document, moments::now()))
@@ -130,6 +137,10 @@ pub(crate) fn read_file(trust_domain: &TrustDomain, format: Format, file: &Path)
     let bundle = match format {
         Format::Pem => Bundle::from_pem(trust_domain.clone(), &content),
         Format::Spiffe => Bundle::from_jwks(trust_domain.clone(), &content),
+        Format::Jwt | Format::Wit => {
+            let text = "a JWK set of one kind of token is no whole bundle: give one with --format spiffe or pem";
+            return Err(Failure::Usage(text.into()));
+        }
     };
     bundle.map_err(|error| Failure::Refused(format!("{}: {error}", file.display())))
 }

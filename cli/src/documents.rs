@@ -434,6 +434,55 @@ pub(crate) struct TrustBundles {
     pub(crate) bundles: std::collections::BTreeMap<String, String>,
 }
 
+/// `fetch jwt` and `fetch wit`: one token.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct TokenSvid {
+    /// The identity.
+    pub(crate) spiffe_id: String,
+    /// What it is for, in the entry's word; empty: none.
+    pub(crate) hint: String,
+    /// For whom it is; a WIT-SVID has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) audience: Option<Vec<String>>,
+    /// The first second at which it does not count any more.
+    pub(crate) expires_at: Moment,
+    /// The compact serialization.
+    pub(crate) token: String,
+    /// The private key of a WIT-SVID, a JWK; only where it was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) key: Option<String>,
+}
+
+/// `fetch jwt`.
+#[derive(Debug, Serialize)]
+pub(crate) struct JwtSvids {
+    /// The default identity first.
+    pub(crate) svids: Vec<TokenSvid>,
+}
+
+/// `fetch wit`.
+#[derive(Debug, Serialize)]
+pub(crate) struct WitSvids {
+    /// The default identity first.
+    pub(crate) svids: Vec<TokenSvid>,
+}
+
+/// `fetch bundle --kind jwt|wit`.
+#[derive(Debug, Serialize)]
+pub(crate) struct JwkSets {
+    /// JWK sets by the names of the trust domains.
+    pub(crate) bundles: std::collections::BTreeMap<String, serde_json::Value>,
+}
+
+/// `validate jwt`.
+#[derive(Debug, Serialize)]
+pub(crate) struct ValidToken {
+    /// The subject.
+    pub(crate) spiffe_id: String,
+    /// The claims that the agent shows.
+    pub(crate) claims: std::collections::BTreeMap<String, serde_json::Value>,
+}
+
 /// `healthcheck`.
 #[derive(Debug, Serialize)]
 pub(crate) struct Health {

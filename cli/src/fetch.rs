@@ -14,13 +14,15 @@ use tonic::Streaming;
 use crate::args::Globals;
 use crate::documents::{Svid, Svids, TrustBundles};
 use crate::exit::{Failure, Outcome};
+use crate::fetch_tokens::{self, Kind};
 use crate::files::{self, PUBLIC};
 use crate::moments::{self, Moment};
 use crate::output::{self, Output, Sheet, plain};
 use crate::svid_files::{BUNDLE, KEY, PemSvid, SVID, pem, suffix, with_suffix};
 use crate::workload::{self, SOCKET_VARIABLE, Workload};
 
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// The agent itself gives up after ten seconds, and says why.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// What can be fetched.
 #[derive(Debug, Subcommand)]
@@ -31,9 +33,27 @@ Files with --write: svid.pem, key.pem (readable by you alone) and bundle.pem of 
 further identities as svid.2.pem, key.2.pem, bundle.2.pem, and so on; bundle.<trust domain>.pem of each foreign
 trust domain. Each is replaced whole.")]
     X509(X509),
+    /// Fetch a JWT-SVID for an audience, of each identity of this process.
+    #[command(after_help = "\
+Example, to call something that takes bearer tokens:
+  curl -H \"Authorization: Bearer $(chancery fetch jwt --audience https://api.example.org --raw)\" ...")]
+    Jwt(fetch_tokens::Jwt),
+    /// Fetch the WIT-SVIDs of this process, the default identity first.
+    #[command(after_help = "\
+Files with --write: svid.wit and key.jwk (readable by you alone) of the default identity; those of further identities
+as svid.2.wit, key.2.jwk, and so on. Each is replaced whole.")]
+    Wit(fetch_tokens::Wit),
     /// Fetch the trust bundles that this process gets.
-    #[command(after_help = "Files with --write: bundle.<trust domain>.pem of each trust domain.")]
-    Bundle(Fetch),
+    #[command(after_help = "\
+Files with --write: bundle.<trust domain>.pem of each trust domain; with --kind jwt or wit, bundle.<trust domain>.jwt.json
+or bundle.<trust domain>.wit.json.")]
+    Bundle {
+        /// What is to be verified with them.
+        #[arg(long, value_enum, default_value_t, value_name = "KIND")]
+        kind: Kind,
+        #[command(flatten)]
+        fetch: Fetch,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -52,10 +72,10 @@ pub(crate) struct Fetch {
     workload_socket: Option<String>,
     /// The folder to write files to.
     #[arg(long, value_name = "FOLDER")]
-    write: Option<PathBuf>,
+    pub(crate) write: Option<PathBuf>,
     /// Keep going, and print a line at each change.
     #[arg(long)]
-    watch: bool,
+    pub(crate) watch: bool,
 }
 
 impl Verb {
@@ -66,9 +86,26 @@ impl Verb {
                 let take = |answer: &_| take_x509(answer, &x509, globals.output);
                 x509.fetch.each(async |workload: &mut Workload| workload.x509().await, take).await
             }
-            Self::Bundle(fetch) => {
+            Self::Jwt(jwt) => jwt.run(globals.output).await,
+            Self::Wit(wit) => wit.run(globals.output).await,
+            Self::Bundle { kind: Kind::X509, fetch } => {
                 let take = |answer: &_| take_bundles(answer, &fetch, globals.output);
                 fetch.each(async |workload: &mut Workload| workload.bundles().await, take).await
+            }
+            Self::Bundle { kind: Kind::Jwt, fetch } => {
+                let take = |answer: &wire::JwtBundlesResponse| {
+                    let text = |document: &bytes::Bytes| String::from_utf8_lossy(document).into_owned();
+                    let bundles = answer.bundles.iter().map(|(id, document)| (id.as_str(), text(document)));
+                    fetch_tokens::take_bundles(bundles, ("jwt", &fetch), globals.output)
+                };
+                fetch.each(async |workload: &mut Workload| workload.jwt_bundles().await, take).await
+            }
+            Self::Bundle { kind: Kind::Wit, fetch } => {
+                let take = |answer: &wire::WitBundlesResponse| {
+                    let bundles = answer.bundles.iter().map(|(id, document)| (id.as_str(), document.clone()));
+                    fetch_tokens::take_bundles(bundles, ("wit", &fetch), globals.output)
+                };
+                fetch.each(async |workload: &mut Workload| workload.wit_bundles().await, take).await
             }
         }
     }
@@ -77,7 +114,7 @@ impl Verb {
 impl Fetch {
     /// Opens the stream and hands its answers to `take`: the first one, or, with `--watch`, all of them, for as
     /// long as this process lives, however often the agent goes away.
-    async fn each<T>(
+    pub(crate) async fn each<T>(
         &self,
         open: impl AsyncFn(&mut Workload) -> Result<Streaming<T>, tonic::Status>,
         mut take: impl FnMut(&T) -> Outcome,
@@ -125,11 +162,15 @@ impl Fetch {
             let first = first.ok_or_else(|| Failure::Unreachable("the agent ended the stream".into()))?;
             Ok((stream, first))
         };
-        #[expect(clippy::disallowed_methods, reason = "input and output: an agent that does not answer")]
-        tokio::time::timeout(ANSWER_TIMEOUT, first)
-            .await
-            .map_err(|_| Failure::Unreachable(format!("the agent did not answer within {ANSWER_TIMEOUT:?}")))?
+        in_time(first).await
     }
+}
+
+/// What the agent answers, if it does so soon.
+pub(crate) async fn in_time<T>(answer: impl Future<Output = Outcome<T>>) -> Outcome<T> {
+    #[expect(clippy::disallowed_methods, reason = "input and output: an agent that does not answer")]
+    let answer = tokio::time::timeout(ANSWER_TIMEOUT, answer).await;
+    answer.map_err(|_| Failure::Unreachable(format!("the agent did not answer within {ANSWER_TIMEOUT:?}")))?
 }
 
 /// One identity, parsed.

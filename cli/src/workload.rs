@@ -73,6 +73,37 @@ impl Workload {
         Ok(self.client.fetch_x509svid(request(wire::X509svidRequest {})).await?.into_inner())
     }
 
+    /// A JWT-SVID for each identity of this process, or for `spiffe_id` alone.
+    pub(crate) async fn jwt(&mut self, audience: Vec<String>, spiffe_id: String) -> Result<Vec<wire::Jwtsvid>, Status> {
+        let request = request(wire::JwtsvidRequest { audience, spiffe_id });
+        Ok(self.client.fetch_jwtsvid(request).await?.into_inner().svids)
+    }
+
+    /// The WIT-SVIDs of this process, or that of `spiffe_id` alone, now and at each change.
+    pub(crate) async fn wit(&mut self, spiffe_id: String) -> Result<Streaming<wire::WitsvidResponse>, Status> {
+        Ok(self.client.fetch_witsvid(request(wire::WitsvidRequest { spiffe_id })).await?.into_inner())
+    }
+
+    /// Has a token judged that somebody has shown to this process.
+    pub(crate) async fn validate(
+        &mut self,
+        audience: String,
+        svid: String,
+    ) -> Result<wire::ValidateJwtsvidResponse, Status> {
+        let request = request(wire::ValidateJwtsvidRequest { audience, svid });
+        Ok(self.client.validate_jwtsvid(request).await?.into_inner())
+    }
+
+    /// The keys for JWT-SVIDs that this process gets, now and at each change.
+    pub(crate) async fn jwt_bundles(&mut self) -> Result<Streaming<wire::JwtBundlesResponse>, Status> {
+        Ok(self.client.fetch_jwt_bundles(request(wire::JwtBundlesRequest {})).await?.into_inner())
+    }
+
+    /// The keys for WIT-SVIDs that this process gets, now and at each change.
+    pub(crate) async fn wit_bundles(&mut self) -> Result<Streaming<wire::WitBundlesResponse>, Status> {
+        Ok(self.client.fetch_wit_bundles(request(wire::WitBundlesRequest {})).await?.into_inner())
+    }
+
     /// The bundles that this process gets, now and at each change.
     pub(crate) async fn bundles(&mut self) -> Result<Streaming<wire::X509BundlesResponse>, Status> {
         Ok(self.client.fetch_x509_bundles(request(wire::X509BundlesRequest {})).await?.into_inner())

@@ -18,6 +18,7 @@ use crate::api::{self, ApiError, Endpoint, Listener};
 use crate::attestor::systemd::Systemd;
 use crate::attestor::unix::Unix;
 use crate::attestor::{Attestors, WorkloadAttestor};
+use crate::cache::tokens::machine::Bounds;
 use crate::cache::{self, run};
 use crate::client::{self, Client, ClientError};
 use crate::config::{self, Config};
@@ -115,6 +116,7 @@ impl Agent {
 
         let (trust, trusted) = watch::channel(bundle);
         let (cache, mailbox) = cache::mailbox();
+        let cache = cache.counting(metrics.jwt_hits.clone());
         let parts = run::Parts {
             mailbox,
             client: client.clone(),
@@ -123,6 +125,7 @@ impl Agent {
             clock: clock.clone(),
             key_type: config.key_type,
             prefetch: config.prefetch,
+            tokens: Bounds { all: config.jwt.cache_entries, per_entry: config.jwt.cache_entries.div_ceil(4) },
             metrics: metrics.clone(),
         };
         tasks.spawn(ended("cache", shutdown.clone(), run::run(parts, shutdown.clone())));
@@ -154,7 +157,7 @@ impl Agent {
             metrics: metrics.clone(),
         };
         tasks.spawn(ended("renewal", shutdown.clone(), keeper.run(shutdown.clone())));
-        let endpoint = Endpoint { cache, attestors, limits: limits(&config.limits), clock };
+        let endpoint = Endpoint { cache, attestors, limits: limits(&config.limits), claims: config.jwt.claims, clock };
         let workload_socket = config.workload_socket;
         info!(spiffe_id = %id, socket = %workload_socket.display(), "agent is up");
         let until = shutdown.clone();

@@ -17,6 +17,7 @@ use rustls_pki_types::CertificateDer;
 use spiffe::bundle::Bundle;
 use spiffe::entry::EntryId;
 use spiffe::id::TrustDomain;
+use spiffe::jwt_svid::Audience;
 use spiffe::mtls::{self, CurrentBundles, CurrentSvid, Peers};
 use spiffe::proto::{WireError, v1};
 use spiffe::time::Clock;
@@ -183,22 +184,50 @@ impl Client {
         })
     }
 
-    /// Asks for an SVID for each entry by its CSR; the outcomes are in the same order.
-    pub async fn issue(
+    /// Asks for an X.509-SVID for each entry by its CSR; the outcomes are in the same order.
+    pub async fn issue_x509_svids(
         &self,
         requests: Vec<(EntryId, Vec<u8>)>,
-    ) -> Result<Vec<v1::x509_svid_result::Outcome>, ClientError> {
+    ) -> Result<Vec<Result<v1::X509Svid, v1::Refusal>>, ClientError> {
+        use v1::x509_svid_result::Outcome;
         let asked = requests.len();
         let wire =
             |(entry, csr): (EntryId, Vec<u8>)| v1::X509SvidRequest { entry_id: entry.to_string(), csr: csr.into() };
         let message = v1::IssueX509SvidsRequest { requests: requests.into_iter().map(wire).collect() };
         let call = async |mut door: Door| Ok(door.issue_x509_svids(limited(message)).await?.into_inner());
-        let results = self.call(call).await?.results;
-        if results.len() != asked {
-            return Err(ClientError::Answer(format!("{} results for {asked} requests", results.len())));
-        }
-        let outcome = |result: v1::X509SvidResult| result.outcome.ok_or(WireError::Missing("outcome").into());
-        results.into_iter().map(outcome).collect()
+        let outcome = |result: v1::X509SvidResult| match result.outcome? {
+            Outcome::Svid(svid) => Some(Ok(svid)),
+            Outcome::Refused(refusal) => Some(Err(refusal)),
+        };
+        one_for_each(self.call(call).await?.results, asked, outcome)
+    }
+
+    /// Asks for a JWT-SVID for each entry and audience; the outcomes are in the same order.
+    pub async fn issue_jwt_svids(
+        &self,
+        requests: Vec<(EntryId, Audience)>,
+    ) -> Result<Vec<Result<v1::Token, v1::Refusal>>, ClientError> {
+        let asked = requests.len();
+        let wire = |(entry, audience): (EntryId, Audience)| v1::JwtSvidRequest {
+            entry_id: entry.to_string(),
+            audience: audience.values().to_vec(),
+        };
+        let message = v1::IssueJwtSvidsRequest { requests: requests.into_iter().map(wire).collect() };
+        let call = async |mut door: Door| Ok(door.issue_jwt_svids(limited(message)).await?.into_inner());
+        one_for_each(self.call(call).await?.results, asked, token)
+    }
+
+    /// Asks for a WIT-SVID for each entry by its CSR; the outcomes are in the same order.
+    pub async fn issue_wit_svids(
+        &self,
+        requests: Vec<(EntryId, Vec<u8>)>,
+    ) -> Result<Vec<Result<v1::Token, v1::Refusal>>, ClientError> {
+        let asked = requests.len();
+        let wire =
+            |(entry, csr): (EntryId, Vec<u8>)| v1::WitSvidRequest { entry_id: entry.to_string(), csr: csr.into() };
+        let message = v1::IssueWitSvidsRequest { requests: requests.into_iter().map(wire).collect() };
+        let call = async |mut door: Door| Ok(door.issue_wit_svids(limited(message)).await?.into_inner());
+        one_for_each(self.call(call).await?.results, asked, token)
     }
 
     /// A fresh SVID for the agent itself.
@@ -281,6 +310,25 @@ impl Client {
             // The next one has its turn first: this one may accept connections and do nothing.
             self.good.fetch_add(1, Ordering::Relaxed);
         }
+    }
+}
+
+/// What a server answers to `asked` requests at once.
+fn one_for_each<R, T>(
+    results: Vec<R>,
+    asked: usize,
+    outcome: impl Fn(R) -> Option<Result<T, v1::Refusal>>,
+) -> Result<Vec<Result<T, v1::Refusal>>, ClientError> {
+    if results.len() != asked {
+        return Err(ClientError::Answer(format!("{} results for {asked} requests", results.len())));
+    }
+    results.into_iter().map(|result| outcome(result).ok_or(WireError::Missing("outcome").into())).collect()
+}
+
+fn token(result: v1::TokenResult) -> Option<Result<v1::Token, v1::Refusal>> {
+    match result.outcome? {
+        v1::token_result::Outcome::Token(token) => Some(Ok(token)),
+        v1::token_result::Outcome::Refused(refusal) => Some(Err(refusal)),
     }
 }
 

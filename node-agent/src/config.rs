@@ -14,6 +14,7 @@ use spiffe::settings::{self, SettingsError};
 use zeroize::Zeroizing;
 
 pub mod broker;
+pub mod jwt;
 
 use broker::{Broker, BrokerError};
 
@@ -76,6 +77,8 @@ pub struct Config {
     pub attestors: Attestors,
     /// How much is served at once.
     pub limits: Limits,
+    /// How JWT-SVIDs are held and looked at.
+    pub jwt: jwt::Jwt,
     /// Where `/live`, `/ready` and `/metrics` are; `None`: nowhere.
     pub health_listen: Option<SocketAddr>,
     /// Where brokers ask on behalf of workloads; `None`: nowhere.
@@ -301,6 +304,8 @@ struct Document {
     attestors: Attestors,
     #[serde(default)]
     limits: Limits,
+    #[serde(default)]
+    jwt: jwt::Jwt,
     health_listen: Option<Loopback>,
     broker: Option<broker::Table>,
 }
@@ -451,6 +456,7 @@ impl Config {
             prefetch: document.prefetch,
             attestors: document.attestors,
             limits: document.limits,
+            jwt: document.jwt,
             health_listen: document.health_listen.map(|Loopback(address)| address),
             broker,
         })
@@ -475,6 +481,7 @@ mod tests {
         assert_eq!(config.trust_domain.name(), "example.org");
         assert_eq!(config.prefetch, default_prefetch());
         assert_eq!(config.limits, Limits::default());
+        assert_eq!(config.jwt, jwt::Jwt::default());
     }
 
     #[test]

@@ -12,6 +12,14 @@ pub struct Metrics {
     pub connected: Gauge,
     /// SVIDs held for workloads.
     pub svids: Gauge,
+    /// WIT-SVIDs held for workloads that listen.
+    pub wit_svids: Gauge,
+    /// JWT-SVIDs held.
+    pub jwt_svids: Gauge,
+    /// JWT-SVIDs that were held when a workload asked.
+    pub jwt_hits: Counter,
+    /// JWT-SVIDs that were not.
+    pub jwt_misses: Counter,
     /// Entries of this node.
     pub entries: Gauge,
     /// Subscriptions of workloads.
@@ -34,6 +42,10 @@ impl Metrics {
         let mut registry = Registry::with_prefix("chancery_agent");
         registry.register("server_connected", "Whether a server is connected", self.connected.clone());
         registry.register("svids", "SVIDs held for workloads", self.svids.clone());
+        registry.register("wit_svids", "WIT-SVIDs held for workloads that listen", self.wit_svids.clone());
+        registry.register("jwt_svids", "JWT-SVIDs held", self.jwt_svids.clone());
+        registry.register("jwt_hits", "JWT-SVIDs that were held when asked for", self.jwt_hits.clone());
+        registry.register("jwt_misses", "JWT-SVIDs that had to be issued when asked for", self.jwt_misses.clone());
         registry.register("entries", "Registration entries of this node", self.entries.clone());
         registry.register("subscribers", "Subscriptions of workloads", self.subscribers.clone());
         registry.register("svids_issued", "SVIDs issued for workloads", self.issued.clone());

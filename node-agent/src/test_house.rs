@@ -17,9 +17,12 @@ use spiffe::crypto;
 use spiffe::csr::ProvenKey;
 use spiffe::entry::{KeyType, RegistrationEntry};
 use spiffe::id::{SpiffeId, TrustDomain};
+use spiffe::jose::Jwk;
+use spiffe::jwt_svid::Audience;
 use spiffe::mtls::{self, CurrentBundles, CurrentSvid, Peers};
 use spiffe::proto::v1;
 use spiffe::time::{Clock, Fake, Lifetime, Timestamp};
+use spiffe::wit_svid::ConfirmationKey;
 use spiffe::x509_svid::X509Svid;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
@@ -33,6 +36,7 @@ use v1::node_server::{Node, NodeServer};
 use crate::cache::event::Key;
 use crate::config::Address;
 use crate::node::NodeIdentity;
+use crate::test_tokens::{self, TokenKey};
 
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -93,6 +97,8 @@ pub(crate) struct State {
     pub(crate) banned: bool,
     pub(crate) acknowledged: u64,
     pub(crate) batches: Vec<usize>,
+    /// Of JWT-SVIDs and WIT-SVIDs.
+    pub(crate) token_batches: Vec<usize>,
     pub(crate) renewals: usize,
     pub(crate) ttl: Duration,
 }
@@ -104,6 +110,8 @@ pub(crate) struct House(Arc<Inner>);
 struct Inner {
     clock: Fake,
     authority: Authority,
+    /// For JWT-SVIDs, and for WIT-SVIDs.
+    keys: [TokenKey; 2],
     svid: CurrentSvid,
     state: Mutex<State>,
     revision: watch::Sender<u64>,
@@ -130,6 +138,7 @@ impl House {
         let inner = Inner {
             clock: Fake::new(now),
             authority,
+            keys: [TokenKey::new(), TokenKey::new()],
             svid: CurrentSvid::default(),
             state: Mutex::new(state),
             revision: watch::channel(1).0,
@@ -152,7 +161,8 @@ impl House {
     }
 
     pub(crate) fn bundle(&self) -> Bundle {
-        Bundle::new(self.trust_domain(), vec![self.0.authority.x509_authority()], 1, None).unwrap()
+        let bundle = Bundle::new(self.trust_domain(), vec![self.0.authority.x509_authority()], 1, None).unwrap();
+        test_tokens::with_keys(bundle, &[&self.0.keys[0]], &[&self.0.keys[1]])
     }
 
     pub(crate) fn fingerprint(&self) -> [u8; 32] {
@@ -334,16 +344,64 @@ impl Node for House {
 
     async fn issue_jwt_svids(
         &self,
-        _: Request<v1::IssueJwtSvidsRequest>,
+        request: Request<v1::IssueJwtSvidsRequest>,
     ) -> Result<Response<v1::IssueJwtSvidsResponse>, Status> {
-        Err(Status::unimplemented("JWT-SVIDs are not issued yet"))
+        self.caller(&request)?;
+        let requests = request.into_inner().requests;
+        self.state().token_batches.push(requests.len());
+        let results = requests.into_iter().map(|request| {
+            let life = (self.0.clock.now(), Duration::from_secs(300));
+            let sign = |entry: RegistrationEntry| {
+                let audience = Audience::parse(&request.audience).unwrap();
+                let jti = entry.jti.then(|| crypto::hex(&crypto::random::<8>().unwrap()));
+                self.0.keys[0].jwt_svid(&entry.spiffe_id, &audience, life, jti)
+            };
+            self.token(&request.entry_id, life, sign)
+        });
+        Ok(Response::new(v1::IssueJwtSvidsResponse { results: results.collect() }))
     }
 
     async fn issue_wit_svids(
         &self,
-        _: Request<v1::IssueWitSvidsRequest>,
+        request: Request<v1::IssueWitSvidsRequest>,
     ) -> Result<Response<v1::IssueWitSvidsResponse>, Status> {
-        Err(Status::unimplemented("WIT-SVIDs are not issued yet"))
+        self.caller(&request)?;
+        let requests = request.into_inner().requests;
+        self.state().token_batches.push(requests.len());
+        let results = requests.into_iter().map(|request| {
+            let life = (self.0.clock.now(), self.state().ttl);
+            let key = ProvenKey::from_csr(&request.csr).unwrap();
+            let jwk = Jwk::from_spki(&key.subject_public_key_info()).unwrap();
+            let sign = |entry: RegistrationEntry| {
+                self.0.keys[1].wit_svid(&entry.spiffe_id, ConfirmationKey::new(&jwk).unwrap(), life)
+            };
+            self.token(&request.entry_id, life, sign)
+        });
+        Ok(Response::new(v1::IssueWitSvidsResponse { results: results.collect() }))
+    }
+}
+
+impl House {
+    fn token(
+        &self,
+        entry: &str,
+        (now, ttl): (Timestamp, Duration),
+        sign: impl FnOnce(RegistrationEntry) -> String,
+    ) -> v1::TokenResult {
+        use v1::token_result::Outcome;
+        let refused = |code, message: &str| Outcome::Refused(v1::Refusal { code, message: message.into() });
+        let known = self.state().entries.iter().find(|known| known.id.as_str() == entry).cloned();
+        let outcome = match known {
+            None => refused(5, "no such entry"),
+            Some(entry) if self.state().refused_entries.contains(entry.id.as_str()) => refused(7, "not this one"),
+            Some(entry) => Outcome::Token(v1::Token {
+                spiffe_id: entry.spiffe_id.to_string(),
+                issued_at: now.unix(),
+                expires_at: now.plus(ttl).unix(),
+                token: sign(entry),
+            }),
+        };
+        v1::TokenResult { outcome: Some(outcome) }
     }
 }
 

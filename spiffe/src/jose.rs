@@ -2,14 +2,18 @@
 //!
 //! - `jwk`: public keys.
 //! - `jws`: the compact serialization, taken apart and put together.
+//! - `private`: the JWK of a private key.
 //! - `json`: JSON in which no member occurs twice.
 
 mod json;
 mod jwk;
 mod jws;
+mod private;
 
+pub(crate) use json::ObjectOnly;
 pub use json::{JsonError, parse_object};
 pub use jwk::{Jwk, JwkError, JwkMembers, MAX_KID_BYTES};
 pub use jws::{Header, JwsError, MAX_TOKEN_BYTES, Parsed, write};
+pub use private::{private_jwk, public_jwk};
 
 pub use crate::crypto::jws::{Algorithm, Curve, PublicKey, SignatureError, Signer};

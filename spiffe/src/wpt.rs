@@ -72,7 +72,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Map, Value, json};
 
-pub use self::verifier::{MAX_PROOFS, ProvenWitSvid, WitVerifier};
+pub use self::verifier::{MAX_PROOFS, MAX_PROOFS_OF_ONE, ProvenWitSvid, WitVerifier};
 use crate::crypto;
 use crate::crypto::jws::{Algorithm, SignatureError, Signer};
 use crate::jose::{self, JwsError, Parsed};
@@ -160,8 +160,8 @@ pub enum WptError {
     /// It was used before.
     #[error("proof of possession was used before: make one for each request")]
     Replayed,
-    /// The memory of proofs that were used is full.
-    #[error("{0} proofs of possession are remembered already, no more fit: try again in a moment")]
+    /// The memory of proofs that were used is full, or the sender's share of it.
+    #[error("{0} proofs of possession are remembered already, no more fit: let them end sooner, or try again later")]
     Full(usize),
 }
 

@@ -30,7 +30,7 @@ const CA_SERVER: Order = Order {
         &["view", "connected"],
         &["issuance", "attest"],
         &["authority"],
-        &["store", "audit", "metrics"],
+        &["store", "audit", "metrics", "https"],
         &["config"],
     ],
     beside: &[("metrics", "audit")],

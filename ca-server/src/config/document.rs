@@ -255,9 +255,15 @@ impl TryFrom<Document> for Config {
         let authority = authority(document.authority)?;
         let svid = svid(&document.svid, authority.ca_ttl)?;
         let (mut jwt, wit) = (tokens(&JWT, document.jwt)?, wit(document.wit)?);
+        // Those who poll have to learn of new keys of every kind in time.
         let web = document.web.read(authority.ca_ttl.min(jwt.key_ttl).min(wit.key_ttl))?;
-        // What discovery says the issuer is, tokens have to say too.
-        jwt.issuer = jwt.issuer.or_else(|| web.oidc.as_ref().map(|oidc| oidc.issuer.clone()));
+        if let Some(oidc) = web.oidc.as_ref().map(|oidc| &oidc.issuer) {
+            let own = jwt.issuer.get_or_insert_with(|| oidc.clone());
+            if own != oidc {
+                let (jwt, oidc) = (own.as_str().to_owned(), oidc.as_str().to_owned());
+                return Err(ConfigError::TwoIssuers { jwt, oidc });
+            }
+        }
         check_limits(&document.limits, &document.attest)?;
         in_range("audit.queue", document.audit.queue, 16, 1 << 20)?;
         let to = match document.audit.file {

@@ -256,3 +256,18 @@ fn an_issuer_is_a_plain_url_and_needs_a_listener() {
     assert!(error(&oidc("http://oidc.example.org")).contains("begin with https://"));
     assert!(error("[web.oidc]\nissuer = 'https://a.org'").contains("add [web.https_web]"));
 }
+
+#[test]
+fn a_certificate_of_the_web_comes_from_files_or_from_acme() {
+    let web = |rest: &str| format!("[web.https_web]\nlisten = '0.0.0.0:443'\n{rest}");
+    let acme = "[web.https_web.acme]\ndirectory = 'https://acme.example/dir'\ndomains = ['a.example.org']\n";
+    let agreed = format!("{acme}terms_of_service_agreed = true");
+    assert!(matches!(
+        parse(&web(&agreed)).unwrap().web.https_web.unwrap().certificate,
+        WebCertificate::Acme(Acme { roots: None, .. })
+    ));
+    assert!(error(&web("")).contains("no certificate to show"));
+    assert!(error(&web("certificate = 'a'")).contains("no certificate to show"));
+    assert!(error(&web(&format!("certificate = 'a'\nkey = 'b'\n{agreed}"))).contains("not both"));
+    assert!(error(&web(&format!("{acme}terms_of_service_agreed = false"))).contains("terms of service"));
+}

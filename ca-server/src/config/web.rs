@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
+use spiffe::entry::DnsName;
 use spiffe::federation::EndpointUrl;
 use spiffe::settings::optional_duration;
 
@@ -20,6 +21,8 @@ const PREPARED_SHARE: u32 = 6;
 const SHORTEST_HINT: Duration = Duration::from_secs(10);
 /// The hint where the rotation leaves more time: the standard's own default, so that a revocation is soon known.
 const USUAL_HINT: Duration = Duration::from_secs(300);
+/// The most names in one certificate of the web: a CA proves each by itself.
+const MAX_ACME_DOMAINS: usize = 16;
 /// The longest path of the bundle, in bytes.
 const LONGEST_PATH: usize = 256;
 
@@ -41,15 +44,48 @@ pub struct Web {
 }
 
 /// `[web.https_web]`.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HttpsWeb {
     /// Where.
     pub listen: SocketAddr,
+    /// What is shown there.
+    pub certificate: WebCertificate,
+}
+
+/// Where the certificate of the web comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WebCertificate {
+    /// Two files that somebody else renews.
+    Files(CertificateFiles),
+    /// An ACME CA.
+    Acme(Acme),
+}
+
+/// A certificate and its key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateFiles {
     /// PEM: the certificate, then those above it.
     pub certificate: PathBuf,
     /// PEM: its key.
     pub key: PathBuf,
+}
+
+/// `[web.https_web.acme]`: certificates by ACME (RFC 8555), proved by TLS-ALPN (RFC 8737) on the listener itself.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Acme {
+    /// The URL of the CA's directory.
+    pub directory: EndpointUrl,
+    /// The names in the certificate.
+    pub domains: Vec<DnsName>,
+    /// Where the CA may write to, as `mailto:` URLs.
+    #[serde(default)]
+    pub contact: Vec<String>,
+    /// Whether whoever runs this server has agreed to the CA's terms.
+    pub terms_of_service_agreed: bool,
+    /// PEM: what the CA's own web server is known by, besides the operating system's roots.
+    #[serde(default)]
+    pub roots: Option<PathBuf>,
 }
 
 /// `[web.https_spiffe]`.
@@ -103,6 +139,32 @@ impl TryFrom<String> for Issuer {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+struct HttpsWebDocument {
+    listen: SocketAddr,
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
+    acme: Option<Acme>,
+}
+
+impl HttpsWebDocument {
+    fn read(self) -> Result<HttpsWeb, ConfigError> {
+        let certificate = match (self.certificate, self.key, self.acme) {
+            (Some(certificate), Some(key), None) => WebCertificate::Files(CertificateFiles { certificate, key }),
+            (None, None, Some(acme)) => {
+                in_range("web.https_web.acme.domains (how many)", acme.domains.len(), 1, MAX_ACME_DOMAINS)?;
+                if !acme.terms_of_service_agreed {
+                    return Err(ConfigError::AcmeTerms);
+                }
+                WebCertificate::Acme(acme)
+            }
+            _ => return Err(ConfigError::WebCertificate),
+        };
+        Ok(HttpsWeb { listen: self.listen, certificate })
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct OidcDocument {
     issuer: Issuer,
     #[serde(default)]
@@ -117,7 +179,7 @@ pub(super) struct WebDocument {
     #[serde(with = "optional_duration")]
     refresh_hint: Option<Duration>,
     connections: usize,
-    https_web: Option<HttpsWeb>,
+    https_web: Option<HttpsWebDocument>,
     https_spiffe: Option<HttpsSpiffe>,
     oidc: Option<OidcDocument>,
 }
@@ -142,6 +204,7 @@ impl WebDocument {
         let slowest = Duration::from_secs((ca_ttl / PREPARED_SHARE / POLLS_BEFORE_USE).as_secs()).max(SHORTEST_HINT);
         let refresh_hint = refresh_hint.unwrap_or(slowest.min(USUAL_HINT));
         lifetime_in_range("web.refresh_hint", refresh_hint, SHORTEST_HINT, slowest)?;
+        let https_web = https_web.map(HttpsWebDocument::read).transpose()?;
         let oidc = oidc.map(|OidcDocument { issuer, mut allowed_hosts }| {
             if allowed_hosts.is_empty() {
                 allowed_hosts.push(issuer.url.host().to_string());

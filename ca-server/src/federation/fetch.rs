@@ -6,7 +6,6 @@
 //! - A redirect is followed three times at most, for this once: each is a URL by the rules, its address is looked at
 //!   anew, and what it leads to is known by the same TLS. Only the status 200 brings a bundle.
 
-use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,8 +24,9 @@ use spiffe::settings::write_duration;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::debug;
 
-use super::connect::connect;
+use super::address::objection;
 use crate::config::Network;
+use crate::https::{self, ConnectError};
 
 const MAX_HEAD_BYTES: usize = 64 << 10;
 const MAX_HEADERS: usize = 128;
@@ -36,9 +36,9 @@ const AGENT: &str = concat!("chancery/", env!("CARGO_PKG_VERSION"));
 /// Why a poll brought nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FetchError {
-    /// There is nothing to know an endpoint by.
-    #[error("the TLS of the web cannot be set up: {0}")]
-    Roots(String),
+    /// There is no connection to the endpoint.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
     /// The bundle that would tell the endpoint is not known.
     #[error(
         "there is no bundle of {0} to know the endpoint by: give one with \"chancery bundle set {0}\", or form a \
@@ -51,41 +51,6 @@ pub enum FetchError {
          \"chancery bundle set {0}\""
     )]
     EmptyBundle(TrustDomain),
-    /// The host's addresses cannot be had.
-    #[error("{host} cannot be resolved: {error}")]
-    Resolve {
-        /// The host.
-        host: String,
-        /// What the resolver said.
-        error: String,
-    },
-    /// The host has no address.
-    #[error("{0} has no address")]
-    NoAddress(String),
-    /// All addresses of the host are of kinds that are not polled.
-    #[error(
-        "{host} is at {address}, a {kind} address, and only public ones are polled: if it is meant, add its network to \
-         federation.allow_networks in the server's config"
-    )]
-    NotPublic {
-        /// The host.
-        host: String,
-        /// One of its addresses.
-        address: IpAddr,
-        /// Of which kind that is.
-        kind: &'static str,
-    },
-    /// Nobody answers.
-    #[error("{address} does not answer: {error}")]
-    Connect {
-        /// The last address that was tried.
-        address: SocketAddr,
-        /// What the system said.
-        error: String,
-    },
-    /// The endpoint is not who it should be, or speaks no TLS that we do.
-    #[error("the endpoint is refused: {0}")]
-    Tls(String),
     /// The endpoint does not speak HTTP.
     #[error("the endpoint's answer cannot be read: {0}")]
     Http(String),
@@ -131,7 +96,8 @@ pub(super) async fn fetch(url: &EndpointUrl, tls: Arc<ClientConfig>, limits: &Li
 async fn follow(url: &EndpointUrl, tls: Arc<ClientConfig>, limits: &Limits) -> Result<Vec<u8>, FetchError> {
     let mut url = url.clone();
     for _ in 0..=MAX_REDIRECTS {
-        let stream = connect(&url, Arc::clone(&tls), &limits.allow_networks).await?;
+        let stream =
+            https::connect(&url, Arc::clone(&tls), &|address| objection(address, &limits.allow_networks)).await?;
         let address = stream.get_ref().0.peer_addr().ok();
         let asking =
             http1::Builder::new().max_buf_size(MAX_HEAD_BYTES).max_headers(MAX_HEADERS).handshake(TokioIo::new(stream));

@@ -6,7 +6,7 @@
 //! | `schedule` | which relationship is polled when (pure) |
 //! | `verdict` | what an answer means beside the bundle that is known (pure) |
 //! | `address` | which addresses an endpoint may have (pure) |
-//! | `fetch`, `connect` | one HTTPS request, bounded in every way; how its endpoint is reached and known |
+//! | `fetch` | one HTTPS request, bounded in every way |
 //! | `poll` | the loop that carries it out; [`Federation`], what others may ask of it |
 //!
 //! - The bundle of one trust domain never reaches that of another: each is fetched for its name, and stored under it.
@@ -14,13 +14,11 @@
 //! - Every server polls for itself; the store's compare-and-swap lets one of two that found the same news in.
 
 mod address;
-mod connect;
 mod fetch;
 mod poll;
 mod schedule;
 mod verdict;
 
-pub use self::connect::WebRoots;
 pub use self::fetch::{FetchError, Limits};
 pub use self::poll::{Asks, Federation, Parts, Source, Status};
 pub use self::schedule::{Attempt, Outcome};

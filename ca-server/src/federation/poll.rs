@@ -13,16 +13,17 @@ use spiffe::bundle::Bundle;
 use spiffe::crypto;
 use spiffe::federation::{Profile, Relationship};
 use spiffe::id::TrustDomain;
+use spiffe::mtls::{self, CurrentBundles, Peers};
 use spiffe::time::{Clock, Timestamp};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tracing::{debug, error, info, warn};
 
-use super::connect::{WebRoots, svid_tls};
 use super::fetch::{FetchError, Limits, fetch};
 use super::schedule::{Attempt, Known, Outcome, Schedule, Turn};
 use super::verdict::{Remark, Verdict, judge};
 use crate::audit::{self, Audit, Event, Message, Reason, Who};
+use crate::https::{self, ConnectError, WebRoots};
 use crate::metrics::Metrics;
 use crate::store::{Revision, Store, StoreError, Txn};
 use crate::view::follow::Views;
@@ -345,8 +346,10 @@ impl Federation {
         }
     }
 
+    /// What the endpoint is known by (sections 5.2.1.4 and 5.2.2.4): a certificate of the web for the host of the URL, or an
+    /// SVID of its ID below the latest bundle of that ID's trust domain, where the host plays no part.
     async fn tls(&self, relationship: &Relationship) -> Result<Arc<ClientConfig>, FetchError> {
-        let Profile::HttpsSpiffe(id) = &relationship.profile else { return self.web_roots.tls().await };
+        let Profile::HttpsSpiffe(id) = &relationship.profile else { return Ok(self.web_roots.tls().await?) };
         let (name, view) = (id.trust_domain(), self.views.load());
         let own = (name == *view.trust_domain()).then(|| view.bundle().clone());
         let foreign = || view.foreign_bundle(&name).map(|held| held.value.clone());
@@ -354,7 +357,10 @@ impl Federation {
         if bundle.x509_authorities().is_empty() {
             return Err(FetchError::EmptyBundle(name));
         }
-        svid_tls(id, bundle, Arc::clone(&self.clock))
+        let peers = Peers::Ids(vec![id.clone()]);
+        let config = mtls::client_config(None, CurrentBundles::new([bundle]), peers, Arc::clone(&self.clock));
+        let config = config.map_err(|error| ConnectError::Roots(error.to_string()))?;
+        Ok(Arc::new(https::speaking_http(config)))
     }
 
     /// Puts `bundle` in the place of the one that `view` has, as long as the relationship stands.

@@ -18,7 +18,7 @@ use spiffe::time::Clock;
 use tracing::{error, info};
 use zeroize::Zeroizing;
 
-use crate::config::{ConfigError, HttpsWeb, certificates, read_limited};
+use crate::config::{CertificateFiles, ConfigError, certificates, read_limited};
 
 const CERTIFICATE: &str = "web.https_web.certificate";
 const KEY: &str = "web.https_web.key";
@@ -69,7 +69,7 @@ impl ResolvesServerCert for Shown {
 /// A certificate and its key in two files.
 #[derive(Debug)]
 pub(super) struct Files {
-    config: HttpsWeb,
+    config: CertificateFiles,
     /// SHA-256 of what was read last, good or not.
     seen: String,
     shown: Shown,
@@ -77,7 +77,7 @@ pub(super) struct Files {
 
 impl Files {
     /// Reads them for the first time.
-    pub(super) fn open(config: &HttpsWeb) -> Result<Self, CertificateError> {
+    pub(super) fn open(config: &CertificateFiles) -> Result<Self, CertificateError> {
         let (seen, pair) = read(config);
         Ok(Self { config: config.clone(), seen, shown: Shown(Arc::new(ArcSwap::from_pointee(pair?))) })
     }
@@ -116,7 +116,7 @@ impl Files {
 }
 
 /// What is in the files, as a digest and as what it means.
-fn read(config: &HttpsWeb) -> (String, Result<CertifiedKey, CertificateError>) {
+fn read(config: &CertificateFiles) -> (String, Result<CertifiedKey, CertificateError>) {
     let certificate = read_limited(CERTIFICATE, &config.certificate);
     let key = read_limited(KEY, &config.key).map(Zeroizing::new);
     let digest = |bytes: Result<&[u8], String>| bytes.map_or_else(|error| error, crypto::sha256_hex);
@@ -129,7 +129,7 @@ fn read(config: &HttpsWeb) -> (String, Result<CertifiedKey, CertificateError>) {
     (seen, certificate.and(key).map_err(CertificateError::from).and_then(|key| pair(config, &key)))
 }
 
-fn pair(config: &HttpsWeb, key: &[u8]) -> Result<CertifiedKey, CertificateError> {
+pub(super) fn pair(config: &CertificateFiles, key: &[u8]) -> Result<CertifiedKey, CertificateError> {
     let chain = certificates(CERTIFICATE, &config.certificate)?;
     let key = PrivateKeyDer::from_pem_slice(key)
         .map_err(|error| CertificateError::NoKey { path: config.key.clone(), error: error.to_string() })?;
@@ -144,7 +144,7 @@ fn pair(config: &HttpsWeb, key: &[u8]) -> Result<CertifiedKey, CertificateError>
 mod tests {
     use super::*;
 
-    fn write(config: &HttpsWeb) -> Vec<u8> {
+    fn write(config: &CertificateFiles) -> Vec<u8> {
         let made = rcgen::generate_simple_self_signed(["a.test".to_owned()]).unwrap();
         std::fs::write(&config.certificate, made.cert.pem()).unwrap();
         std::fs::write(&config.key, made.signing_key.serialize_pem()).unwrap();
@@ -155,7 +155,7 @@ mod tests {
     fn a_renewal_is_shown_and_half_of_one_is_not() {
         let folder = tempfile::tempdir().unwrap();
         let [certificate, key] = ["web.pem", "web.key"].map(|name| folder.path().join(name));
-        let config = HttpsWeb { listen: ([127, 0, 0, 1], 0).into(), certificate, key };
+        let config = CertificateFiles { certificate, key };
         assert!(Files::open(&config).unwrap_err().to_string().contains("cannot be read"));
         let first = write(&config);
         let mut files = Files::open(&config).unwrap();

@@ -91,6 +91,10 @@ async fn converse(stream: TcpStream, door: Door, stop: CancellationToken) {
         },
         () = stop.cancelled() => return,
     };
+    if stream.get_ref().1.alpn_protocol() == Some(super::acme::PROTOCOL) {
+        // The handshake was all of it (RFC 8737 section 4).
+        return;
+    }
     let (site, views) = (door.site, door.views);
     let service = service_fn(move |request: Request<Incoming>| {
         // The body is dropped unread.

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `answer` | which request gets what (pure) |
 //! | `discovery` | OpenID Connect Discovery, for verifiers of JWT-SVIDs that know no SPIFFE (pure) |
+//! | `acme` | the certificate of the web by ACME |
 //! | `certificate` | the certificate of the web, read again when its files change |
 //! | `listen` | connections, bounded in every way |
 //!
@@ -12,12 +13,14 @@
 //! - Nobody is asked who he is: neither by TLS nor by HTTP (sections 5.2.1.3 and 5.2.2.3).
 //! - An answer is made of the View of its moment: a root that is prepared is there before anything is signed with it.
 
+mod acme;
 mod answer;
 mod certificate;
 mod discovery;
 mod listen;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use rustls::ServerConfig;
@@ -31,8 +34,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::info;
 
-use crate::config::{self, ConfigError};
+use crate::config::{self, ConfigError, WebCertificate};
 use crate::view::follow::Views;
+pub use acme::AcmeError;
+use acme::Keeper;
 use answer::Site;
 pub use certificate::CertificateError;
 use certificate::Files;
@@ -43,6 +48,9 @@ pub enum WebError {
     /// The certificate of the web is no good.
     #[error(transparent)]
     Certificate(#[from] CertificateError),
+    /// ACME cannot be set up.
+    #[error(transparent)]
+    Acme(#[from] AcmeError),
     /// A file cannot be read.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -77,6 +85,8 @@ pub struct Addresses {
 pub struct Parts<'a> {
     /// What the config says.
     pub config: &'a config::Web,
+    /// Where the ACME account and what came of it are kept.
+    pub acme_dir: PathBuf,
     /// What `https_spiffe` shows.
     pub svid: CurrentSvid,
     /// Where the bundle is.
@@ -90,45 +100,60 @@ pub struct Parts<'a> {
 }
 
 /// Serves on `ports` until `stop`.
-pub fn serve(ports: Ports, parts: Parts<'_>) -> Result<Addresses, WebError> {
+pub fn serve(ports: Ports, parts: &Parts<'_>) -> Result<Addresses, WebError> {
     let (path, refresh_hint) = (parts.config.path.clone(), parts.config.refresh_hint);
     let site = Site { path, refresh_hint, oidc: None };
     let mut addresses = Addresses::default();
     if let (Some(port), Some(web)) = (ports.https_web, &parts.config.https_web) {
-        let files = Files::open(web)?;
         let site = Site { oidc: parts.config.oidc.clone(), ..site.clone() };
-        addresses.https_web = Some(begin(port, files.shown(), site, &parts)?);
-        let (stop, clock) = (parts.stop.clone(), Arc::clone(&parts.clock));
-        parts.loops.spawn(async move {
-            tokio::select! {
-                () = files.keep(clock) => {}
-                () = stop.cancelled() => {}
+        let address = match &web.certificate {
+            WebCertificate::Files(files) => {
+                let files = Files::open(files)?;
+                let address = begin(port, tls(files.shown(), parts)?, site, parts)?;
+                keep(files.keep(Arc::clone(&parts.clock)), parts);
+                address
             }
-        });
+            WebCertificate::Acme(acme) => {
+                let keeper = Keeper::open(acme, parts.acme_dir.clone(), Arc::clone(&parts.clock))?;
+                let mut tls = tls(keeper.shown(), parts)?;
+                tls.alpn_protocols.push(acme::PROTOCOL.to_vec());
+                let address = begin(port, tls, site, parts)?;
+                keep(keeper.keep(), parts);
+                address
+            }
+        };
+        addresses.https_web = Some(address);
     }
     if let Some(port) = ports.https_spiffe {
-        addresses.https_spiffe = Some(begin(port, Arc::new(parts.svid.clone()), site, &parts)?);
+        let tls = tls(Arc::new(parts.svid.clone()), parts)?;
+        addresses.https_spiffe = Some(begin(port, tls, site, parts)?);
     }
     Ok(addresses)
 }
 
-fn begin(
-    port: TcpListener,
-    shown: Arc<dyn ResolvesServerCert>,
-    site: Site,
-    parts: &Parts<'_>,
-) -> Result<SocketAddr, WebError> {
+/// Runs a loop until the server stops.
+fn keep(work: impl Future<Output = ()> + Send + 'static, parts: &Parts<'_>) {
+    let stop = parts.stop.clone();
+    parts.loops.spawn(async move {
+        tokio::select! {
+            () = work => {}
+            () = stop.cancelled() => {}
+        }
+    });
+}
+
+fn begin(port: TcpListener, tls: ServerConfig, site: Site, parts: &Parts<'_>) -> Result<SocketAddr, WebError> {
     let address = port.local_addr()?;
-    let tls = Arc::new(tls(shown, Arc::clone(&parts.clock))?);
-    let door = listen::Door { tls, site: Arc::new(site), views: Arc::clone(&parts.views) };
+    let door = listen::Door { tls: Arc::new(tls), site: Arc::new(site), views: Arc::clone(&parts.views) };
     parts.loops.spawn(listen::accept(port, door, parts.config.connections, parts.stop.clone()));
     info!(%address, "the bundle is served");
     Ok(address)
 }
 
 /// TLS 1.2 and 1.3 with forward secrecy and authenticated ciphers only, as Mozilla's intermediate compatibility asks.
-fn tls(shown: Arc<dyn ResolvesServerCert>, clock: Arc<dyn Clock>) -> Result<ServerConfig, rustls::Error> {
-    let mut config = ServerConfig::builder_with_details(crypto::provider(), Arc::new(TlsTime(clock)))
+fn tls(shown: Arc<dyn ResolvesServerCert>, parts: &Parts<'_>) -> Result<ServerConfig, rustls::Error> {
+    let time = Arc::new(TlsTime(Arc::clone(&parts.clock)));
+    let mut config = ServerConfig::builder_with_details(crypto::provider(), time)
         .with_protocol_versions(&[&TLS13, &TLS12])?
         .with_no_client_auth()
         .with_cert_resolver(shown);

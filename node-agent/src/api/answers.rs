@@ -9,8 +9,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use spiffe::bundle::Bundle;
+use spiffe::jose;
+use spiffe::proto::workload::Witsvid;
 use zeroize::Zeroizing;
 
+use super::door::WitState;
+use crate::cache::directory::Entitlement;
 use crate::cache::{Identity, WorkloadState};
 
 /// One X.509-SVID and what belongs to it.
@@ -49,6 +53,38 @@ pub(super) fn x509_bundles(state: &WorkloadState) -> HashMap<String, Bytes> {
     let mut bundles = foreign_x509_bundles(state);
     bundles.insert(name(&state.bundle), state.bundle.to_der().into());
     bundles
+}
+
+/// Each identity's WIT-SVID, the default one first.
+pub(super) fn wit_svids(state: &WitState) -> impl Iterator<Item = Witsvid> {
+    state.identities.iter().filter_map(|identity| {
+        // Made in this agent, of a kind that has a JWK.
+        let mut key = jose::private_jwk(&identity.key).ok()?;
+        Some(Witsvid {
+            spiffe_id: identity.svid.id().to_string(),
+            wit_svid: identity.svid.token().to_owned(),
+            wit_svid_key: std::mem::take(&mut *key),
+            hint: identity.hint.as_ref().to_owned(),
+        })
+    })
+}
+
+/// The keys for JWT-SVIDs of all trust domains, ours among them: a JWK set each.
+pub(super) fn jwt_bundles(entitlement: &Entitlement) -> HashMap<String, Bytes> {
+    let known = |bundle: &&Bundle| is_own(entitlement, bundle) || !bundle.jwt_authorities().is_empty();
+    let bundles = entitlement.bundles.iter().filter(known);
+    bundles.map(|bundle| (name(bundle), bundle.to_jwt_jwks().into())).collect()
+}
+
+/// The keys for WIT-SVIDs of all trust domains, ours among them: a JWK set each.
+pub(super) fn wit_bundles(entitlement: &Entitlement) -> HashMap<String, String> {
+    let known = |bundle: &&Bundle| is_own(entitlement, bundle) || !bundle.wit_authorities().is_empty();
+    let bundles = entitlement.bundles.iter().filter(known);
+    bundles.map(|bundle| (name(bundle), bundle.to_wit_jwks())).collect()
+}
+
+fn is_own(entitlement: &Entitlement, bundle: &Bundle) -> bool {
+    entitlement.bundles.first().is_some_and(|own| own.trust_domain() == bundle.trust_domain())
 }
 
 fn name(bundle: &Bundle) -> String {

@@ -13,18 +13,25 @@ use std::time::Duration;
 
 use futures_util::Stream;
 use futures_util::stream::unfold;
+use spiffe::bundle::Bundle;
+use spiffe::id::SpiffeId;
 use spiffe::selector::Selectors;
 use spiffe::time::{Clock, Timestamp};
+use spiffe::wit_svid::WitSvid;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tracing::debug;
 
 use super::places::{Full, Place};
 use crate::attestor::{AttestError, Attestors, Peer};
+use crate::cache::directory::Entitlement;
 use crate::cache::{Cache, Stopped, Subscription, WorkloadState};
 
 /// A stream of responses, the last of which may be why there are no more.
 pub(super) type Responses<R> = Pin<Box<dyn Stream<Item = Result<R, Status>> + Send>>;
+
+/// What one process has of WIT-SVIDs.
+pub(super) type WitState = WorkloadState<WitSvid>;
 
 /// Why a process gets no answer, or no further one. Each door says it in the words of its standard.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +50,12 @@ pub(super) enum Denial {
         /// What is true of it.
         selectors: Selectors,
     },
+    /// The process has identities, and not the one that it asks for.
+    #[error("the process is not entitled to {0}: leave the SPIFFE ID out to get what it is entitled to")]
+    OtherIdentity(SpiffeId),
+    /// The server does not issue what was asked for.
+    #[error("the server refuses to issue it: {0}")]
+    Refused(Arc<str>),
     /// The identities are not there yet.
     #[error("the agent has no answer for this process yet: it waits for the server; try again")]
     NotReady,
@@ -74,10 +87,50 @@ impl Door {
 
     /// Lets `admitted` in: the first state with an identity in it, and the way to the next ones.
     pub(super) async fn open(&self, admitted: Admitted) -> Result<(Watcher, WorkloadState), Denial> {
+        let asker = admitted.asker;
+        let subscription = self.cache.subscribe(admitted.selectors.clone()).await?;
+        self.watch(admitted, subscription.map(move |state| asker.share(state)), |state| state.identities.is_empty())
+            .await
+    }
+
+    /// The same with WIT-SVIDs, of `id` alone if it is given.
+    pub(super) async fn open_wit(
+        &self,
+        admitted: Admitted,
+        id: Option<SpiffeId>,
+    ) -> Result<(Watcher<WitState>, WitState), Denial> {
+        let asker = admitted.asker;
+        let of_id = move |state: WitState| match &id {
+            Some(id) => {
+                let identities = state.identities.iter().filter(|identity| identity.entry.spiffe_id == *id).cloned();
+                asker.share(WitState { identities: identities.collect(), ..state })
+            }
+            None => asker.share(state),
+        };
+        let subscription = self.cache.subscribe_wit(admitted.selectors.clone()).await?;
+        self.watch(admitted, subscription.map(of_id), |state| state.identities.is_empty()).await
+    }
+
+    /// The same with what `admitted` is entitled to, whether SVIDs have been issued for it or not.
+    pub(super) async fn open_entitlement(
+        &self,
+        admitted: Admitted,
+    ) -> Result<(Watcher<Entitlement>, Entitlement), Denial> {
+        let asker = admitted.asker;
+        let subscription = self.cache.entitlements(admitted.selectors.clone(), Arc::clone(&self.clock));
+        let subscription = subscription.map(move |entitlement| asker.share_entitlement(entitlement));
+        self.watch(admitted, subscription, Entitlement::is_empty).await
+    }
+
+    async fn watch<T: Send + 'static>(
+        &self,
+        admitted: Admitted,
+        subscription: Subscription<T>,
+        is_empty: fn(&T) -> bool,
+    ) -> Result<(Watcher<T>, T), Denial> {
         let Admitted { peer, selectors, place, asker } = admitted;
-        let subscription = self.cache.subscribe(selectors.clone()).await?;
         let ends = Ends { asker, clock: Arc::clone(&self.clock), shutdown: self.shutdown.clone() };
-        let mut watcher = Watcher { peer, selectors, subscription, ends, _place: place };
+        let mut watcher = Watcher { peer, selectors, subscription, is_empty, ends, _place: place };
         let state = tokio::select! {
             state = watcher.next() => state?,
             () = self.clock.sleep(self.first_answer) => return Err(Denial::NotReady),
@@ -107,7 +160,7 @@ pub(super) enum Asker {
 
 impl Asker {
     /// What of `state` is for it.
-    fn share(self, state: WorkloadState) -> WorkloadState {
+    fn share<S: Clone>(self, state: WorkloadState<S>) -> WorkloadState<S> {
         match self {
             Self::Broker { .. } if state.identities.iter().any(|identity| identity.entry.admin) => {
                 let identities = state.identities.iter().filter(|identity| !identity.entry.admin).cloned().collect();
@@ -116,13 +169,27 @@ impl Asker {
             Self::Itself | Self::Broker { .. } => state,
         }
     }
+
+    /// What of `entitlement` is for it.
+    pub(super) fn share_entitlement(self, mut entitlement: Entitlement) -> Entitlement {
+        if matches!(self, Self::Broker { .. }) {
+            let Entitlement { entries, bundles, .. } = &mut entitlement;
+            entries.retain(|entry| !entry.admin);
+            let is_named =
+                |bundle: &Bundle| entries.iter().any(|entry| entry.federates_with.contains(bundle.trust_domain()));
+            let own = bundles.first().map(|own| own.trust_domain().clone());
+            bundles.retain(|bundle| own.as_ref() == Some(bundle.trust_domain()) || is_named(bundle));
+        }
+        entitlement
+    }
 }
 
 /// One open stream's view of what its process is entitled to.
-pub(super) struct Watcher {
+pub(super) struct Watcher<T = WorkloadState> {
     peer: Arc<Peer>,
     selectors: Selectors,
-    subscription: Subscription,
+    subscription: Subscription<T>,
+    is_empty: fn(&T) -> bool,
     ends: Ends,
     _place: Place,
 }
@@ -154,17 +221,17 @@ impl Ends {
     }
 }
 
-impl Watcher {
+impl<T: Send + 'static> Watcher<T> {
     /// The next state, which has an identity in it; or why there is none any more. Cancel safe.
-    pub(super) async fn next(&mut self) -> Result<WorkloadState, Denial> {
+    pub(super) async fn next(&mut self) -> Result<T, Denial> {
         let Self { peer, selectors, ends, .. } = self;
         tokio::select! {
             biased;
             () = peer.ended() => Err(AttestError::Gone(peer.pid()).into()),
             denial = ends.come() => Err(denial),
             state = self.subscription.next() => {
-                let state = ends.asker.share(state.ok_or(Stopped)?);
-                if state.identities.is_empty() {
+                let state = state.ok_or(Stopped)?;
+                if (self.is_empty)(&state) {
                     debug!(pid = peer.pid(), uid = peer.uid(), %selectors, "no identity");
                     return Err(Denial::NoIdentity { pid: peer.pid(), selectors: selectors.clone() });
                 }
@@ -175,16 +242,11 @@ impl Watcher {
 
     /// The stream of what `render` makes of each state, beginning with `first`; equal neighbours are sent once. It ends
     /// with what `refuse` makes of the reason.
-    pub(super) fn responses<R>(
-        self,
-        first: WorkloadState,
-        render: fn(&WorkloadState) -> R,
-        refuse: fn(&Denial) -> Status,
-    ) -> Responses<R>
+    pub(super) fn responses<R>(self, first: T, render: fn(&T) -> R, refuse: fn(&Denial) -> Status) -> Responses<R>
     where
         R: Clone + PartialEq + Send + 'static,
     {
-        let next = move |(mut watcher, mut waiting, mut sent): (Self, Option<WorkloadState>, Option<R>)| async move {
+        let next = move |(mut watcher, mut waiting, mut sent): (Self, Option<T>, Option<R>)| async move {
             loop {
                 let state = match waiting.take() {
                     Some(state) => Ok(state),

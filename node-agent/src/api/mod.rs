@@ -7,6 +7,7 @@
 //! | `places` | how many may be served at once, in all and for one user |
 //! | `door` | how a process that is known is attested, admitted and told each new state |
 //! | `answers` | what a state holds, as doors send it |
+//! | `tokens` | JWT-SVIDs, as doors hand them out |
 //! | `workload` | the SPIFFE Workload API |
 //! | `status` | the only file that makes gRPC statuses of errors |
 //! | `broker` | a door of its own: the SPIFFE Broker Endpoint, with the Broker API |
@@ -31,6 +32,7 @@ use tracing::{info, warn};
 
 use crate::attestor::Attestors;
 use crate::cache::Cache;
+use crate::config::jwt::Claims;
 
 mod answers;
 pub mod authority;
@@ -39,6 +41,7 @@ mod door;
 pub mod listen;
 mod places;
 mod status;
+mod tokens;
 mod workload;
 
 use door::Door;
@@ -48,8 +51,8 @@ use workload::WorkloadApi;
 
 /// How long streams may take to end once the agent stops.
 const GRACE: Duration = Duration::from_secs(5);
-/// The largest request: those of the X.509 profile are empty.
-const MAX_REQUEST_BYTES: usize = 64 << 10;
+/// The largest request: a token of the greatest length that is looked at, and an audience.
+const MAX_REQUEST_BYTES: usize = 80 << 10;
 /// The most streams of one connection.
 const MAX_STREAMS_OF_CONNECTION: u32 = 64;
 /// The largest headers of one request.
@@ -146,6 +149,8 @@ pub struct Endpoint {
     pub attestors: Arc<Attestors>,
     /// How much at once.
     pub limits: Limits,
+    /// Which claims of a token are shown to who has it validated.
+    pub claims: Claims,
     /// For the wait of `limits.first_answer`.
     pub clock: Arc<dyn Clock>,
 }
@@ -154,7 +159,7 @@ impl Endpoint {
     /// Serves the Workload API and gRPC reflection on `listener`, until `shutdown` is cancelled and the streams have
     /// been told so (five seconds at most). The socket file is then gone.
     pub async fn serve(self, listener: Listener, shutdown: CancellationToken) -> Result<(), ApiError> {
-        let Self { cache, attestors, limits, clock } = self;
+        let Self { cache, attestors, limits, claims, clock } = self;
         let door = Arc::new(Door {
             cache,
             attestors,
@@ -163,7 +168,7 @@ impl Endpoint {
             shutdown: shutdown.clone(),
         });
         let streams = Places::new(limits.streams, limits.streams_per_user);
-        let workload = WorkloadApi { door, streams };
+        let workload = WorkloadApi { door, streams, claims };
         let workload = SpiffeWorkloadApiServer::new(workload).max_decoding_message_size(MAX_REQUEST_BYTES);
         let reflection = || {
             tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(WORKLOAD_DESCRIPTORS)

@@ -22,6 +22,7 @@ pub(super) fn denied(denial: &Denial) -> Status {
         Denial::Full(full) => Status::resource_exhausted(full.to_string()),
         Denial::Attest(error) => attest(error),
         Denial::NoIdentity { selectors, .. } => no_identity(selectors),
+        Denial::OtherIdentity(_) | Denial::Refused(_) => Status::permission_denied(denial.to_string()),
         Denial::CallerExpired(_) => Status::unauthenticated(denial.to_string()),
         Denial::NotReady | Denial::Stopping(_) => Status::unavailable(denial.to_string()),
     }
@@ -63,7 +64,7 @@ pub(super) fn no_peer() -> Status {
     Status::internal("the agent does not know who is at the other end of this connection")
 }
 
-/// An RPC of a profile that this agent does not serve.
-pub(super) fn no_profile(profile: &str) -> Status {
-    Status::unimplemented(format!("this agent does not serve the {profile} profile: use the X.509-SVID profile"))
+/// What was asked for cannot be understood.
+pub(super) fn invalid(why: &dyn std::fmt::Display) -> Status {
+    Status::invalid_argument(why.to_string())
 }

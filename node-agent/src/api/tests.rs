@@ -16,8 +16,7 @@ use spiffe::entry::{EntryId, KeyType, RegistrationEntry};
 use spiffe::id::{SpiffeId, TrustDomain};
 use spiffe::proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use spiffe::proto::workload::{
-    JwtBundlesRequest, JwtsvidRequest, ValidateJwtsvidRequest, WitBundlesRequest, WitsvidRequest, X509BundlesRequest,
-    X509BundlesResponse, X509svidRequest, X509svidResponse,
+    JwtsvidRequest, X509BundlesRequest, X509BundlesResponse, X509svidRequest, X509svidResponse,
 };
 use spiffe::selector::Selectors;
 use spiffe::time::{Fake, Timestamp};
@@ -117,7 +116,8 @@ impl House {
         let (cache, mailbox) = mailbox();
         let (clock, shutdown) = (Fake::new(NOW), CancellationToken::new());
         let attestors = Arc::new(Attestors::new(vec![Box::new(Unix::new(0))]));
-        let endpoint = Endpoint { cache, attestors, limits, clock: Arc::new(clock.clone()) };
+        let endpoint =
+            Endpoint { cache, attestors, limits, claims: Claims::Registered, clock: Arc::new(clock.clone()) };
         let listener = Listener::bind(&folder.path().join("agent.sock"), listen::DEFAULT_MODE).unwrap();
         let served = tokio::spawn(endpoint.serve(listener, shutdown.clone()));
         Self { folder, mailbox, clock, shutdown, served }
@@ -438,23 +438,6 @@ async fn reflection_lists_and_describes_the_workload_api() {
     let question = v1alpha::ServerReflectionRequest { host: String::new(), message_request: Some(question) };
     let listed = client.server_reflection_info(request(futures_util::stream::iter([question]))).await.unwrap();
     assert!(within(listed.into_inner().message()).await.unwrap().is_some());
-}
-
-#[tokio::test]
-async fn the_other_profiles_are_unimplemented_in_words() {
-    let house = House::new(Limits::default());
-    let mut client = house.client().await;
-    let errors = [
-        client.fetch_jwtsvid(request(JwtsvidRequest::default())).await.unwrap_err(),
-        client.fetch_jwt_bundles(request(JwtBundlesRequest {})).await.unwrap_err(),
-        client.validate_jwtsvid(request(ValidateJwtsvidRequest::default())).await.unwrap_err(),
-        client.fetch_witsvid(request(WitsvidRequest::default())).await.unwrap_err(),
-        client.fetch_wit_bundles(request(WitBundlesRequest {})).await.unwrap_err(),
-    ];
-    for error in errors {
-        assert_eq!(error.code(), Code::Unimplemented);
-        assert!(error.message().contains("use the X.509-SVID profile"), "{}", error.message());
-    }
 }
 
 #[tokio::test]

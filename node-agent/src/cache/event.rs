@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use spiffe::bundle::Bundle;
 use spiffe::entry::{EntryId, RegistrationEntry};
+use spiffe::jose::{self, Jwk};
 use spiffe::selector::Selectors;
 use spiffe::x509_svid::X509Svid;
 use zeroize::Zeroizing;
@@ -66,6 +67,11 @@ impl Key {
         let pkcs8 = Zeroizing::new(key.serialize_der());
         zeroize::Zeroize::zeroize(&mut key);
         Self(Arc::new(pkcs8))
+    }
+
+    /// The public half; `None` for a kind of key that has no JWK.
+    pub fn jwk(&self) -> Option<Jwk> {
+        jose::public_jwk(&self.0).ok()
     }
 }
 

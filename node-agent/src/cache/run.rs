@@ -1,40 +1,42 @@
-//! The loop around the machine: feeds it what happens, and carries out what it decides.
+//! The loop around the machines: feeds them what happens, and carries out what they decide. One keeps X.509-SVIDs, one
+//! WIT-SVIDs, which are issued only while someone listens, and one holds JWT-SVIDs.
 //!
+//! - What the server says reaches all of them in one step. A revision is acknowledged once each has applied it.
 //! - Keys are made here, fresh for each SVID, on threads of their own; they are never on disk.
 //! - An SVID is verified against the bundle before the machine sees it.
 //! - The clock is looked at every ten minutes at the latest, so that one that was put back strands no renewal.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
-use futures_util::future::BoxFuture;
-use futures_util::stream::FuturesUnordered;
 use spiffe::bundle::Bundle;
-use spiffe::crypto;
-use spiffe::entry::{EntryId, KeyType, RegistrationEntry};
+use spiffe::entry::KeyType;
 use spiffe::mtls::CurrentBundles;
-use spiffe::proto::v1;
 use spiffe::time::{Clock, Timestamp};
+use spiffe::wit_svid::WitSvid;
+use spiffe::x509_svid::X509Svid;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::WorkloadState;
-use super::event::{Action, Answer, Event, Key, Outcome, SubscriberId};
+use self::desk::Desk;
+use self::issue::Issue;
+use self::keeping::{Keeping, count};
+use super::directory::Directory;
+use super::event::{Action, Event};
 use super::follow::{Followed, follow};
 use super::machine::Machine;
-use super::subscription::{Mailbox, Subscribe};
-use crate::client::{self, Client};
+use super::subscription::Mailbox;
+use super::tokens;
+use crate::client::{Client, Update};
 use crate::metrics::Metrics;
 
-const LOOK_AGAIN: Duration = Duration::from_secs(600);
-/// gRPC codes by which a server says no to one entry, for the time being: NOT_FOUND, PERMISSION_DENIED,
-/// FAILED_PRECONDITION, INVALID_ARGUMENT, UNIMPLEMENTED.
-const REFUSALS: [i32; 5] = [5, 7, 9, 3, 12];
+mod desk;
+mod issue;
+mod keeping;
 
+const LOOK_AGAIN: Duration = Duration::from_secs(600);
 /// What the loop works with.
 #[derive(Debug)]
 pub struct Parts {
@@ -52,232 +54,175 @@ pub struct Parts {
     pub key_type: KeyType,
     /// How many entries have their SVID before anyone asks.
     pub prefetch: usize,
+    /// How many JWT-SVIDs are held.
+    pub tokens: tokens::machine::Bounds,
     /// What is counted.
     pub metrics: Metrics,
 }
 
 /// Runs the cache until `shutdown`. Its subscriptions end with it.
 pub async fn run(parts: Parts, shutdown: CancellationToken) {
-    let Parts { mut mailbox, client, bundles, trust, clock, key_type, prefetch, metrics } = parts;
+    let Parts { mailbox, client, bundles, trust, clock, key_type, prefetch, tokens, metrics } = parts;
+    let Mailbox { x509: mut x509_mailbox, wit: mut wit_mailbox, mut wants, directory, tokens: held } = mailbox;
     let own = trust.borrow().clone();
-    // Room for one: the stream is read as fast as the machine keeps up.
+    // Room for one: the stream is read as fast as the machines keep up.
     let (followed, mut news) = mpsc::channel(1);
     let mut tasks = JoinSet::new();
     tasks.spawn(follow(client.clone(), clock.clone(), followed));
+    let issue = Issue { client, bundles: bundles.clone(), clock: clock.clone(), key_type };
+    let known = Directory::new(own.clone());
     let mut cache = Running {
-        machine: Machine::new(own, prefetch),
-        subscribers: BTreeMap::new(),
-        endings: FuturesUnordered::new(),
-        next_subscriber: 0,
+        x509: Keeping::new(Machine::new(own.clone(), prefetch), issue.clone()),
+        wit: Keeping::new(Machine::new(own, 0), issue.clone()),
+        desk: Desk::new(tokens::machine::Machine::new(known.clone(), tokens), issue, held, metrics.clone()),
+        known,
+        directory,
         acknowledged: None,
-        issuing: JoinSet::new(),
-        issue: Issue { client, bundles, clock: clock.clone(), key_type },
+        applied: Applied::default(),
+        bundles,
         trust,
         metrics,
     };
+    let mut wanted = Vec::new();
     loop {
-        let wake = cache.machine.next_wake();
-        let event = tokio::select! {
+        let wake = cache.next_wake();
+        let happened = tokio::select! {
             () = shutdown.cancelled() => return,
-            Some(subscribe) = mailbox.next() => cache.enter(subscribe),
-            Some(gone) = cache.endings.next() => {
-                cache.subscribers.remove(&gone);
-                Event::Unsubscribed(gone)
+            Some(subscribe) = x509_mailbox.recv() => Happened::X509(cache.x509.enter(subscribe)),
+            Some(subscribe) = wit_mailbox.recv() => Happened::Wit(cache.wit.enter(subscribe)),
+            1.. = wants.recv_many(&mut wanted, tokens::machine::MAX_BATCH) => {
+                Happened::Desk(cache.desk.enter(std::mem::take(&mut wanted)))
             }
-            Some(news) = news.recv() => match cache.hear(news) {
-                Some(event) => event,
-                None => continue,
-            },
-            Some(answers) = cache.issuing.join_next() => match answers {
-                Ok(answers) => cache.count(answers),
-                // A panic in there is a mistake of ours; whoever waits for these SVIDs must not wait for ever.
-                Err(error) => {
-                    warn!(%error, "issuing SVIDs broke off: the agent's cache stops");
-                    return;
-                }
-            },
-            () = clock.sleep_until(wake.unwrap_or(Timestamp::from_unix(u64::MAX))), if wake.is_some() => Event::Tick,
-            () = clock.sleep(LOOK_AGAIN) => Event::Tick,
+            Some(news) = news.recv() => Happened::News(news),
+            Some(event) = cache.x509.next() => event.map_or_else(Happened::Broken, Happened::X509),
+            Some(event) = cache.wit.next() => event.map_or_else(Happened::Broken, Happened::Wit),
+            Some(event) = cache.desk.next() => event.map_or_else(Happened::Broken, Happened::Desk),
+            () = clock.sleep_until(wake.unwrap_or(Timestamp::from_unix(u64::MAX))), if wake.is_some() => Happened::Tick,
+            () = clock.sleep(LOOK_AGAIN) => Happened::Tick,
         };
-        let actions = cache.machine.handle(event, clock.now());
-        actions.into_iter().for_each(|action| cache.carry_out(action));
+        if let Happened::Broken(error) = happened {
+            // A panic in there is a mistake of ours; whoever waits for these SVIDs must not wait for ever.
+            warn!(%error, "issuing SVIDs broke off: the agent's cache stops");
+            return;
+        }
+        cache.take_in(happened, clock.now());
         cache.measure();
     }
 }
 
+/// What the loop has waited for.
+enum Happened {
+    X509(Event),
+    Wit(Event<WitSvid>),
+    Desk(tokens::machine::Event),
+    News(Followed),
+    Tick,
+    Broken(JoinError),
+}
+
 struct Running {
-    machine: Machine,
-    subscribers: BTreeMap<SubscriberId, watch::Sender<Option<WorkloadState>>>,
-    endings: FuturesUnordered<BoxFuture<'static, SubscriberId>>,
-    next_subscriber: SubscriberId,
+    x509: Keeping<X509Svid>,
+    wit: Keeping<WitSvid>,
+    desk: Desk,
+    known: Directory,
+    directory: watch::Sender<Option<Directory>>,
     acknowledged: Option<watch::Sender<u64>>,
-    issuing: JoinSet<Vec<Answer>>,
-    issue: Issue,
+    applied: Applied,
+    bundles: CurrentBundles,
     trust: watch::Sender<Bundle>,
     metrics: Metrics,
 }
 
+/// The revision up to which each machine has applied everything: what both have, is acknowledged.
+#[derive(Default)]
+struct Applied {
+    x509: u64,
+    wit: u64,
+}
+
 impl Running {
-    fn enter(&mut self, Subscribe { selectors, states }: Subscribe) -> Event {
-        let id = self.next_subscriber;
-        self.next_subscriber += 1;
-        let listens = states.clone();
-        self.endings.push(Box::pin(async move {
-            listens.closed().await;
-            id
-        }));
-        self.subscribers.insert(id, states);
-        Event::Subscribed(id, selectors)
+    fn next_wake(&self) -> Option<Timestamp> {
+        [self.x509.machine.next_wake(), self.wit.machine.next_wake(), self.desk.next_wake()].into_iter().flatten().min()
     }
 
-    fn hear(&mut self, news: Followed) -> Option<Event> {
-        match news {
-            Followed::Opened(acknowledged) => {
+    fn take_in(&mut self, happened: Happened, now: Timestamp) {
+        match happened {
+            Happened::X509(event) => self.x509(event, now),
+            Happened::Wit(event) => self.wit(event, now),
+            Happened::Desk(event) => self.desk.handle(event, now),
+            Happened::News(Followed::Opened(acknowledged)) => {
+                self.applied = Applied::default();
                 self.acknowledged = Some(acknowledged);
-                None
             }
-            Followed::Update(update) => {
-                debug!(
-                    revision = update.revision,
-                    snapshot = update.snapshot,
-                    entries = update.entries.len(),
-                    "synced"
-                );
-                self.metrics.connected.set(1);
-                Some(Event::Synced(update))
-            }
-            Followed::Gone => {
+            Happened::News(Followed::Update(update)) => self.learn(update, now),
+            Happened::News(Followed::Gone) => {
                 self.acknowledged = None;
                 self.metrics.connected.set(0);
-                Some(Event::ServerGone)
+                self.desk.handle(tokens::machine::Event::ServerGone, now);
+                self.wit(Event::ServerGone, now);
+                self.x509(Event::ServerGone, now);
+            }
+            Happened::Tick => {
+                self.desk.handle(tokens::machine::Event::Tick, now);
+                self.wit(Event::Tick, now);
+                self.x509(Event::Tick, now);
+            }
+            Happened::Broken(_) => {}
+        }
+    }
+
+    /// Tokens first: what is dropped is dropped before anybody can see the reason.
+    fn learn(&mut self, update: Update, now: Timestamp) {
+        debug!(revision = update.revision, snapshot = update.snapshot, entries = update.entries.len(), "synced");
+        self.metrics.connected.set(1);
+        self.known.apply(&update);
+        self.desk.handle(tokens::machine::Event::Known(self.known.clone()), now);
+        self.directory.send_replace(Some(self.known.clone()));
+        self.wit(Event::Synced(update.clone()), now);
+        self.x509(Event::Synced(update), now);
+    }
+
+    fn x509(&mut self, event: Event, now: Timestamp) {
+        count(&event, &self.metrics);
+        for action in self.x509.handle(event, now) {
+            match action {
+                Action::Trust(bundle) => {
+                    info!(sequence = bundle.sequence(), roots = bundle.x509_authorities().len(), "bundle has changed");
+                    self.bundles.set([bundle.clone()]);
+                    self.trust.send_replace(bundle);
+                }
+                Action::Acknowledge(revision) => {
+                    self.applied.x509 = revision;
+                    self.acknowledge();
+                }
+                Action::Issue(_) | Action::Publish(..) => {}
             }
         }
     }
 
-    fn count(&self, answers: Vec<Answer>) -> Event {
-        for answer in &answers {
-            match answer.outcome {
-                Outcome::Issued { .. } => self.metrics.issued.inc(),
-                Outcome::Refused => self.metrics.refused.inc(),
-                Outcome::Failed => self.metrics.failed.inc(),
-            };
+    fn wit(&mut self, event: Event<WitSvid>, now: Timestamp) {
+        count(&event, &self.metrics);
+        for action in self.wit.handle(event, now) {
+            // The machine of the X.509-SVIDs says whom to trust.
+            if let Action::Acknowledge(revision) = action {
+                self.applied.wit = revision;
+                self.acknowledge();
+            }
         }
-        Event::Answered(answers)
     }
 
-    fn carry_out(&mut self, action: Action) {
-        match action {
-            Action::Issue(entries) => {
-                let issue = self.issue.clone();
-                self.issuing.spawn(issue.batch(entries));
-            }
-            Action::Publish(subscriber, state) => {
-                if let Some(states) = self.subscribers.get(&subscriber) {
-                    states.send_replace(Some(state));
-                }
-            }
-            Action::Trust(bundle) => {
-                info!(sequence = bundle.sequence(), roots = bundle.x509_authorities().len(), "bundle has changed");
-                self.issue.bundles.set([bundle.clone()]);
-                self.trust.send_replace(bundle);
-            }
-            Action::Acknowledge(revision) => {
-                if let Some(acknowledged) = &self.acknowledged {
-                    acknowledged.send_replace(revision);
-                }
-            }
+    fn acknowledge(&self) {
+        let both = self.applied.x509.min(self.applied.wit);
+        if let Some(acknowledged) = self.acknowledged.as_ref().filter(|known| *known.borrow() < both) {
+            acknowledged.send_replace(both);
         }
     }
 
     fn measure(&self) {
         let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
-        self.metrics.svids.set(gauge(self.machine.held()));
-        self.metrics.entries.set(gauge(self.machine.entries()));
-        self.metrics.subscribers.set(gauge(self.machine.subscribers()));
-    }
-}
-
-/// How SVIDs are had.
-#[derive(Clone)]
-struct Issue {
-    client: Arc<Client>,
-    bundles: CurrentBundles,
-    clock: Arc<dyn Clock>,
-    key_type: KeyType,
-}
-
-/// A key that waits for its SVID.
-struct Asked {
-    entry: Arc<RegistrationEntry>,
-    key: Key,
-    csr: Vec<u8>,
-}
-
-impl Issue {
-    /// One answer for each entry, whatever happens.
-    async fn batch(self, entries: Vec<Arc<RegistrationEntry>>) -> Vec<Answer> {
-        let ids: Vec<EntryId> = entries.iter().map(|entry| entry.id.clone()).collect();
-        match self.try_batch(entries).await {
-            Ok(answers) => answers,
-            Err(why) => {
-                warn!(entries = ids.len(), why, "SVIDs could not be issued: trying again");
-                ids.into_iter().map(|entry| Answer { entry, outcome: Outcome::Failed }).collect()
-            }
-        }
-    }
-
-    async fn try_batch(self, entries: Vec<Arc<RegistrationEntry>>) -> Result<Vec<Answer>, String> {
-        let key_type = self.key_type;
-        let made = tokio::task::spawn_blocking(move || {
-            entries.into_iter().map(|entry| Asked::new(entry, key_type)).collect::<Result<Vec<_>, _>>()
-        });
-        let mut asked = made.await.map_err(|error| error.to_string())??;
-        let requests = asked.iter_mut().map(|asked| (asked.entry.id.clone(), std::mem::take(&mut asked.csr))).collect();
-        let outcomes = self.client.issue(requests).await.map_err(|error| error.to_string())?;
-        let checked = tokio::task::spawn_blocking(move || {
-            asked.into_iter().zip(outcomes).map(|(asked, outcome)| self.check(asked, outcome)).collect()
-        });
-        checked.await.map_err(|error| error.to_string())
-    }
-
-    fn check(&self, asked: Asked, outcome: v1::x509_svid_result::Outcome) -> Answer {
-        let Asked { entry, key, .. } = asked;
-        let outcome = match outcome {
-            v1::x509_svid_result::Outcome::Svid(wire) => match self.verify(wire, &entry, &key) {
-                Ok(svid) => Outcome::Issued { svid, key },
-                Err(why) => {
-                    warn!(entry = %entry.id, spiffe_id = %entry.spiffe_id, why, "SVID from the server is no good");
-                    Outcome::Failed
-                }
-            },
-            v1::x509_svid_result::Outcome::Refused(refusal) => {
-                let v1::Refusal { code, message } = refusal;
-                warn!(entry = %entry.id, spiffe_id = %entry.spiffe_id, code, why = message, "SVID was refused");
-                if REFUSALS.contains(&code) { Outcome::Refused } else { Outcome::Failed }
-            }
-        };
-        Answer { entry: entry.id.clone(), outcome }
-    }
-
-    fn verify(
-        &self,
-        wire: v1::X509Svid,
-        entry: &RegistrationEntry,
-        key: &Key,
-    ) -> Result<spiffe::x509_svid::VerifiedSvid, String> {
-        let svid = client::svid(wire).map_err(|error| error.to_string())?;
-        svid.key_fits(&key.0).map_err(|error| error.to_string())?;
-        let bundles = self.bundles.load();
-        let bundle = bundles.get(&entry.spiffe_id.trust_domain());
-        let bundle = bundle.ok_or_else(|| format!("no bundle of {} is known", entry.spiffe_id.trust_domain_name()))?;
-        svid.verify(bundle, self.clock.now()).map_err(|error| error.to_string())
-    }
-}
-
-impl Asked {
-    fn new(entry: Arc<RegistrationEntry>, default: KeyType) -> Result<Self, String> {
-        let key = crypto::generate_key(entry.key_type.unwrap_or(default)).map_err(|error| error.to_string())?;
-        let csr = spiffe::csr::create(&key).map_err(|error| error.to_string())?;
-        Ok(Self { entry, key: Key::new(key), csr })
+        self.metrics.svids.set(gauge(self.x509.machine.held()));
+        self.metrics.wit_svids.set(gauge(self.wit.machine.held()));
+        self.metrics.entries.set(gauge(self.x509.machine.entries()));
+        self.metrics.subscribers.set(gauge(self.x509.machine.subscribers() + self.wit.machine.subscribers()));
     }
 }

@@ -1,15 +1,31 @@
-//! The handle that doors hold on the cache: subscribe with what the attestors found, and be told each new state.
+//! The handle that doors hold on the cache, and the other end of it.
 //!
-//! - A subscriber always gets the latest state, never a queue of old ones: a slow one costs nothing.
-//! - Dropping a [`Subscription`] ends it.
+//! - *states*: subscribe with what the attestors found, and be told each new state. A subscriber always gets the latest,
+//!   never a queue of old ones: a slow one costs nothing. Dropping a [`Subscription`] ends it.
+//! - *entitlements and tokens*: what matches a process, and the JWT-SVIDs that are held, are published: whoever looks
+//!   there waits for nobody. Only a token that is not held is asked for.
 //! - A [`Mailbox`] is the other end: the cache's loop serves it, and a test of a door can.
 
+use std::pin::Pin;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use futures_util::stream::unfold;
+use futures_util::{Stream, StreamExt as _};
+use prometheus_client::metrics::counter::Counter;
+use spiffe::entry::RegistrationEntry;
+use spiffe::jwt_svid::Audience;
 use spiffe::selector::Selectors;
+use spiffe::time::{Clock, Timestamp};
+use spiffe::wit_svid::WitSvid;
+use spiffe::x509_svid::X509Svid;
 use tokio::sync::{mpsc, watch};
 
 use super::WorkloadState;
+use super::directory::{Directory, Entitlement};
+use super::tokens::{Tokens, Told, Want};
 
-/// Subscriptions that wait for the loop to take them up.
+/// Subscriptions, and requests for tokens, that wait for the loop to take them up.
 const WAITING: usize = 256;
 
 /// The cache has been stopped: the agent is going down.
@@ -19,58 +35,171 @@ pub struct Stopped;
 
 /// A handle on the cache. Clones share it.
 #[derive(Clone, Debug)]
-pub struct Cache(mpsc::Sender<Subscribe>);
+pub struct Cache {
+    x509: mpsc::Sender<Subscribe>,
+    wit: mpsc::Sender<Subscribe<WitSvid>>,
+    wants: mpsc::Sender<Want>,
+    directory: watch::Receiver<Option<Directory>>,
+    tokens: Arc<ArcSwap<Tokens>>,
+    hits: Counter,
+}
 
 /// The end of the cache that serves its handles.
 #[derive(Debug)]
-pub struct Mailbox(mpsc::Receiver<Subscribe>);
+pub struct Mailbox {
+    /// Those who want X.509-SVIDs.
+    pub x509: mpsc::Receiver<Subscribe>,
+    /// Those who want WIT-SVIDs.
+    pub wit: mpsc::Receiver<Subscribe<WitSvid>>,
+    /// Those who want a JWT-SVID that is not held.
+    pub wants: mpsc::Receiver<Want>,
+    /// What is known; `None` before a server has said anything.
+    pub directory: watch::Sender<Option<Directory>>,
+    /// What is held.
+    pub tokens: Arc<ArcSwap<Tokens>>,
+}
 
 /// One who wants to be told.
 #[derive(Debug)]
-pub struct Subscribe {
+pub struct Subscribe<S = X509Svid> {
     /// What the attestors found to be true of it.
     pub selectors: Selectors,
     /// Where its states go. `closed()` when it listens no more.
-    pub states: watch::Sender<Option<WorkloadState>>,
+    pub states: watch::Sender<Option<WorkloadState<S>>>,
 }
 
 /// A cache handle and its mailbox.
 pub fn mailbox() -> (Cache, Mailbox) {
-    let (sender, receiver) = mpsc::channel(WAITING);
-    (Cache(sender), Mailbox(receiver))
+    let (x509, x509_receiver) = mpsc::channel(WAITING);
+    let (wit, wit_receiver) = mpsc::channel(WAITING);
+    let (wants, wants_receiver) = mpsc::channel(WAITING);
+    let (known, directory) = watch::channel(None);
+    let tokens = Arc::new(ArcSwap::from_pointee(Tokens::new_sync()));
+    let cache = Cache { x509, wit, wants, directory, tokens: Arc::clone(&tokens), hits: Counter::default() };
+    let mailbox = Mailbox { x509: x509_receiver, wit: wit_receiver, wants: wants_receiver, directory: known, tokens };
+    (cache, mailbox)
 }
 
 impl Cache {
-    /// Tells a process with these selectors what it is entitled to, from now on.
+    /// The same handle, which counts in `hits` the tokens that were there at once.
+    #[must_use]
+    pub fn counting(self, hits: Counter) -> Self {
+        Self { hits, ..self }
+    }
+
+    /// Tells a process with these selectors which X.509-SVIDs it is entitled to, from now on.
+    ///
+    /// The first state comes once every entry of this process has its SVID, or has been refused one.
     pub async fn subscribe(&self, selectors: Selectors) -> Result<Subscription, Stopped> {
-        let (states, receiver) = watch::channel(None);
-        self.0.send(Subscribe { selectors, states }).await.map_err(|_| Stopped)?;
-        Ok(Subscription(receiver))
+        subscribe(&self.x509, selectors).await
+    }
+
+    /// The same with WIT-SVIDs. They are issued only while someone listens.
+    pub async fn subscribe_wit(&self, selectors: Selectors) -> Result<Subscription<WorkloadState<WitSvid>>, Stopped> {
+        subscribe(&self.wit, selectors).await
+    }
+
+    /// Tells a process with these selectors which entries and bundles it is entitled to, from now on. Nothing is told
+    /// before a server has said what there is.
+    pub fn entitlements(&self, selectors: Selectors, clock: Arc<dyn Clock>) -> Subscription<Entitlement> {
+        let next = |(mut directory, selectors, clock, last): Entitling| async move {
+            loop {
+                let known = directory.borrow_and_update().clone();
+                let entitlement = known.map(|known| known.entitlement(&selectors, clock.now()));
+                if let Some(new) = entitlement.clone().filter(|_| entitlement != last) {
+                    return Some((new, (directory, selectors, clock, entitlement)));
+                }
+                let until = entitlement.and_then(|entitlement| entitlement.until);
+                tokio::select! {
+                    changed = directory.changed() => changed.ok()?,
+                    () = clock.sleep_until(until.unwrap_or_default()), if until.is_some() => {}
+                }
+            }
+        };
+        Subscription(Box::pin(unfold((self.directory.clone(), selectors, clock, None), next)))
+    }
+
+    /// What a process with these selectors is entitled to at `now`. Waits until a server has said what there is.
+    pub async fn entitlement(&self, selectors: &Selectors, now: Timestamp) -> Result<Entitlement, Stopped> {
+        let known = self.directory.borrow().clone();
+        let known = match known {
+            Some(known) => known,
+            None => {
+                self.directory.clone().wait_for(Option::is_some).await.map_err(|_| Stopped)?.clone().ok_or(Stopped)?
+            }
+        };
+        Ok(known.entitlement(selectors, now))
+    }
+
+    /// The JWT-SVID of an entry for an audience: at once where it is held, else as soon as it comes. Dropping this ends
+    /// the waiting.
+    pub async fn token(
+        &self,
+        entry: &Arc<RegistrationEntry>,
+        audience: &Audience,
+        now: Timestamp,
+    ) -> Result<Told, Stopped> {
+        let name = (entry.id.clone(), audience.clone());
+        let held = self.tokens.load().get(&name).cloned();
+        // Whatever the loop has not got to yet: it is the identity of this entry.
+        if let Some(token) = held.filter(|token| token.is_good(now) && *token.svid().id() == entry.spiffe_id) {
+            token.use_at(now);
+            self.hits.inc();
+            return Ok(Told::Token(token));
+        }
+        let (told, mut answer) = mpsc::channel(1);
+        let (entry, audience) = name;
+        self.wants.send(Want { entry, audience, told }).await.map_err(|_| Stopped)?;
+        answer.recv().await.ok_or(Stopped)
     }
 }
 
+type Entitling = (watch::Receiver<Option<Directory>>, Selectors, Arc<dyn Clock>, Option<Entitlement>);
+
+async fn subscribe<S: Clone + Send + Sync + 'static>(
+    to: &mpsc::Sender<Subscribe<S>>,
+    selectors: Selectors,
+) -> Result<Subscription<WorkloadState<S>>, Stopped> {
+    let (states, receiver) = watch::channel(None);
+    to.send(Subscribe { selectors, states }).await.map_err(|_| Stopped)?;
+    let next = |mut states: watch::Receiver<Option<WorkloadState<S>>>| async move {
+        loop {
+            states.changed().await.ok()?;
+            let state = states.borrow_and_update().clone();
+            if let Some(state) = state {
+                return Some((state, states));
+            }
+        }
+    };
+    Ok(Subscription(Box::pin(unfold(receiver, next))))
+}
+
 impl Mailbox {
-    /// The next subscriber; `None` when every handle is gone.
+    /// The next one who wants X.509-SVIDs; `None` when every handle is gone.
     pub async fn next(&mut self) -> Option<Subscribe> {
-        self.0.recv().await
+        self.x509.recv().await
     }
 }
 
 /// What one process is entitled to, as it changes. Dropping it ends it.
-#[derive(Debug)]
-pub struct Subscription(watch::Receiver<Option<WorkloadState>>);
+pub struct Subscription<T = WorkloadState>(Pin<Box<dyn Stream<Item = T> + Send>>);
 
-impl Subscription {
-    /// The latest state that has not been returned yet; waits for one. `None`: the agent is stopping.
-    ///
-    /// The first state comes once every entry of this process has its SVID, or has been refused one. Cancel safe.
-    pub async fn next(&mut self) -> Option<WorkloadState> {
-        loop {
-            self.0.changed().await.ok()?;
-            if let Some(state) = self.0.borrow_and_update().clone() {
-                return Some(state);
-            }
-        }
+impl<T: 'static> Subscription<T> {
+    /// The latest state that has not been returned yet; waits for one. `None`: the agent is stopping. Cancel safe.
+    pub async fn next(&mut self) -> Option<T> {
+        self.0.next().await
+    }
+
+    /// The same with each state changed.
+    #[must_use]
+    pub fn map(self, change: impl FnMut(T) -> T + Send + 'static) -> Self {
+        Self(Box::pin(self.0.map(change)))
+    }
+}
+
+impl<T> std::fmt::Debug for Subscription<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Subscription")
     }
 }
 

@@ -3,11 +3,13 @@
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::ops::Deref;
+use std::time::Duration;
 
 use spiffe::bundle::Bundle;
 use spiffe::entry::RegistrationEntry;
 use spiffe::id::SpiffeId;
 use spiffe::time::{Lifetime, Timestamp};
+use spiffe::wit_svid::{VerifiedWitSvid, WitSvid};
 use spiffe::x509_svid::{VerifiedSvid, X509Svid};
 
 /// An SVID with a key of its own, which is made in the agent.
@@ -63,5 +65,44 @@ impl Svid for X509Svid {
 
     fn is_the_same_for(one: &RegistrationEntry, other: &RegistrationEntry) -> bool {
         one.issues_the_same_as(other)
+    }
+}
+
+impl Svid for WitSvid {
+    type Verified = VerifiedWitSvid;
+
+    fn id(&self) -> &SpiffeId {
+        self.id()
+    }
+
+    fn lifetime(&self) -> Lifetime {
+        Lifetime {
+            not_before: self.issued_at().unwrap_or_default(),
+            // The first second at which it does not count is behind the last valid one.
+            not_after: self.expires_at().minus(Duration::from_secs(1)),
+        }
+    }
+
+    fn mark(&self) -> &[u8] {
+        self.token().as_bytes()
+    }
+
+    fn has_fallen(&self, bundle: &Bundle, look_closely: bool, _now: Timestamp) -> bool {
+        let is_there = || bundle.wit_authorities().iter().any(|key| key.kid() == self.kid());
+        self.is_tainted_by(bundle) || (look_closely && !is_there())
+    }
+
+    fn lost_authority(before: &Bundle, after: &Bundle) -> bool {
+        let keys = |bundle: &Bundle| -> BTreeSet<String> {
+            bundle.wit_authorities().iter().map(|key| key.kid().to_owned()).collect()
+        };
+        !keys(before).is_subset(&keys(after))
+    }
+
+    fn is_the_same_for(one: &RegistrationEntry, other: &RegistrationEntry) -> bool {
+        one.spiffe_id == other.spiffe_id
+            && one.wit_ttl == other.wit_ttl
+            && one.key_type == other.key_type
+            && one.expires_at == other.expires_at
     }
 }

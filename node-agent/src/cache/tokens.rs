@@ -12,7 +12,7 @@ use spiffe::bundle::Bundle;
 use spiffe::entry::{EntryId, RegistrationEntry};
 use spiffe::jwt_svid::{Audience, JwtSvid};
 use spiffe::time::Timestamp;
-use tokio::sync::oneshot;
+use tokio::sync::mpsc;
 
 pub mod machine;
 
@@ -80,8 +80,8 @@ pub struct Want {
     pub entry: EntryId,
     /// For whom the token is to be.
     pub audience: Audience,
-    /// Where the answer goes. Whoever waits no longer drops the other end.
-    pub told: oneshot::Sender<Told>,
+    /// Where the one answer goes. Whoever waits no longer drops the other end.
+    pub told: mpsc::Sender<Told>,
 }
 
 /// What comes of it.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Bundle, BundleError, JwkAuthority, MAX_DOCUMENT_BYTES, X509Authority};
 use crate::id::TrustDomain;
-use crate::jose::{Jwk, JwkError, JwkMembers};
+use crate::jose::{Jwk, JwkError, JwkMembers, ObjectOnly};
 
 /// The most keys of all uses in one bundle document.
 pub const MAX_KEYS: usize = 1024;
@@ -21,6 +21,7 @@ const WIT_SVID: &str = "wit-svid";
 
 // Members that occur twice are refused by the derived code itself.
 #[derive(Deserialize)]
+#[serde(remote = "Self")]
 pub(super) struct JwkSet {
     #[serde(default)]
     keys: Option<Jwks>,
@@ -28,6 +29,12 @@ pub(super) struct JwkSet {
     spiffe_sequence: Option<u64>,
     #[serde(default)]
     spiffe_refresh_hint: Option<u64>,
+}
+
+impl<'de> Deserialize<'de> for JwkSet {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::deserialize(ObjectOnly(deserializer))
+    }
 }
 
 struct Jwks(Vec<JwkMembers>);
@@ -297,6 +304,7 @@ mod tests {
 
         let json = |text: &str| matches!(Bundle::from_jwks(example(), text.as_bytes()), Err(BundleError::Json(_)));
         assert!(json("") && json("[]x") && json(r#"{"keys":{}}"#) && json(r#"{"keys":[1]}"#));
+        assert!(json("[[]]") && json(r#"{"keys":[["EC"]]}"#), "an array is no object");
         assert!(json(r#"{"keys":[],"keys":[]}"#), "a member twice");
         assert!(json(r#"{"keys":[{"use":"a","use":"x509-svid"}]}"#), "a member of a key twice");
         assert!(json(r#"{"keys":[],"spiffe_sequence":-1}"#) && json(r#"{"keys":[],"spiffe_refresh_hint":"5"}"#));

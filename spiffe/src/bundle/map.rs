@@ -13,6 +13,7 @@ use serde::de::{Deserializer, Error, MapAccess, Visitor};
 use super::jwks::{self, JwkSet};
 use super::{Bundle, BundleError};
 use crate::id::{IdError, TrustDomain};
+use crate::jose::ObjectOnly;
 
 /// The most trust domains in one map.
 pub const MAX_TRUST_DOMAINS: usize = 1024;
@@ -117,9 +118,16 @@ fn member(name: &str, set: JwkSet) -> Result<Bundle, BundleMapError> {
 }
 
 #[derive(Deserialize)]
+#[serde(remote = "Self")]
 struct Document {
     #[serde(default)]
     trust_domains: Option<Members>,
+}
+
+impl<'de> Deserialize<'de> for Document {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::deserialize(ObjectOnly(deserializer))
+    }
 }
 
 /// In the order of the document, repeats and all.
@@ -219,7 +227,7 @@ mod tests {
         let trust_domain = TrustDomain::parse("example.org").unwrap();
         let no_keys = BundleMapError::Bundle { trust_domain, error: BundleError::NoKeys };
         assert_eq!(read(&json!({"trust_domains": {"example.org": {}}})), Err(no_keys));
-        for other in [json!(1), json!({"trust_domains": []}), json!({"trust_domains": {"example.org": 1}})] {
+        for other in [json!([]), json!({"trust_domains": []}), json!({"trust_domains": {"example.org": []}})] {
             assert!(matches!(read(&other), Err(BundleMapError::Json(_))), "{other}");
         }
         let members = |count| {

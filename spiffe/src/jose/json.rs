@@ -1,5 +1,6 @@
 //! JSON objects from outside: a member that occurs twice is refused at any depth, for nobody can say which of the two
-//! the signer or the next reader means (RFC 8259 section 4, SPIFFE_Trust_Domain_and_Bundle.md section 6.3).
+//! the signer or the next reader means (RFC 8259 section 4, SPIFFE_Trust_Domain_and_Bundle.md section 6.3); and an array
+//! is no object, although serde would read one as a struct.
 
 use std::fmt;
 
@@ -17,6 +18,22 @@ pub fn parse_object(text: &[u8]) -> Result<Map<String, Value>, JsonError> {
         Ok(Strict(Value::Object(object))) => Ok(object),
         Ok(_) => Err(JsonError("it is another kind of value".into())),
         Err(error) => Err(JsonError(error.to_string())),
+    }
+}
+
+/// Reads a struct from an object alone.
+pub(crate) struct ObjectOnly<D>(pub(crate) D);
+
+impl<'de, D: Deserializer<'de>> Deserializer<'de> for ObjectOnly<D> {
+    type Error = D::Error;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
+        self.0.deserialize_map(visitor)
+    }
+
+    serde::forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit unit_struct
+        newtype_struct seq tuple tuple_struct map struct enum identifier ignored_any
     }
 }
 

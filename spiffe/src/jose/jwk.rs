@@ -6,7 +6,7 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use x509_parser::oid_registry::{
     OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY, OID_NIST_EC_P384, OID_NIST_EC_P521, OID_PKCS1_RSAENCRYPTION,
     OID_SIG_ED25519,
@@ -15,6 +15,7 @@ use x509_parser::prelude::FromDer;
 use x509_parser::public_key;
 use x509_parser::x509::SubjectPublicKeyInfo;
 
+use super::json::ObjectOnly;
 use crate::crypto;
 use crate::crypto::jws::{Algorithm, Curve, PublicKey};
 
@@ -59,6 +60,7 @@ pub struct Jwk {
 
 /// The members of a public JWK as they are written. What is not here is passed over when one is read.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(remote = "Self")]
 pub struct JwkMembers {
     /// The kind of key.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -93,6 +95,18 @@ pub struct JwkMembers {
     /// A private part, which no public key has.
     #[serde(skip_serializing)]
     pub d: Option<serde::de::IgnoredAny>,
+}
+
+impl Serialize for JwkMembers {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Self::serialize(self, serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for JwkMembers {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::deserialize(ObjectOnly(deserializer))
+    }
 }
 
 impl Jwk {
@@ -303,6 +317,7 @@ mod tests {
         assert_eq!(wrong(|m| m.kid = Some("k".repeat(257))), JwkError::LongKid(257));
         let private = good.to_json().replace('{', "{\"d\":\"AA\",");
         assert_eq!(Jwk::from_json(private.as_bytes()), Err(JwkError::Private));
+        assert!(matches!(Jwk::from_json(br#"["EC"]"#), Err(JwkError::Json(_))), "an array is no object");
         let twice = good.to_json().replace('{', "{\"kty\":\"EC\",");
         assert!(matches!(Jwk::from_json(twice.as_bytes()), Err(JwkError::Json(_))));
     }

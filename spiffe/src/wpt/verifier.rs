@@ -1,22 +1,25 @@
 //! Verifies WIT-SVIDs with their proofs, and remembers which proofs were used.
 //!
 //! - A proof is remembered, by its sender and its `jti`, until it has ended: it is used once.
-//! - At most [`MAX_PROOFS`] are remembered. When no more fit, proofs are refused: forgetting one would let it be used
-//!   again. Only who has a WIT-SVID can fill the memory.
+//! - At most [`MAX_PROOFS`] are remembered, and [`MAX_PROOFS_OF_ONE`] of one sender: who sends too many holds up nobody
+//!   else. When no more fit, proofs are refused: forgetting one would let it be used again.
 //! - The memory is that of one process: a service of several replicas that must not take a proof twice shares one.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 
 use super::{Request, Wpt, WptError};
 use crate::bundle::Bundle;
 use crate::crypto;
+use crate::id::SpiffeId;
 use crate::time::Timestamp;
 use crate::token::LEEWAY;
 use crate::wit_svid::{VerifiedWitSvid, WitSvid};
 
 /// The most proofs that are remembered at a time.
 pub const MAX_PROOFS: usize = 100_000;
+/// The most of one sender.
+pub const MAX_PROOFS_OF_ONE: usize = 10_000;
 
 /// A [`VerifiedWitSvid`] whose sender proved that the key in it is theirs: who sent the request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,52 +40,73 @@ pub struct WitVerifier {
 
 impl Default for WitVerifier {
     fn default() -> Self {
-        Self::with_most(MAX_PROOFS)
+        Self { used: Mutex::new(Used::new(MAX_PROOFS, MAX_PROOFS_OF_ONE)) }
     }
 }
 
 impl WitVerifier {
-    fn with_most(most: usize) -> Self {
-        Self { used: Mutex::new(Used { most, names: BTreeSet::new(), ends: BTreeSet::new() }) }
-    }
-
     /// Who sent `request`: the WIT-SVID is one of `bundle`'s trust domain, its key was proved for this request and
     /// nothing else, and the proof was not used before.
     pub fn verify(&self, request: &Request<'_>, bundle: &Bundle, now: Timestamp) -> Result<ProvenWitSvid, WptError> {
         let wit = WitSvid::parse(request.wit).and_then(|wit| wit.verify(bundle, now)).map_err(WptError::Wit)?;
         let proof = Wpt::parse(request.wpt)?;
         proof.verify(&wit, request, now)?;
-        let name = crypto::sha256(format!("{}\0{}", wit.id().as_str(), proof.jti).as_bytes());
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
-        used.add(name, proof.expires_at.plus(LEEWAY), now)?;
+        used.add(wit.id(), &proof.jti, proof.expires_at.plus(LEEWAY), now)?;
         Ok(ProvenWitSvid(wit))
     }
 }
+
+type Name = [u8; 32];
 
 /// The names of the proofs that were used and have not ended.
 #[derive(Debug)]
 struct Used {
     most: usize,
-    names: BTreeSet<[u8; 32]>,
-    /// The same by their ends.
-    ends: BTreeSet<(Timestamp, [u8; 32])>,
+    most_of_one: usize,
+    names: BTreeSet<Name>,
+    /// The same by their ends, with their senders.
+    ends: BTreeMap<(Timestamp, Name), SpiffeId>,
+    /// How many each sender has; nobody has none.
+    senders: BTreeMap<SpiffeId, usize>,
 }
 
 impl Used {
-    fn add(&mut self, name: [u8; 32], ends_at: Timestamp, now: Timestamp) -> Result<(), WptError> {
-        while let Some((_, ended)) = self.ends.first().filter(|(ends_at, _)| *ends_at <= now).copied() {
-            self.ends.pop_first();
-            self.names.remove(&ended);
-        }
+    fn new(most: usize, most_of_one: usize) -> Self {
+        let (names, ends, senders) = (BTreeSet::new(), BTreeMap::new(), BTreeMap::new());
+        Self { most, most_of_one, names, ends, senders }
+    }
+
+    fn add(&mut self, sender: &SpiffeId, jti: &str, ends_at: Timestamp, now: Timestamp) -> Result<(), WptError> {
+        self.forget_ended(now);
+        let name = crypto::sha256(format!("{}\0{jti}", sender.as_str()).as_bytes());
         if self.names.contains(&name) {
             return Err(WptError::Replayed);
         }
         if self.names.len() >= self.most {
             return Err(WptError::Full(self.most));
         }
+        let of_one = self.senders.entry(sender.clone()).or_default();
+        if *of_one >= self.most_of_one {
+            return Err(WptError::Full(self.most_of_one));
+        }
+        *of_one += 1;
         self.names.insert(name);
-        self.ends.insert((ends_at, name));
+        self.ends.insert((ends_at, name), sender.clone());
         Ok(())
+    }
+
+    fn forget_ended(&mut self, now: Timestamp) {
+        while let Some(first) = self.ends.first_entry().filter(|first| first.key().0 <= now) {
+            let ((_, name), sender) = first.remove_entry();
+            self.names.remove(&name);
+            if let Some(count) = self.senders.get_mut(&sender) {
+                *count -= 1;
+                if *count == 0 {
+                    self.senders.remove(&sender);
+                }
+            }
+        }
     }
 }
 
@@ -142,15 +166,20 @@ mod tests {
 
     #[test]
     fn a_full_memory_refuses_and_forgets_what_has_ended() {
-        let (key, verifier) = (Key::of_kind(KeyType::P256), WitVerifier::with_most(2));
+        let key = Key::of_kind(KeyType::P256);
+        let verifier = WitVerifier { used: Mutex::new(Used::new(3, 2)) };
         let web = wit(&key, "/web");
         let proofs: Vec<_> = (0..3).map(|random| proof(&web, &key, random)).collect();
         assert!(at(&verifier, &web, &proofs[0], NOW).is_ok() && at(&verifier, &web, &proofs[1], NOW).is_ok());
         assert_eq!(at(&verifier, &web, &proofs[2], NOW), Err(WptError::Full(2)));
         assert_eq!(at(&verifier, &web, &proofs[0], NOW), Err(WptError::Replayed));
+        // Others have places of their own, as long as there are any.
+        let (other, third) = (wit(&key, "/other"), wit(&key, "/third"));
+        assert!(at(&verifier, &other, &proof(&other, &key, 0), NOW).is_ok());
+        assert_eq!(at(&verifier, &third, &proof(&third, &key, 0), NOW), Err(WptError::Full(3)));
         let mut used = verifier.used.lock().unwrap();
-        assert_eq!(used.add([9; 32], NOW.plus(seconds(99)), NOW.plus(seconds(35))), Ok(()));
-        assert_eq!((used.names.len(), used.ends.len()), (1, 1));
+        assert_eq!(used.add(third.id(), "9", NOW.plus(seconds(99)), NOW.plus(seconds(35))), Ok(()));
+        assert_eq!((used.names.len(), used.ends.len(), used.senders.len()), (1, 1, 1));
     }
 
     #[test]
@@ -165,21 +194,25 @@ mod tests {
     proptest! {
         #[test]
         fn nothing_is_used_twice_before_its_end_and_the_memory_stays_bounded(
-            asked in prop::collection::vec((0_u8..8, 0_u64..20, 0_u64..4), 0..64),
+            asked in prop::collection::vec((0_u8..3, 0_u8..4, 0_u64..20, 0_u64..4), 0..64),
         ) {
-            let mut used = Used { most: 4, names: BTreeSet::new(), ends: BTreeSet::new() };
+            let mut used = Used::new(4, 2);
             let (mut now, mut taken) = (NOW, Vec::new());
-            for (name, life, passes) in asked {
+            for (sender, jti, life, passes) in asked {
                 now = now.plus(seconds(passes));
                 let end = now.plus(seconds(life));
-                let result = used.add([name; 32], end, now);
-                let known = taken.iter().any(|(taken, end)| *taken == name && *end > now);
+                let id = SpiffeId::parse(&format!("spiffe://example.org/{sender}")).unwrap();
+                let result = used.add(&id, &jti.to_string(), end, now);
+                taken.retain(|(_, _, end)| *end > now);
+                let known = taken.iter().any(|(of, name, _)| (*of, *name) == (sender, jti));
+                let of_one = taken.iter().filter(|(of, _, _)| *of == sender).count();
                 match result {
-                    Ok(()) => { prop_assert!(!known); taken.push((name, end)); }
+                    Ok(()) => { prop_assert!(!known); taken.push((sender, jti, end)); }
                     Err(WptError::Replayed) => prop_assert!(known),
-                    Err(_) => prop_assert_eq!(used.names.len(), 4),
+                    Err(_) => prop_assert!(taken.len() == 4 || of_one == 2),
                 }
                 prop_assert!(used.names.len() <= 4 && used.names.len() == used.ends.len());
+                prop_assert_eq!(used.senders.values().sum::<usize>(), used.names.len());
             }
         }
     }

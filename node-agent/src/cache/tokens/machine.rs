@@ -14,6 +14,8 @@
 //! - *refusal*: those who wait are told; for a while nobody else is asked about it. What is held stays.
 //! - *failure*: those who wait go on waiting (how long is their affair), and it is tried again after a while.
 //! - *everyone is told*: once there is a token, a refusal or no entry, nobody waits for it any more.
+//! - *clock*: a token that came in the future is renewed or let go, and a wait that began then is over: the clock was put
+//!   back.
 //! - *bounds*: there are at most so many names in all, and for one entry; the one that was used least lately makes room.
 //!   Where none can, the call gets a token of its own.
 
@@ -124,6 +126,7 @@ pub struct Machine {
     /// When to look at which slot again.
     agenda: BTreeSet<(Timestamp, Name)>,
     next_number: u64,
+    last_look: Timestamp,
 }
 
 /// In the queue. `false`, which comes first: somebody waits.
@@ -228,6 +231,7 @@ impl Machine {
             calls: 0,
             agenda: BTreeSet::new(),
             next_number: 0,
+            last_look: Timestamp::default(),
         }
     }
 
@@ -248,6 +252,10 @@ impl Machine {
                 answers.into_iter().for_each(|answer| self.answered(answer, now, &mut actions));
             }
             Event::Tick => {}
+        }
+        if now < std::mem::replace(&mut self.last_look, now) {
+            // The clock was put back: what was put on the agenda counts no more.
+            self.names().iter().for_each(|name| self.review(name, now));
         }
         while self.agenda.first().is_some_and(|(at, _)| *at <= now)
             && let Some((_, name)) = self.agenda.pop_first()
@@ -553,6 +561,13 @@ impl Machine {
             self.agenda.remove(&(at, name.clone()));
         }
         slot.waiters
+    }
+
+    fn names(&self) -> Vec<Name> {
+        let names = |(id, shelf): (&EntryId, &Shelf)| {
+            shelf.slots.keys().map(|audience| (id.clone(), audience.clone())).collect::<Vec<_>>()
+        };
+        self.shelves.iter().flat_map(names).collect()
     }
 
     fn slot(&mut self, name: &Name) -> Option<&mut Slot> {
