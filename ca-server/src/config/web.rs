@@ -129,9 +129,12 @@ impl TryFrom<String> for Issuer {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        let url = EndpointUrl::parse(&text).map_err(|error| format!("issuer {text:?} is no issuer: {error}"))?;
+        let wrong = |why: &str| {
+            format!("{text:?} is no issuer: write an https URL without a query, and without a slash at its end ({why})")
+        };
+        let url = EndpointUrl::parse(&text).map_err(|error| wrong(&error.to_string()))?;
         if text.ends_with('/') || text.contains('?') {
-            return Err(format!("issuer {text:?} has a slash at its end, or a query: leave that out"));
+            return Err(wrong("verifiers compare it letter by letter"));
         }
         Ok(Self { text, url })
     }
