@@ -89,22 +89,20 @@ pub enum ConfigError {
     },
     /// A token could outlive its key.
     #[error(
-        "{key} = {token:?} is too long for {key_ttl_key} = {key_ttl:?}: a token must not outlive its key through a \
-         rotation. Set {key} to at most {most:?}, or {key_ttl_key} to at least {least:?}"
+        "{key} = {token:?} is too long for key_ttl = {key_ttl:?} of the same table: a token must not outlive its key \
+         through a rotation. Set {key} to at most {most:?}, or key_ttl to at least {least:?}"
     )]
     TokenOutlivesKey {
         /// The key of the lifetime that is too long.
         key: &'static str,
         /// That lifetime.
-        token: String,
-        /// The key of the life of a signing key.
-        key_ttl_key: &'static str,
-        /// That life.
-        key_ttl: String,
+        token: Box<str>,
+        /// The life of a signing key.
+        key_ttl: Box<str>,
         /// The longest life of a token that would do.
-        most: String,
+        most: Box<str>,
         /// The shortest life of a key that would do.
-        least: String,
+        least: Box<str>,
     },
     /// The default lifetime of SVIDs is longer than the longest.
     #[error("{table}.ttl = {ttl:?} is longer than {table}.max_ttl = {max_ttl:?}: lower the one or raise the other")]

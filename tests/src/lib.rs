@@ -11,6 +11,7 @@
 //! | `by_hand` | an agent without the agent's code, which behaves as badly as it is told |
 //! | `certificates` | CAs, nodes' certificates and CSRs, the bad ones too |
 //! | `endpoint` | a bundle endpoint that behaves as badly as it is told |
+//! | `web` | a browser of few words |
 //! | `patience` | how tests wait: for a condition, never for a time |
 //! | `binary` | the real binary as processes, and where its judges are |
 #![allow(
@@ -30,6 +31,7 @@ pub mod house;
 pub mod node;
 pub mod operator;
 pub mod patience;
+pub mod web;
 pub mod workload;
 
 pub use house::House;

@@ -10,17 +10,12 @@ use std::sync::Arc;
 
 use ca_server::app::Server;
 use ca_server::config::{Config, PREFIX};
-use rustls::version::{TLS12, TLS13};
-use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, ServerName};
 use serde_json::json;
-use spiffe::crypto;
 use spiffe::time::System;
 use tests::patience;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
+use tests::web::Browser;
 
 const NAME: &str = "bundles.example.org";
 
@@ -52,33 +47,6 @@ fn start(program: &Path, arguments: &[&str]) -> Running {
     command.args(arguments).env("PEBBLE_VA_NOSLEEP", "1").env("PEBBLE_WFE_NONCEREJECT", "20");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     Running(command.spawn().unwrap_or_else(|error| panic!("{}: {error}", program.display())))
-}
-
-/// What is shown on `port` to who asks for `name` and trusts `roots`, and what a GET of `path` brings.
-async fn get(
-    port: u16,
-    name: &str,
-    roots: &[CertificateDer<'static>],
-    path: &str,
-) -> Result<(Vec<u8>, String), String> {
-    let mut store = RootCertStore::empty();
-    store.add_parsable_certificates(roots.iter().cloned());
-    let config = ClientConfig::builder_with_provider(crypto::provider())
-        .with_protocol_versions(&[&TLS13, &TLS12])
-        .unwrap()
-        .with_root_certificates(store)
-        .with_no_client_auth();
-    let words = |error: std::io::Error| error.to_string();
-    let stream = TcpStream::connect(("127.0.0.1", port)).await.map_err(words)?;
-    let server = ServerName::try_from(name.to_owned()).unwrap();
-    let mut stream = TlsConnector::from(Arc::new(config)).connect(server, stream).await.map_err(words)?;
-    let shown = stream.get_ref().1.peer_certificates().unwrap()[0].to_vec();
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.map_err(words)?;
-    let mut answer = Vec::new();
-    // Whoever closes without a word is no concern here.
-    let _ = stream.read_to_end(&mut answer).await;
-    Ok((shown, String::from_utf8_lossy(&answer).into_owned()))
 }
 
 #[tokio::test]
@@ -117,9 +85,9 @@ async fn pebble_gives_the_web_listener_its_certificate() {
         .concat(),
     );
     let _pebble = start(&pebble(), &["-config", &config, "-dnsserver", &listen(dns)]);
-    let known = [made.cert.der().clone()];
+    let management_door = Browser::new(management, "127.0.0.1", vec![made.cert.der().clone()]);
     let root = patience::eventually("pebble answers", async || {
-        let (_, answer) = get(management, "127.0.0.1", &known, "/roots/0").await?;
+        let (_, answer) = management_door.get("/roots/0").await?;
         let pem = answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).ok_or("no body")?;
         CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|error| format!("{error}: {answer}"))
     })
@@ -143,7 +111,8 @@ async fn pebble_gives_the_web_listener_its_certificate() {
         Config::parse("", settings.map(|(key, value)| (format!("{PREFIX}__{key}"), value))).unwrap()
     };
     let serve = async || Box::pin(Server::start(server_config(), Arc::new(System))).await.unwrap();
-    let ask = async || get(web, NAME, std::slice::from_ref(&root), "/").await;
+    let browser = Browser::new(web, NAME, vec![root]);
+    let ask = async || browser.get("/").await;
     let server = serve().await;
     let (first, answer) = patience::eventually("the certificate is shown", ask).await;
     assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("\"spiffe_sequence\""), "{answer}");

@@ -2,8 +2,6 @@
 //! shown.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
-use std::time::{Duration, Instant};
-
 use rustls::version::TLS12;
 use serde_json::json;
 use spiffe::bundle::{Bundle, X509Authority};
@@ -150,10 +148,9 @@ async fn an_endpoint_that_sends_without_end_is_cut_off_at_four_mebibytes() {
 async fn an_endpoint_that_is_slow_is_cut_off_at_the_deadline() {
     let scene = Scene::federated(&[("federation.timeout", "2s")]).await;
     for slow in [Answer::Drip, Answer::Silence] {
-        let began = Instant::now();
-        let error = scene.refused(slow).await;
+        // By itself it would take a quarter of an hour, or for ever.
+        let error = patience::soon("it is cut off", scene.refused(slow)).await;
         assert!(error.contains("longer than 2s"), "{error}");
-        assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
     }
 }
 

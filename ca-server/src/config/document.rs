@@ -352,8 +352,9 @@ fn tokens(table: &TokenTable, document: TokenDocument) -> Result<Tokens, ConfigE
         if token <= most {
             return Ok(token);
         }
-        let [token, key_ttl, most, least] = [token, key_ttl, most, token * LIFETIMES_PER_KEY].map(write_duration);
-        Err(ConfigError::TokenOutlivesKey { key, token, key_ttl_key: table.key_ttl_key, key_ttl, most, least })
+        let [token, key_ttl, most, least] =
+            [token, key_ttl, most, token * LIFETIMES_PER_KEY].map(|duration| write_duration(duration).into());
+        Err(ConfigError::TokenOutlivesKey { key, token, key_ttl, most, least })
     };
     // As for X.509: a default gives way, what somebody has written does not.
     let default_ttl = table.default_ttl.min(document.max_ttl.unwrap_or(most)).min(most);

@@ -193,7 +193,7 @@ impl Default for WebDocument {
 }
 
 impl WebDocument {
-    /// As a server whose CAs live this long takes it.
+    /// As a server whose CAs, and keys for tokens, live this long takes it.
     pub(super) fn read(self, ca_ttl: Duration) -> Result<Web, ConfigError> {
         let Self { path, refresh_hint, connections, https_web, https_spiffe, oidc } = self;
         let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte);

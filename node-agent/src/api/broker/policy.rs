@@ -7,10 +7,14 @@
 
 use std::collections::HashMap;
 
+use spiffe::audience::Audience;
 use spiffe::id::SpiffeId;
 use spiffe::selector::Selectors;
 
 use crate::config::broker::{ReferenceKind, Rule};
+
+/// How much of an audience goes into a message.
+const SHOWN: usize = 100;
 
 /// Why a broker may not have what it asks for.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -25,6 +29,14 @@ pub(super) enum Forbidden {
         broker: SpiffeId,
         /// How.
         kind: &'static str,
+    },
+    /// No rule lets it have tokens for that.
+    #[error("{broker} may not have a JWT-SVID for {audience:?}: its [[broker.allow]] has other audiences")]
+    Audience {
+        /// Who asks.
+        broker: SpiffeId,
+        /// For which audience, or the beginning of it.
+        audience: String,
     },
     /// No rule is about such a workload.
     #[error("{broker} may not act for process {pid}: the selectors of its [[broker.allow]] are not all true of it")]
@@ -73,6 +85,14 @@ impl<'a> Rights<'a> {
         self.narrow(|rule| rule.references.contains(&kind), forbidden)
     }
 
+    /// Those left for a JWT-SVID for `audience`: one rule has to have all of its values.
+    pub(super) fn to(self, audience: &Audience) -> Result<Self, Forbidden> {
+        let shown = audience.values().join(", ").chars().take(SHOWN).collect();
+        let forbidden = Forbidden::Audience { broker: self.broker.clone(), audience: shown };
+        let has = |allowed: &Audience| audience.values().iter().all(|value| allowed.contains(value));
+        self.narrow(|rule| rule.audiences.as_ref().is_none_or(has), forbidden)
+    }
+
     /// Those left for the workload `pid`, of which `found` is true.
     pub(super) fn over(self, pid: u32, found: &Selectors) -> Result<Self, Forbidden> {
         let forbidden = Forbidden::Workload { broker: self.broker.clone(), pid };
@@ -119,6 +139,22 @@ mod tests {
             Forbidden::Workload { broker: id("proxy"), pid: 7 }
         );
         rights.over(7, &Selectors::parse(["unix:uid:1000"]).unwrap()).unwrap_err();
+    }
+
+    #[test]
+    fn one_rule_has_to_have_all_audiences() {
+        let audience = |values: &[&str]| Audience::parse(&values.iter().map(ToString::to_string).collect::<Vec<_>>());
+        let only = |values: &[&str]| Rule { audiences: Some(audience(values).unwrap()), ..rule("proxy", &[]) };
+        let policy = Policy::new(vec![only(&["billing", "reports"]), only(&["mail"])]);
+        let may = |values: &[&str]| policy.rights_of(&id("proxy")).unwrap().to(&audience(values).unwrap());
+        may(&["billing"]).unwrap();
+        may(&["reports", "billing"]).unwrap();
+        may(&["mail"]).unwrap();
+        may(&["mail", "billing"]).unwrap_err();
+        let refused = may(&["bill"]).unwrap_err();
+        assert_eq!(refused, Forbidden::Audience { broker: id("proxy"), audience: "bill".into() });
+        let policy = Policy::new(vec![rule("proxy", &[])]);
+        policy.rights_of(&id("proxy")).unwrap().to(&audience(&["anything"]).unwrap()).unwrap();
     }
 
     #[test]

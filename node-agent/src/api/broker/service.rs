@@ -1,16 +1,18 @@
 //! The SPIFFE Broker API (SPIFFE_Broker_API.md): what a workload would be told, told to a broker that may act for it.
 //!
 //! - In this order: may the broker ask at all, what does it name, may it name that so, is it there, who is it, may the
-//!   broker act for such a one. Only then the workload's state is looked at.
+//!   broker act for such a one (and towards that audience). Only then the workload's state is looked at.
 //! - The process is pinned before anything of it is read, and stays so as long as the stream lasts: a pid that is given
 //!   to another process never leads to that one's identities.
 //! - A stream ends with its process, and with the broker's SVID.
 
 use std::sync::Arc;
 
+use spiffe::audience::Audience;
+use spiffe::id::SpiffeId;
 use spiffe::proto::broker::api_server::Api;
 use spiffe::proto::broker::{
-    FetchJwtsvidRequest, FetchJwtsvidResponse, SubscribeToJwtBundlesRequest, SubscribeToJwtBundlesResponse,
+    FetchJwtsvidRequest, FetchJwtsvidResponse, Jwtsvid, SubscribeToJwtBundlesRequest, SubscribeToJwtBundlesResponse,
     SubscribeToX509BundlesRequest, SubscribeToX509BundlesResponse, SubscribeToX509svidRequest,
     SubscribeToX509svidResponse, WorkloadReference, X509svid,
 };
@@ -24,8 +26,10 @@ use super::status::{Refusal, denied};
 use crate::api::answers::{self, X509Answer};
 use crate::api::door::{Admitted, Asker, Denial, Door, Responses};
 use crate::api::places::{Holder, Places};
+use crate::api::tokens::{JwtAnswer, JwtWish};
 use crate::attestor::Peer;
 use crate::cache::WorkloadState;
+use crate::cache::directory::Entitlement;
 use crate::config::broker::ReferenceKind;
 
 /// The Broker API of this agent.
@@ -37,17 +41,30 @@ pub(super) struct BrokerApi {
 }
 
 impl BrokerApi {
-    /// Lets the caller of a request act for the workload that it names.
-    async fn admit(&self, extensions: &Extensions, reference: Option<WorkloadReference>) -> Result<Admitted, Status> {
+    /// Lets the caller of a request act for the workload that it names; towards `audience`, if it wants a JWT-SVID.
+    async fn admit(
+        &self,
+        extensions: &Extensions,
+        reference: Option<WorkloadReference>,
+        audience: Option<&Audience>,
+    ) -> Result<Admitted, Status> {
         let caller = extensions.get::<Arc<Caller>>().ok_or(Refusal::NoCaller)?;
-        let admitted = self.admit_caller(caller, reference).await;
+        let admitted = self.admit_caller(caller, reference, audience).await;
         Ok(admitted.inspect_err(|refusal| debug!(broker = %caller.id(), %refusal, "broker is refused"))?)
     }
 
-    async fn admit_caller(&self, caller: &Caller, reference: Option<WorkloadReference>) -> Result<Admitted, Refusal> {
+    async fn admit_caller(
+        &self,
+        caller: &Caller,
+        reference: Option<WorkloadReference>,
+        audience: Option<&Audience>,
+    ) -> Result<Admitted, Refusal> {
         let rights = self.policy.rights_of(caller.id())?;
         let pid = Reference::parse(reference)?.process(caller.whence)?;
-        let rights = rights.by(ReferenceKind::Pid)?;
+        let mut rights = rights.by(ReferenceKind::Pid)?;
+        if let Some(audience) = audience {
+            rights = rights.to(audience)?;
+        }
         let place = self.streams.take(Holder::Broker(caller.id().clone())).map_err(Denial::from)?;
         let peer = Arc::new(Peer::named(pid).map_err(Denial::from)?);
         let selectors = self.door.attest(&peer).await?;
@@ -69,7 +86,7 @@ impl Api for BrokerApi {
         request: Request<SubscribeToX509svidRequest>,
     ) -> Result<Response<Self::SubscribeToX509SVIDStream>, Status> {
         let (_, extensions, message) = request.into_parts();
-        let admitted = self.admit(&extensions, message.reference).await?;
+        let admitted = self.admit(&extensions, message.reference, None).await?;
         let (watcher, first) = self.door.open(admitted).await.map_err(|denial| denied(&denial))?;
         Ok(Response::new(watcher.responses(first, svids, denied)))
     }
@@ -79,20 +96,30 @@ impl Api for BrokerApi {
         request: Request<SubscribeToX509BundlesRequest>,
     ) -> Result<Response<Self::SubscribeToX509BundlesStream>, Status> {
         let (_, extensions, message) = request.into_parts();
-        let admitted = self.admit(&extensions, message.reference).await?;
+        let admitted = self.admit(&extensions, message.reference, None).await?;
         let (watcher, first) = self.door.open(admitted).await.map_err(|denial| denied(&denial))?;
         Ok(Response::new(watcher.responses(first, bundles, denied)))
     }
 
-    async fn fetch_jwtsvid(&self, _: Request<FetchJwtsvidRequest>) -> Result<Response<FetchJwtsvidResponse>, Status> {
-        Err(no_jwt())
+    async fn fetch_jwtsvid(
+        &self,
+        request: Request<FetchJwtsvidRequest>,
+    ) -> Result<Response<FetchJwtsvidResponse>, Status> {
+        let (_, extensions, message) = request.into_parts();
+        let wish = wish(&message)?;
+        let admitted = self.admit(&extensions, message.reference, Some(&wish.audience)).await?;
+        let answers = self.door.jwt_svids(&admitted, wish).await.map_err(|denial| denied(&denial))?;
+        Ok(Response::new(jwt_svids(answers)))
     }
 
     async fn subscribe_to_jwt_bundles(
         &self,
-        _: Request<SubscribeToJwtBundlesRequest>,
+        request: Request<SubscribeToJwtBundlesRequest>,
     ) -> Result<Response<Self::SubscribeToJWTBundlesStream>, Status> {
-        Err(no_jwt())
+        let (_, extensions, message) = request.into_parts();
+        let admitted = self.admit(&extensions, message.reference, None).await?;
+        let (watcher, first) = self.door.open_entitlement(admitted).await.map_err(|denial| denied(&denial))?;
+        Ok(Response::new(watcher.responses(first, jwt_bundles, denied)))
     }
 }
 
@@ -114,6 +141,20 @@ fn bundles(state: &WorkloadState) -> SubscribeToX509BundlesResponse {
     SubscribeToX509BundlesResponse { crl: Vec::new(), bundles: answers::x509_bundles(state) }
 }
 
-fn no_jwt() -> Status {
-    Status::unimplemented("this agent does not serve the JWT-SVID profile: use the X.509-SVID profile")
+/// Section 6.2.1: the request.
+fn wish(request: &FetchJwtsvidRequest) -> Result<JwtWish, Refusal> {
+    let id = request.spiffe_id.as_str();
+    let id = if id.is_empty() { None } else { Some(SpiffeId::parse(id)?) };
+    Ok(JwtWish { audience: Audience::parse(&request.audience)?, id })
+}
+
+/// Section 6.2.1: the response.
+fn jwt_svids(answers: Vec<JwtAnswer>) -> FetchJwtsvidResponse {
+    let svid = |JwtAnswer { spiffe_id, svid, hint }| Jwtsvid { spiffe_id, svid, hint };
+    FetchJwtsvidResponse { svids: answers.into_iter().map(svid).collect() }
+}
+
+/// Section 6.2.2.
+fn jwt_bundles(entitlement: &Entitlement) -> SubscribeToJwtBundlesResponse {
+    SubscribeToJwtBundlesResponse { bundles: answers::jwt_bundles(entitlement) }
 }

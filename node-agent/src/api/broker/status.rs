@@ -5,6 +5,8 @@ use std::collections::HashMap;
 
 use prost::Message as _;
 use prost_types::Any;
+use spiffe::audience::AudienceError;
+use spiffe::id::IdError;
 use spiffe::proto::details;
 use spiffe::x509_svid::SvidError;
 use tonic::{Code, Status};
@@ -35,6 +37,12 @@ pub(super) enum Refusal {
     /// The workload is not named, or not in a way that this agent can follow from there.
     #[error(transparent)]
     Reference(#[from] ReferenceError),
+    /// The audience of a JWT-SVID is missing, or is none.
+    #[error("audience: {0}")]
+    Audience(#[from] AudienceError),
+    /// The SPIFFE ID of a JWT-SVID is none.
+    #[error("spiffe_id: {0}")]
+    Id(#[from] IdError),
     /// About the workload, or the agent.
     #[error(transparent)]
     Denied(#[from] Denial),
@@ -69,7 +77,7 @@ impl Reason {
 impl From<Refusal> for Status {
     fn from(refusal: Refusal) -> Self {
         match refusal {
-            Refusal::NoHeader => Self::invalid_argument(refusal.to_string()),
+            Refusal::NoHeader | Refusal::Audience(_) | Refusal::Id(_) => Self::invalid_argument(refusal.to_string()),
             Refusal::NoCaller => Self::internal(refusal.to_string()),
             Refusal::Caller(_) => Self::unauthenticated(refusal.to_string()),
             Refusal::Forbidden(Forbidden::Workload { pid, .. }) => {
@@ -94,7 +102,7 @@ pub(super) fn denied(denial: &Denial) -> Status {
             );
             detailed(Reason::NotEntitled, words, Some(*pid))
         }
-        Denial::OtherIdentity(_) | Denial::Refused(_) => Status::permission_denied(denial.to_string()),
+        Denial::OtherIdentity(_) | Denial::Refused(_) => detailed(Reason::NotEntitled, denial.to_string(), None),
         Denial::CallerExpired(_) => Status::unauthenticated(denial.to_string()),
         // Section 6 of the endpoint: load shedding, too.
         Denial::Full(_) | Denial::NotReady | Denial::Stopping(_) => Status::unavailable(denial.to_string()),
