@@ -1,17 +1,21 @@
 //! The agent: what it holds in memory with 100 workload identities, and how soon after the connection a workload has
-//! an SVID that the agent already holds.
+//! an SVID that the agent already holds; and how soon a JWT-SVID that it holds is answered to 16 callers at once, at a fixed
+//! rate and as fast as they can, beside an RPC that the same stack answers without looking at anything.
 
 #![allow(clippy::disallowed_methods, clippy::print_stdout, reason = "a benchmark measures and prints")]
 
 mod support;
 
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use spiffe::proto::v1;
-use support::{DOMAIN, Figures, Process, Server, binary, create, entry, workload_stream};
+use spiffe::proto::workload::JwtsvidRequest;
+use spiffe::proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
+use support::{DOMAIN, Figures, Process, Server, binary, create, entry, unix_channel, workload_stream};
 
 const IDENTITIES: usize = 100;
 const CONNECTS: usize = 500;
@@ -70,7 +74,60 @@ fn main() -> Result<()> {
             figures.percentile(50),
             figures.percentile(99)
         );
+        tokens(&socket).await?;
         process.stop()?;
         server.process.stop()
     })
+}
+
+const CALLERS: u32 = 16;
+const CALLS: usize = 2_000;
+/// Of all callers together, in a second.
+const RATE: u32 = 1_600;
+
+async fn tokens(socket: &Path) -> Result<()> {
+    println!("\n| 16 callers | calls/s | p50 ms | p99 ms |");
+    println!("|---|---|---|---|");
+    for (what, pause) in [("fixed rate", Duration::from_secs(1) * CALLERS / RATE), ("closed loop", Duration::ZERO)] {
+        for held in [true, false] {
+            let started = Instant::now();
+            let one = |_| tokio::spawn(calls(socket.to_owned(), held, pause));
+            let callers: Vec<_> = (0..CALLERS).map(one).collect();
+            let mut figures = Figures::default();
+            for caller in callers {
+                figures.extend(caller.await??);
+            }
+            let rate = f64::from(CALLERS) * CALLS as f64 / started.elapsed().as_secs_f64();
+            let which = if held { "a held JWT-SVID" } else { "limit: refused for want of the header" };
+            println!("| {what}, {which} | {rate:.0} | {:.3} | {:.3} |", figures.percentile(50), figures.percentile(99));
+        }
+    }
+    Ok(())
+}
+
+/// The calls of one caller, on a connection of its own.
+async fn calls(socket: PathBuf, held: bool, pause: Duration) -> Result<Figures> {
+    let mut client = SpiffeWorkloadApiClient::new(unix_channel(socket).await?);
+    let id = format!("spiffe://{DOMAIN}/svc/0");
+    let mut figures = Figures::default();
+    for number in 0..=CALLS {
+        let request = JwtsvidRequest { audience: vec!["bench".into()], spiffe_id: id.clone() };
+        let mut request = tonic::Request::new(request);
+        if held {
+            request.metadata_mut().insert("workload.spiffe.io", tonic::metadata::MetadataValue::from_static("true"));
+        }
+        let started = Instant::now();
+        let answer = client.fetch_jwtsvid(request).await;
+        if held == answer.is_err() {
+            bail!("not the answer that is measured: {answer:?}");
+        }
+        // The first one has the token issued.
+        if number > 0 {
+            figures.add(started.elapsed());
+        }
+        if !pause.is_zero() {
+            tokio::time::sleep(pause.saturating_sub(started.elapsed())).await;
+        }
+    }
+    Ok(figures)
 }

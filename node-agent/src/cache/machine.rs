@@ -236,7 +236,7 @@ impl<S: Svid> Machine<S> {
         }
         update.removed_entries.iter().for_each(|id| self.remove(id));
         for entry in update.entries {
-            self.put(entry);
+            self.put(&entry);
         }
         for domain in &update.removed_bundles {
             self.foreign.remove(domain);
@@ -266,18 +266,18 @@ impl<S: Svid> Machine<S> {
         self.asked.values_mut().for_each(|asked| asked.distrust = true);
     }
 
-    fn put(&mut self, entry: Arc<RegistrationEntry>) {
+    fn put(&mut self, entry: &Arc<RegistrationEntry>) {
         if entry.is_node_alias() {
             return self.remove(&entry.id);
         }
         match self.slots.get_mut(&entry.id) {
-            Some(slot) if slot.entry == entry => return,
+            Some(slot) if slot.entry == *entry => return,
             Some(slot) => {
                 let old = std::mem::replace(&mut slot.entry, entry.clone());
                 if old.spiffe_id != entry.spiffe_id {
                     slot.held = None;
                 } else if let Some(held) = &mut slot.held {
-                    held.stale |= !S::is_the_same_for(&old, &entry);
+                    held.stale |= !S::is_the_same_for(&old, entry);
                 }
                 slot.try_again_at_once();
                 let place = (old.created_at, old.id.clone());

@@ -176,7 +176,7 @@ impl Running {
         debug!(revision = update.revision, snapshot = update.snapshot, entries = update.entries.len(), "synced");
         self.metrics.connected.set(1);
         self.known.apply(&update);
-        self.desk.handle(tokens::machine::Event::Known(self.known.clone()), now);
+        self.desk.handle(tokens::machine::Event::Known(Box::new(self.known.clone())), now);
         self.directory.send_replace(Some(self.known.clone()));
         self.wit(Event::Synced(update.clone()), now);
         self.x509(Event::Synced(update), now);

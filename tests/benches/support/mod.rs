@@ -217,7 +217,8 @@ async fn tls_channel(port: u16, mut config: rustls::ClientConfig) -> Result<Chan
     Ok(Endpoint::from_static("http://server").connect_with_connector(connect).await?)
 }
 
-async fn unix_channel(path: PathBuf) -> Result<Channel> {
+/// A channel over a unix socket.
+pub(crate) async fn unix_channel(path: PathBuf) -> Result<Channel> {
     let connect = service_fn(move |_: Uri| {
         let path = path.clone();
         async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }

@@ -244,3 +244,20 @@ async fn a_wit_svid_comes_with_its_key_only_when_asked_for_and_is_renewed_on_the
     assert!(renewed.issued_at().unwrap() < svid.expires_at() && *renewed.id() == *svid.id());
     assert!(setting.agent.metrics().render().contains("wit_svids 1\n"));
 }
+
+#[tokio::test]
+async fn no_hint_is_given_twice() {
+    let hinted = |name: &str, minutes: u32| RegistrationEntry {
+        hint: "db".into(),
+        created_at: NOW.plus(MINUTE * minutes),
+        ..entry(name)
+    };
+    let setting = setting(vec![hinted("api", 1), hinted("web", 0)]).await;
+    let mut door = setting.door.clone();
+    let request = with_header(JwtsvidRequest { audience: vec!["a".into()], spiffe_id: String::new() });
+    let svids = soon(door.fetch_jwtsvid(request)).await.unwrap().into_inner().svids;
+    assert_eq!(svids.iter().map(|svid| svid.hint.as_str()).collect::<Vec<_>>(), ["db", ""]);
+    let mut stream = soon(door.fetch_witsvid(with_header(WitsvidRequest::default()))).await.unwrap().into_inner();
+    let svids = soon(stream.message()).await.unwrap().unwrap().svids;
+    assert_eq!(svids.iter().map(|svid| svid.hint.as_str()).collect::<Vec<_>>(), ["db", ""]);
+}

@@ -162,13 +162,12 @@ impl Issue {
                 return requests.into_iter().map(failed).collect();
             }
         };
-        let check = |(request, outcome)| self.check_token(request, outcome);
-        requests.into_iter().zip(outcomes).map(check).collect()
+        requests.iter().zip(outcomes).map(|(request, outcome)| self.check_token(request, outcome)).collect()
     }
 
-    fn check_token(&self, request: tokens::Request, outcome: Result<v1::Token, v1::Refusal>) -> tokens::Answer {
+    fn check_token(&self, request: &tokens::Request, outcome: Result<v1::Token, v1::Refusal>) -> tokens::Answer {
         let entry = &request.entry;
-        let outcome = match outcome.map(|wire| self.verify_token(&request, &wire)) {
+        let outcome = match outcome.map(|wire| self.verify_token(request, &wire)) {
             Ok(Ok(svid)) => tokens::Outcome::Issued(svid),
             Ok(Err(why)) => {
                 warn!(entry = %entry.id, spiffe_id = %entry.spiffe_id, why, "JWT-SVID from the server is no good");

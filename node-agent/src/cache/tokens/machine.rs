@@ -46,7 +46,7 @@ pub type RequestId = u64;
 #[derive(Debug)]
 pub enum Event {
     /// This is what the server says now.
-    Known(Directory),
+    Known(Box<Directory>),
     /// There is no connection to any server.
     ServerGone,
     /// These ask for tokens that a door has not found.
@@ -239,7 +239,7 @@ impl Machine {
     pub fn handle(&mut self, event: Event, now: Timestamp) -> Vec<Action> {
         let mut actions = Vec::new();
         match event {
-            Event::Known(directory) => self.learn(directory, now, &mut actions),
+            Event::Known(directory) => self.learn(*directory, now, &mut actions),
             Event::ServerGone => self.connected = false,
             Event::Wanted(wanted) => {
                 for (waiter, entry, audience) in wanted {

@@ -203,7 +203,7 @@ impl World {
 
     fn learn(&mut self) {
         self.connected = true;
-        self.handle(Event::Known(self.directory()));
+        self.handle(Event::Known(Box::new(self.directory())));
     }
 
     /// A change that arrives where there is a connection.
