@@ -28,7 +28,7 @@ impl Broker {
         let program = Judge::Rust.program().canonicalize().unwrap();
         house.entry("proxy", &format!("unix:path:{}", program.display()), &[]);
         let sleep = std::fs::canonicalize("/bin/sleep").unwrap();
-        house.entry("web", &format!("unix:path:{}", sleep.display()), &["--federates-with", "other.org"]);
+        house.entry("web", &format!("unix:path:{}", sleep.display()), &[]);
         let workload = Process::start(Command::new(&sleep).args(["600"]), house.folder(), "workload");
         Self { house, port, workload }
     }

@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 
 use serde_json::Value;
+use spiffe::time::{Clock as _, System};
 use tests::binary::{House, Judge, Process, update_of};
 
 const WEB: &str = "spiffe://example.org/web";
@@ -17,7 +18,7 @@ fn seen(judge: Judge, house: &House, words: &[&str]) -> Value {
 }
 
 fn now() -> i64 {
-    time::OffsetDateTime::now_utc().unix_timestamp()
+    i64::try_from(System.now().unix()).unwrap()
 }
 
 #[test]
