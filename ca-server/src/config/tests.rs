@@ -103,7 +103,10 @@ fn tokens_fit_into_the_life_of_their_keys() {
     assert!(error("[wit]\nissuer = 'https://a.org'").contains("Set jwt.issuer for JWT-SVIDs"));
     assert!(error("[jwt]\nalgorithm = 'none'").contains("expected one of `ES256`, `ES384`, `RS256`"));
     for bad in ["", "oidc.example.org", "http://a.org", "https://a.org/", "https://a.org?b", "https://a b"] {
-        assert!(error(&format!("[jwt]\nissuer = '{bad}'")).contains(&format!("issuer {bad:?}")), "{bad}");
+        assert!(
+            error(&format!("[jwt]\nissuer = '{bad}'")).contains(&format!("{bad:?} is no issuer: write an https URL")),
+            "{bad}"
+        );
     }
     let web =
         "[web.https_web]\nlisten = '127.0.0.1:1'\ncertificate = 'c'\nkey = 'k'\n[web.oidc]\nissuer = 'https://a.org'";
