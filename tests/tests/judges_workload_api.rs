@@ -69,6 +69,17 @@ fn each_library_sees_three_rotations_and_a_change_of_the_ca() {
 }
 
 #[test]
+fn each_library_gets_the_bundles_alone() {
+    let house = House::with_agent("", "");
+    house.entry("web", &House::of_us(), &[]);
+    for judge in Judge::ALL {
+        let seen = judge.command(&house).args(["watch-bundles"]).run().succeeded().json();
+        assert_eq!(seen["bundles"], serde_json::json!({"example.org": 1}), "{judge:?}: {seen}");
+        assert!(seen.get("svids").is_none(), "{judge:?}: {seen}");
+    }
+}
+
+#[test]
 fn a_patient_client_is_served_again_after_the_agent_was_away() {
     let mut house = House::with_agent("", "");
     house.entry("web", &House::of_us(), &[]);

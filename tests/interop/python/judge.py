@@ -87,7 +87,7 @@ def tokens(audience, subject):
 
 def main():
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("mode", choices=["watch", "watch-jwt-bundles", "jwt"])
+    arguments.add_argument("mode", choices=["watch", "watch-bundles", "watch-jwt-bundles", "jwt"])
     arguments.add_argument("--audience", default="", help="whom tokens are for, with commas between them")
     arguments.add_argument("--id", help="the SPIFFE ID of the token")
     arguments.add_argument("--updates", type=int, default=1, help="exit after this many updates")
@@ -98,6 +98,14 @@ def main():
     if arguments.mode == "jwt":
         subject = SpiffeId(arguments.id) if arguments.id else None
         print(json.dumps(tokens(set(arguments.audience.split(",")), subject)), flush=True)
+        return
+
+    if arguments.mode == "watch-bundles":
+        # The library knows no stream of these: the one answer that it asks for.
+        with WorkloadApiClient() as client:
+            bundles = client.fetch_x509_bundles().bundles
+        counts = {bundle.trust_domain.name: len(bundle.x509_authorities) for bundle in bundles}
+        print(json.dumps({"client": "spiffe-python", "bundles": counts}), flush=True)
         return
 
     # The library calls back from a thread of its own; everything is decided in this one.

@@ -20,7 +20,7 @@ type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
 const USAGE: &str = "usage: interop-rust <mode> [--updates N] [--patient] [--timeout SECONDS]
   watch                                             X.509 contexts
-  watch-jwt-bundles                                 JWT bundles
+  watch-bundles, watch-jwt-bundles                  X.509 bundles, JWT bundles
   jwt     --audience A,B [--id ID]                  JWT-SVIDs, validated here and by the Workload API
   broker  --pid N --socket PATH|--address HOST:PORT --peer ID [--audience A]
           the SVIDs, bundles and (with --audience) JWT-SVIDs of that process, from the Broker API of the peer";
@@ -59,6 +59,7 @@ async fn run() -> Outcome<()> {
         match arguments.mode.as_str() {
             "watch" if arguments.patient => watch_source(arguments.updates).await,
             "watch" => watch_stream(arguments.updates).await,
+            "watch-bundles" => watch_bundles(arguments.updates).await,
             "watch-jwt-bundles" => tokens::watch_bundles(arguments.updates).await,
             "jwt" => tokens::fetch(&arguments.audience, arguments.id.as_deref()).await,
             "broker" => broker::act(&arguments).await,
@@ -99,6 +100,22 @@ async fn watch_stream(updates: usize) -> Outcome<()> {
     let mut seen = 0;
     while let Some(context) = contexts.next().await {
         print(&context?)?;
+        seen += 1;
+    }
+    if seen < updates {
+        return Err(format!("the stream ended after {seen} updates").into());
+    }
+    Ok(())
+}
+
+async fn watch_bundles(updates: usize) -> Outcome<()> {
+    let client = WorkloadApiClient::connect_env().await?;
+    let mut bundles = client.stream_x509_bundles().await?.take(updates);
+    let mut seen = 0;
+    while let Some(bundles) = bundles.next().await {
+        let counts: serde_json::Map<_, _> =
+            bundles?.iter().map(|(domain, bundle)| (domain.to_string(), json!(bundle.authorities().len()))).collect();
+        println!("{}", json!({ "client": "spiffe-rust", "bundles": counts }));
         seen += 1;
     }
     if seen < updates {
