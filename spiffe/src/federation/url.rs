@@ -169,9 +169,10 @@ fn parse_host(text: &str) -> Result<Host, UrlError> {
         return Ok(Host::Address(address.into()));
     }
     // A name whose last label is a number is an address to some resolvers: 127.1, 0x7f.0.0.1, 2130706433.
-    let last = text.rsplit('.').next().unwrap_or_default();
+    let lower = text.to_ascii_lowercase();
+    let last = lower.rsplit('.').next().unwrap_or_default();
     let is_number = last.starts_with("0x") || last.bytes().all(|byte| byte.is_ascii_digit());
-    let name = DnsName::parse(&text.to_ascii_lowercase()).map_err(|_| wrong())?;
+    let name = DnsName::parse(&lower).map_err(|_| wrong())?;
     if is_number || name.as_str().starts_with('*') {
         return Err(wrong());
     }
@@ -242,7 +243,7 @@ mod tests {
         assert!(refused("https://me:secret@example.org/").contains("a user before its host"));
         assert!(!refused("https://me:secret@example.org/").contains("secret"));
         assert!(refused("https://example.org/a#b").contains("fragment"));
-        for host in ["", "a b", "-x", "*.example.org", "[::1", "::1", "[127.0.0.1]", "127.1", "0x7f.1", "2130706433"] {
+        for host in ["", "a b", "-x", "*.example.org", "[::1", "::1", "[127.0.0.1]", "127.1", "0x7f.1", "0X7F", "2130706433"] {
             let text = format!("https://{host}/");
             let said = refused(&text);
             assert!(
