@@ -14,6 +14,7 @@ pub mod config;
 pub mod health;
 pub mod metrics;
 pub mod node;
+pub mod status;
 
 #[cfg(test)]
 mod test_house;
