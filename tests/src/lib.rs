@@ -14,6 +14,7 @@
 //! | `web` | a browser of few words |
 //! | `patience` | how tests wait: for a condition, never for a time |
 //! | `binary` | the real binary as processes, and where its judges are |
+//! | `proxies` | Envoy and others as the real programs, with the configs of `docs/proxies` |
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -31,6 +32,7 @@ pub mod house;
 pub mod node;
 pub mod operator;
 pub mod patience;
+pub mod proxies;
 pub mod web;
 pub mod workload;
 

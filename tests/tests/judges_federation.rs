@@ -7,36 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use serde_json::Value;
-use tests::binary::{House, Judge, Output, Process, free_port, jose, openssl, pyjwt, wait_for};
-
-/// A trust domain that serves its bundle by its own SVID and may fetch from this machine.
-fn served(trust_domain: &str) -> (House, String) {
-    let port = free_port();
-    let web = format!(
-        "federation.allow_networks = ['127.0.0.0/8']\nweb.https_spiffe.listen = '127.0.0.1:{port}'\n\
-         authority.ca_ttl = '10h'\nsvid.max_ttl = '1h'"
-    );
-    (House::empty_of(trust_domain, &web).start(""), format!("https://127.0.0.1:{port}/"))
-}
-
-fn bundle(house: &House) -> String {
-    house.run(&["bundle", "show", "--format", "spiffe"]).succeeded().stdout
-}
-
-/// `here` learns the bundle of `there` from its endpoint.
-#[track_caller]
-fn federate(here: &House, there: &House, url: &str) {
-    here.write("their-bundle.json", &bundle(there));
-    let (domain, id) = (there.trust_domain(), there.id("chancery/server"));
-    let words = ["federation", "create", domain, "--url", url, "--profile", "https_spiffe", "--endpoint-id", &id];
-    let first = ["--bundle", "their-bundle.json", "--bundle-format", "spiffe", "--wait"];
-    here.run(&[&words[..], &first[..]].concat()).succeeded();
-    refresh(here, there).succeeded();
-}
-
-fn refresh(here: &House, there: &House) -> Output {
-    here.run(&["federation", "refresh", there.trust_domain(), "-o", "json"])
-}
+use tests::binary::federation::{bundle, federate, refresh, served};
+use tests::binary::{House, Judge, Process, free_port, jose, openssl, pyjwt, wait_for};
 
 /// Returns when the agent of `house` is connected and has applied everything that its server knows.
 #[track_caller]

@@ -17,10 +17,12 @@ pub enum Judge {
     Rust,
 }
 
-/// Where a judge is, by its variable.
-fn place(variable: &str) -> PathBuf {
+/// Where a program that we did not write is, by its variable.
+pub fn place(variable: &str) -> PathBuf {
     let path = std::env::var_os(variable).map(PathBuf::from).unwrap_or_else(|| {
-        panic!("{variable} is not set, so a judge is missing: run `./check test`, which builds it and says where it is")
+        panic!(
+            "{variable} is not set, so a program is missing: run `./check test`, which builds it and says where it is"
+        )
     });
     assert!(path.exists(), "{variable} names {}, which is not there: run ./check interop", path.display());
     path

@@ -7,6 +7,7 @@
 //! | `command` | a program that ends by itself, and its [`Output`] |
 //! | `process` | a program that runs on: its log, its end |
 //! | `house` | a [`House`]: server and agent of one trust domain in a folder of their own |
+//! | `federation` | two houses that fetch each other's bundles |
 //! | `judges` | where the foreign programs are |
 //! | `session` | the shell session in the README |
 //!
@@ -15,6 +16,7 @@
 //! - No process sees the environment of the test: no config of the machine's gets in.
 
 mod command;
+pub mod federation;
 mod house;
 mod judges;
 mod patience;
@@ -23,7 +25,7 @@ mod session;
 
 pub use command::{Command, Output};
 pub use house::{House, free_port};
-pub use judges::{Judge, interop, jose, openssl, pkilint, pyjwt, update_of};
+pub use judges::{Judge, interop, jose, openssl, pkilint, place, pyjwt, update_of};
 pub use patience::wait_for;
 pub use process::Process;
 pub use session::{Session, Step};

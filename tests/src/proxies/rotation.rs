@@ -1,0 +1,33 @@
+//! A rotation of the CA, as an operator does it who does not want to wait for the law of rotation.
+
+use serde_json::Value;
+
+use crate::binary::House;
+
+/// Prepares a CA and activates it, taints and revokes the one before. `settled` returns when everyone has new SVIDs.
+#[track_caller]
+pub fn rotate(house: &House, mut settled: impl FnMut()) {
+    let authority = |words: &[&str]| house.run(&[&["authority"], words, &["-o", "json"]].concat()).succeeded().json();
+    let active = || {
+        let list = authority(&["list"]);
+        let mut all = list["authorities"].as_array().expect("a list").iter();
+        let active = all.find(|one| one["kind"] == "x509" && one["state"] == "active");
+        text(&active.expect("one is active")["id"])
+    };
+    let old = active();
+    let new = text(&authority(&["prepare", "--wait"])["id"]);
+    settled();
+    if active() != new {
+        // It may activate itself meanwhile: all agents know it.
+        let activated = house.run(&["authority", "activate", &new, "--wait"]);
+        assert!(activated.code == Some(0) || active() == new, "{activated}");
+    }
+    authority(&["taint", &old, "--wait"]);
+    settled();
+    authority(&["revoke", &old, "--wait"]);
+    settled();
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().expect("a text").to_owned()
+}
