@@ -163,7 +163,10 @@ mod tests {
         assert!(line("server").contains("not connected"), "{whole}");
         assert!(line("web").ends_with("in 60s"), "{whole}");
         let proxy = line("front");
-        assert!(proxy.contains("77   everything  01234567  -      5m ago: Failed to load certificate chain"), "{whole}");
+        assert!(
+            proxy.contains("77   everything  01234567  -      5m ago: Failed to load certificate chain"),
+            "{whole}"
+        );
         assert!(line("nginx").ends_with("in 30s    5m ago: no such pid"), "{whole}");
     }
 }

@@ -116,7 +116,8 @@ mod tests {
     #[test]
     fn an_agent_that_was_told_its_data_dir_only_is_found() {
         let folders = folders(false, &[("HOME", "/home/ada")]);
-        let text = "trust_domain = 'example.org'\nservers = ['a:1']\nworkload_socket = '/w'\nattest.kind = 'join_token'\n";
+        let text =
+            "trust_domain = 'example.org'\nservers = ['a:1']\nworkload_socket = '/w'\nattest.kind = 'join_token'\n";
         for folder in [folders.state("agent").unwrap(), folders.dev().unwrap().join("agent")] {
             let text = format!("{text}data_dir = '{}'\n", folder.display());
             let made = node_agent::config::Config::parse(&text, []).unwrap().status_socket;

@@ -63,7 +63,8 @@ impl AgentStatus for Operator {
         if peer.uid() != 0 && peer.uid() != nix::unistd::geteuid().as_raw() {
             return Err(status::no_operator(peer.uid()));
         }
-        let Look { connected, revision, svids } = self.cache.look().await.map_err(|stopped| status::stopping(&stopped))?;
+        let Look { connected, revision, svids } =
+            self.cache.look().await.map_err(|stopped| status::stopping(&stopped))?;
         let svid = |(entry, expires_at): (Arc<spiffe::entry::RegistrationEntry>, Timestamp)| v1::HeldSvid {
             entry_id: entry.id.to_string(),
             spiffe_id: entry.spiffe_id.to_string(),

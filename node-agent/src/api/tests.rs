@@ -34,7 +34,7 @@ pub(super) struct House {
     folder: tempfile::TempDir,
     pub(super) mailbox: Mailbox,
     pub(super) clock: Fake,
-    pub(super) status: Status,
+    pub(super) status: crate::status::Status,
     pub(super) metrics: Metrics,
     pub(super) shutdown: CancellationToken,
     served: JoinHandle<Result<(), ApiError>>,
@@ -46,7 +46,7 @@ impl House {
         let (cache, mailbox) = mailbox();
         let (clock, shutdown) = (Fake::new(NOW), CancellationToken::new());
         let attestors = Arc::new(Attestors::new(vec![Box::new(Unix::new(0))]));
-        let (status, metrics) = (Status::default(), Metrics::default());
+        let (status, metrics) = (crate::status::Status::default(), Metrics::default());
         let endpoint = Endpoint {
             cache,
             attestors,

@@ -63,7 +63,8 @@ pub struct Parts {
 /// Runs the cache until `shutdown`. Its subscriptions end with it.
 pub async fn run(parts: Parts, shutdown: CancellationToken) {
     let Parts { mailbox, client, bundles, trust, clock, key_type, prefetch, tokens, metrics } = parts;
-    let Mailbox { x509: mut x509_mailbox, wit: mut wit_mailbox, mut wants, mut looks, directory, tokens: held } = mailbox;
+    let Mailbox { x509: mut x509_mailbox, wit: mut wit_mailbox, mut wants, mut looks, directory, tokens: held } =
+        mailbox;
     let own = trust.borrow().clone();
     // Room for one: the stream is read as fast as the machines keep up.
     let (followed, mut news) = mpsc::channel(1);

@@ -7,8 +7,8 @@
 //! - *change*: a state is answered with what is subscribed to and has changed, and only with that.
 //! - *removal*: with everything, what is not there any more is named as removed. A name that is unsubscribed from is sent
 //!   again there, or named as removed: the proxy cannot know which of both it is.
-//! - *acknowledgement*: it is not answered.
-//! - *rejection*: what was rejected is not sent again; the next change of it is.
+//! - *reply*: neither an acknowledgement nor a rejection is answered. What was rejected is not sent again; the next change of
+//!   it is.
 //! - *stale*: a nonce other than the last one says nothing; what a request subscribes to counts all the same.
 //! - *nonce*: no two responses of a stream bear the same.
 //! - *refusal*: another type, too many names, and names that the workload may not have (any more) end the stream.
@@ -22,6 +22,7 @@ use spiffe::time::Timestamp;
 use super::client::Client;
 use super::dialogue::{Dialogue, Heard, News, check_type};
 use super::names::{MAX_NAMES, Wanted, parse_names};
+use super::secrets::Secret;
 use super::{Refusal, SECRET_TYPE, secrets};
 use crate::cache::WorkloadState;
 use crate::config::sds::Sds;
@@ -99,18 +100,20 @@ impl Delta {
             there = secrets::select(state, &Wanted::Names(self.names.clone()), form, now)?;
         }
         if self.everything {
-            there.extend(secrets::select(state, &Wanted::Everything, form, now)?);
+            let named = |secret: &Secret<'_>| self.names.contains(&secret.name);
+            there.extend(secrets::select(state, &Wanted::Everything, form, now)?.into_iter().filter(|it| !named(it)));
         }
+        there.sort_by(|one, other| one.name.cmp(&other.name));
         let versions: BTreeMap<String, String> =
             there.iter().map(|secret| (secret.name.clone(), secret.version())).collect();
         let removed: Vec<String> = self.versions.keys().filter(|name| !versions.contains_key(*name)).cloned().collect();
-        let mut resources = Vec::new();
-        for secret in there {
-            let version = versions.get(&secret.name).cloned().unwrap_or_default();
-            if self.versions.get(&secret.name) != Some(&version) {
-                resources.push(Resource { version, resource: secret.packed(), name: secret.name });
-            }
-        }
+        let changed = there.into_iter().filter(|secret| self.versions.get(&secret.name) != versions.get(&secret.name));
+        let resource = |secret: Secret<'_>| Resource {
+            version: versions.get(&secret.name).cloned().unwrap_or_default(),
+            resource: secret.packed(),
+            name: secret.name,
+        };
+        let resources: Vec<Resource> = changed.map(resource).collect();
         self.versions = versions;
         if resources.is_empty() && removed.is_empty() {
             return Ok(None);

@@ -290,4 +290,6 @@ impl Drop for Open {
 }
 
 #[cfg(test)]
+mod test_world;
+#[cfg(test)]
 mod tests;

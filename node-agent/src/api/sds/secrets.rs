@@ -33,8 +33,7 @@ use crate::config::sds::Sds;
 use crate::status::words;
 
 const VALIDATOR: &str = "envoy.tls.cert_validator.spiffe";
-const VALIDATOR_TYPE: &str =
-    "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig";
+const VALIDATOR_TYPE: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig";
 /// In digests: what tells the kinds of content apart.
 const TAGS: [&str; 3] = ["tls_certificate", "trusted_ca", VALIDATOR];
 
@@ -120,14 +119,10 @@ impl<'a> Shelf<'a, '_> {
     }
 
     fn everything(&self) -> Vec<Secret<'a>> {
-        let svid = |identity: &'a Identity| Secret {
-            name: identity.svid.id().to_string(),
-            content: Content::Svid(identity),
-        };
-        let bundle = |bundle: &'a Bundle| Secret {
-            name: bundle.trust_domain().id().to_string(),
-            content: self.of_one(bundle),
-        };
+        let svid =
+            |identity: &'a Identity| Secret { name: identity.svid.id().to_string(), content: Content::Svid(identity) };
+        let bundle =
+            |bundle: &'a Bundle| Secret { name: bundle.trust_domain().id().to_string(), content: self.of_one(bundle) };
         // `select` sorts stably and keeps the first of a name: the oldest.
         self.identities().map(svid).chain(self.bundles().map(bundle)).collect()
     }
@@ -264,5 +259,156 @@ struct WipedText(Zeroizing<String>);
 impl AsRef<[u8]> for WipedText {
     fn as_ref(&self) -> &[u8] {
         self.0.as_bytes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use spiffe::id::TrustDomain as Domain;
+    use spiffe::proto::envoy::extensions::transport_sockets::tls::v3::Secret as Wire;
+
+    use super::super::test_world::{chain, state, text, unpacked};
+    use super::*;
+    use crate::api::test_office::{NOW, Office};
+
+    fn wanted(names: &[&str]) -> Wanted {
+        Wanted::parse(names.iter().map(ToString::to_string).collect()).unwrap()
+    }
+
+    fn packed(state: &WorkloadState, names: &[&str], validation: Validation) -> Result<Vec<Wire>, Refusal> {
+        let secrets = select(state, &wanted(names), (&Sds::default(), validation), NOW)?;
+        Ok(secrets.iter().map(|secret| unpacked(&secret.packed())).collect())
+    }
+
+    fn context(wire: &Wire) -> &CertificateValidationContext {
+        let Some(secret::Type::ValidationContext(context)) = &wire.r#type else { panic!("{}", wire.name) };
+        context
+    }
+
+    fn domains(wire: &Wire) -> Vec<(String, String)> {
+        let config = context(wire).custom_validator_config.as_ref().unwrap();
+        assert_eq!(config.name, VALIDATOR);
+        let typed = config.typed_config.as_ref().unwrap();
+        assert_eq!(typed.type_url, VALIDATOR_TYPE);
+        let config = SpiffeCertValidatorConfig::decode(&*typed.value).unwrap();
+        config.trust_domains.into_iter().map(|domain| (domain.name, text(domain.trust_bundle.as_ref()))).collect()
+    }
+
+    #[test]
+    fn an_svid_is_its_chain_and_key_in_pem() {
+        let state = state(2);
+        let secrets = packed(&state, &["default", "spiffe://example.org/api"], Validation::Spiffe).unwrap();
+        for (wire, identity) in secrets.iter().zip(state.identities.iter()) {
+            let Some(secret::Type::TlsCertificate(certificate)) = &wire.r#type else { panic!("{}", wire.name) };
+            let chain: String = identity.svid.chain().iter().map(|der| pem::certificate(der)).collect();
+            assert_eq!(text(certificate.certificate_chain.as_ref()), chain);
+            assert_eq!(text(certificate.private_key.as_ref()), *pem::private_key(&identity.key));
+        }
+        assert_eq!(
+            secrets.iter().map(|wire| wire.name.as_str()).collect::<Vec<_>>(),
+            ["default", "spiffe://example.org/api"]
+        );
+    }
+
+    #[test]
+    fn names_of_all_kinds_are_answered_in_one_request() {
+        let all =
+            ["ALL", "ROOTCA", "default", "spiffe://example.org", "spiffe://example.org/api", "spiffe://other.org"];
+        let secrets = packed(&state(0b1010), &all, Validation::Spiffe).unwrap();
+        assert_eq!(secrets.iter().map(|wire| wire.name.as_str()).collect::<Vec<_>>(), all);
+        let names = |wire| domains(wire).into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+        assert_eq!(names(&secrets[0]), ["example.org", "other.org"]);
+        assert_eq!(names(&secrets[1]), ["example.org"]);
+        assert_eq!(names(&secrets[5]), ["other.org"]);
+    }
+
+    #[test]
+    fn roots_are_of_one_trust_domain_or_kept_apart() {
+        let state = state(0b1100);
+        let own = state.bundle.to_pem();
+        for validation in [Validation::Roots, Validation::RootsOrAll] {
+            let secrets = packed(&state, &["ROOTCA", "spiffe://example.org"], validation).unwrap();
+            for wire in &secrets {
+                assert_eq!(text(context(wire).trusted_ca.as_ref()), own);
+                assert_eq!(context(wire).custom_validator_config, None);
+            }
+        }
+        let refusal = packed(&state, &["ALL"], Validation::Roots).unwrap_err();
+        assert!(refusal.to_string().contains("anyone of one trust domain could speak for another"), "{refusal}");
+        for validation in [Validation::Spiffe, Validation::RootsOrAll] {
+            let [all] = &packed(&state, &["ALL"], validation).unwrap()[..] else { panic!() };
+            assert_eq!(context(all).trusted_ca, None);
+            assert_eq!(domains(all)[0], ("example.org".into(), own.clone()));
+        }
+        let everything = packed(&state, &[], Validation::Roots).unwrap();
+        assert!(everything.iter().all(|wire| wire.name != "ALL"));
+        assert_eq!(everything.len(), 3);
+    }
+
+    #[test]
+    fn an_svid_that_has_expired_is_not_there() {
+        let state = state(0);
+        let at = |after: u64| {
+            let now = NOW.plus(std::time::Duration::from_secs(after));
+            select(&state, &wanted(&["default"]), (&Sds::default(), Validation::Spiffe), now)
+        };
+        assert_eq!(at(3600).unwrap().len(), 1, "its last second");
+        assert!(matches!(at(3601), Err(Refusal::NotEntitled { .. })));
+    }
+
+    #[test]
+    fn of_two_entries_with_one_identity_the_older_is_the_secret() {
+        let office = Office::new();
+        let (older, younger) = (office.identity("web", "", 1), office.identity("web", "", 2));
+        let state = office.state(vec![older.clone(), younger]);
+        let everything = select(&state, &Wanted::Everything, (&Sds::default(), Validation::Spiffe), NOW).unwrap();
+        assert_eq!(everything.len(), 2);
+        assert_eq!(chain(&everything[1].packed()), pem::certificate(&older.svid.chain()[0]));
+    }
+
+    #[test]
+    fn a_bundle_without_roots_is_not_there() {
+        let office = Office::new();
+        let empty = Bundle::empty(Domain::parse("other.org").unwrap());
+        let federated = Arc::new([(empty.trust_domain().clone(), empty)].into());
+        let state = WorkloadState { federated, ..office.state(vec![office.identity("web", "", 1)]) };
+        let [all] = &packed(&state, &["ALL"], Validation::Spiffe).unwrap()[..] else { panic!() };
+        assert_eq!(domains(all).len(), 1);
+        let refusal = packed(&state, &["spiffe://other.org"], Validation::Spiffe).unwrap_err();
+        assert!(
+            matches!(&refusal, Refusal::NotEntitled { missing, .. } if missing == "spiffe://other.org"),
+            "{refusal}"
+        );
+    }
+
+    #[test]
+    fn a_refusal_says_what_there_is_and_stays_short() {
+        let refusal = packed(&state(0b1010), &["webb", "default"], Validation::Spiffe).unwrap_err();
+        assert_eq!(
+            refusal.to_string(),
+            "nothing is called webb; this workload may have: default (spiffe://example.org/web), ROOTCA, ALL, \
+             spiffe://example.org/web, spiffe://example.org/api, spiffe://example.org, spiffe://other.org"
+        );
+        let long = "spiffe://example.org/".to_owned() + &"x".repeat(2000);
+        assert!(packed(&state(0), &[&long], Validation::Spiffe).unwrap_err().to_string().len() < 1000);
+    }
+
+    #[test]
+    fn a_version_is_of_the_content_and_its_form() {
+        let version = |number: u8, name: &str, validation| {
+            let state = state(number);
+            let secrets = select(&state, &wanted(&[name]), (&Sds::default(), validation), NOW).unwrap();
+            secrets[0].version()
+        };
+        let spiffe = Validation::Spiffe;
+        assert_eq!(version(0, "default", spiffe), version(14, "spiffe://example.org/web", spiffe));
+        assert_ne!(version(0, "default", spiffe), version(1, "default", spiffe));
+        assert_eq!(version(0, "ROOTCA", spiffe), version(11, "spiffe://example.org", spiffe));
+        assert_ne!(version(0, "ROOTCA", spiffe), version(4, "ROOTCA", spiffe));
+        assert_ne!(version(0, "ROOTCA", spiffe), version(0, "ROOTCA", Validation::Roots));
+        assert_ne!(version(0, "ALL", spiffe), version(8, "ALL", spiffe));
+        assert_eq!(version(0, "ALL", spiffe).len(), 32);
     }
 }

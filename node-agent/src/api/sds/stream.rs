@@ -61,8 +61,9 @@ impl Stream {
         let (Some(state), Some(asked)) = (&self.state, &self.asked) else { return Ok(None) };
         let secrets = secrets::select(state, &asked.wanted, (&self.config, asked.client.validation), now)?;
         let versions: Vec<String> = secrets.iter().map(Secret::version).collect();
-        let version =
-            secrets::version_of(secrets.iter().map(|secret| secret.name.as_str()).zip(versions.iter().map(String::as_str)));
+        let version = secrets::version_of(
+            secrets.iter().map(|secret| secret.name.as_str()).zip(versions.iter().map(String::as_str)),
+        );
         if !anew && self.sent.as_ref().is_some_and(|sent| sent.version == version) {
             return Ok(None);
         }
