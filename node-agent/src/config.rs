@@ -14,9 +14,11 @@ use spiffe::settings::{self, SettingsError};
 use zeroize::Zeroizing;
 
 pub mod broker;
+pub mod deliver;
 pub mod jwt;
 
 use broker::{Broker, BrokerError};
+use deliver::{DeliverError, Delivery};
 
 /// What environment variables that override the config begin with.
 pub const ENVIRONMENT_PREFIX: &str = "CHANCERY_AGENT";
@@ -50,6 +52,9 @@ pub enum ConfigError {
     /// The table of the Broker Endpoint is wrong.
     #[error(transparent)]
     Broker(#[from] BrokerError),
+    /// What is to be delivered is wrong.
+    #[error(transparent)]
+    Deliver(#[from] DeliverError),
 }
 
 /// Everything that the agent is told.
@@ -83,6 +88,8 @@ pub struct Config {
     pub health_listen: Option<SocketAddr>,
     /// Where brokers ask on behalf of workloads; `None`: nowhere.
     pub broker: Option<Broker>,
+    /// What is delivered to files.
+    pub deliveries: Vec<Delivery>,
 }
 
 /// How the server is known before anything else is.
@@ -308,6 +315,8 @@ struct Document {
     jwt: jwt::Jwt,
     health_listen: Option<Loopback>,
     broker: Option<broker::Table>,
+    #[serde(default)]
+    deliver: Vec<deliver::Table>,
 }
 
 /// Enough for a node with hundreds of workloads; an SVID and its key are about 3 KiB.
@@ -459,6 +468,7 @@ impl Config {
             jwt: document.jwt,
             health_listen: document.health_listen.map(|Loopback(address)| address),
             broker,
+            deliveries: deliver::parse(document.deliver)?,
         })
     }
 }
