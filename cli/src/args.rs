@@ -13,8 +13,8 @@ use crate::output::Output;
 use crate::refusal;
 use crate::svid_files::hint_at_others;
 use crate::{
-    agent, authority, bundle, completions, dev, entry, federation, fetch, healthcheck, jwt, server, token, validate,
-    x509,
+    agent, authority, bundle, completions, deliver, dev, entry, federation, fetch, healthcheck, jwt, server, token,
+    validate, x509,
 };
 
 const EXAMPLES: &str = "\
@@ -99,6 +99,7 @@ pub(crate) enum Noun {
     /// Whether a token that somebody has shown to this process is good.
     #[command(subcommand)]
     Validate(validate::Verb),
+    Deliver(deliver::Deliver),
     Dev(dev::Dev),
     Healthcheck(healthcheck::Healthcheck),
     Completions(completions::Completions),
@@ -109,6 +110,7 @@ impl Noun {
     pub(crate) fn log_level(&self) -> &'static str {
         match self {
             Self::Server(server::Verb::Run(_)) | Self::Agent(agent::Verb::Run(_)) => "info",
+            Self::Deliver(deliver) if deliver.is_running() => "info",
             _ => "warn",
         }
     }
@@ -141,6 +143,7 @@ impl Chancery {
             Noun::Fetch(verb) => verb.run(globals).await,
             Noun::Validate(verb) => verb.run(globals).await,
             Noun::Server(verb) => verb.run(globals).await,
+            Noun::Deliver(deliver) => deliver.run(globals).await,
             Noun::Dev(dev) => dev.run(globals).await,
             Noun::Healthcheck(check) => check.run(globals).await,
             Noun::Completions(completions) => completions.run(),

@@ -14,6 +14,7 @@ mod authority;
 mod bundle;
 mod completions;
 mod connect;
+mod deliver;
 mod dev;
 mod dev_watch;
 mod documents;

@@ -28,7 +28,7 @@ pub(crate) struct Workload {
 }
 
 /// The path in `address`: `unix:///run/...`, `unix:/run/...`, or the bare path.
-fn socket_path(address: &str) -> Outcome<PathBuf> {
+pub(crate) fn socket_path(address: &str) -> Outcome<PathBuf> {
     let rest = match address.strip_prefix("unix:") {
         Some(rest) => rest.strip_prefix("//").unwrap_or(rest),
         None if address.contains("://") => {

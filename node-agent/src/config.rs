@@ -14,10 +14,12 @@ use spiffe::settings::{self, SettingsError};
 use zeroize::Zeroizing;
 
 pub mod broker;
+pub mod deliver;
 pub mod jwt;
 pub mod sds;
 
 use broker::{Broker, BrokerError};
+use deliver::{DeliverError, Delivery};
 
 /// What environment variables that override the config begin with.
 pub const ENVIRONMENT_PREFIX: &str = "CHANCERY_AGENT";
@@ -51,6 +53,9 @@ pub enum ConfigError {
     /// The table of the Broker Endpoint is wrong.
     #[error(transparent)]
     Broker(#[from] BrokerError),
+    /// What is to be delivered is wrong.
+    #[error(transparent)]
+    Deliver(#[from] DeliverError),
 }
 
 /// Everything that the agent is told.
@@ -88,6 +93,8 @@ pub struct Config {
     pub sds: sds::Sds,
     /// Where the operator of this machine asks how the agent is.
     pub status_socket: PathBuf,
+    /// What is delivered to files.
+    pub deliveries: Vec<Delivery>,
 }
 
 /// How the server is known before anything else is.
@@ -316,6 +323,8 @@ struct Document {
     health_listen: Option<Loopback>,
     status_socket: Option<SocketPath>,
     broker: Option<broker::Table>,
+    #[serde(default)]
+    deliver: Vec<deliver::Table>,
 }
 
 /// Enough for a node with hundreds of workloads; an SVID and its key are about 3 KiB.
@@ -473,6 +482,7 @@ impl Config {
             broker,
             sds: document.sds,
             status_socket,
+            deliveries: deliver::parse(document.deliver)?,
         })
     }
 }

@@ -39,7 +39,7 @@ const CA_SERVER: Order = Order {
 const NODE_AGENT: Order = Order {
     levels: &[
         &["app"],
-        &["api"],
+        &["api", "deliver"],
         &["node", "cache::run"],
         &["cache::follow"],
         &["cache::machine", "cache::tokens::machine"],

@@ -1,0 +1,169 @@
+//! `[[deliver.action]]`: what is done after new files are in place.
+
+use std::path::PathBuf;
+use std::str::FromStr as _;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use serde::Deserialize;
+use spiffe::settings;
+
+use super::{Fault, USUAL_TIMEOUT, absolute};
+
+/// The signals that mean "look again" or "stop" to some program.
+const SIGNALS: [Signal; 7] = [
+    Signal::SIGHUP,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+    Signal::SIGINT,
+    Signal::SIGTERM,
+    Signal::SIGQUIT,
+    Signal::SIGWINCH,
+];
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(600);
+const MAX_ARGUMENTS: usize = 64;
+
+/// One action and how long it may take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Action {
+    /// What is done.
+    pub kind: ActionKind,
+    /// It has failed when it takes longer.
+    pub timeout: Duration,
+}
+
+/// What is done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ActionKind {
+    /// A signal to a process.
+    Signal {
+        /// Its first line is the number of the process.
+        pid_file: PathBuf,
+        /// Which one.
+        signal: Signal,
+    },
+    /// A program is run, without a shell.
+    Command {
+        /// The program's path, then its arguments. Never empty.
+        argv: Vec<String>,
+    },
+    /// A unit of systemd is reloaded.
+    Systemd {
+        /// Its name.
+        unit: String,
+        /// The program that asks systemd.
+        systemctl: PathBuf,
+    },
+    /// The modification time of a file is set to now.
+    Touch {
+        /// Which.
+        path: PathBuf,
+    },
+}
+
+impl ActionKind {
+    /// The word for it in config, logs and metrics.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Signal { .. } => "signal",
+            Self::Command { .. } => "command",
+            Self::Systemd { .. } => "systemd",
+            Self::Touch { .. } => "touch",
+        }
+    }
+}
+
+/// An action as it is written.
+#[derive(Deserialize)]
+pub(super) struct ActionTable {
+    #[serde(default, with = "settings::optional_duration")]
+    timeout: Option<Duration>,
+    #[serde(flatten)]
+    kind: KindTable,
+}
+
+#[derive(Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+enum KindTable {
+    Signal {
+        pid_file: PathBuf,
+        #[serde(default = "hangup")]
+        signal: String,
+    },
+    Command {
+        argv: Vec<String>,
+    },
+    Systemd {
+        unit: String,
+        #[serde(default = "systemctl")]
+        systemctl: PathBuf,
+    },
+    Touch {
+        path: PathBuf,
+    },
+}
+
+/// What most servers take as "read your files again".
+fn hangup() -> String {
+    "HUP".into()
+}
+
+fn systemctl() -> PathBuf {
+    "/usr/bin/systemctl".into()
+}
+
+impl ActionTable {
+    pub(super) fn parse(self) -> Result<Action, Fault> {
+        let kind = self.kind.parse()?;
+        let timeout = self.timeout.unwrap_or(USUAL_TIMEOUT);
+        if timeout.is_zero() || timeout > LONGEST_TIMEOUT {
+            let longest = settings::write_duration(LONGEST_TIMEOUT);
+            return Err(Fault::Action(kind.word(), format!("its timeout must be more than 0s, and {longest} at most")));
+        }
+        Ok(Action { kind, timeout })
+    }
+}
+
+impl KindTable {
+    fn parse(self) -> Result<ActionKind, Fault> {
+        Ok(match self {
+            Self::Signal { pid_file, signal } => {
+                absolute("pid_file", &pid_file)?;
+                ActionKind::Signal { pid_file, signal: parse_signal(&signal)? }
+            }
+            Self::Command { argv } => {
+                let wrong = |why: &str| Err(Fault::Action("command", why.into()));
+                match argv.first() {
+                    None => return wrong("argv is empty: write [\"/path/of/the/program\", \"argument\"]"),
+                    Some(program) if !program.starts_with('/') => {
+                        return wrong("argv must begin with the absolute path of a program: there is no shell");
+                    }
+                    Some(_) if argv.len() > MAX_ARGUMENTS || argv.iter().any(|word| word.contains('\0')) => {
+                        return wrong("argv has more than 64 words, or a zero byte in one");
+                    }
+                    Some(_) => ActionKind::Command { argv },
+                }
+            }
+            Self::Systemd { unit, systemctl } => {
+                absolute("systemctl", &systemctl)?;
+                let is_unit = |c: char| c.is_ascii_alphanumeric() || "@:._-\\".contains(c);
+                if unit.is_empty() || unit.starts_with('-') || !unit.chars().all(is_unit) {
+                    return Err(Fault::Action("systemd", format!("{unit:?} is no name of a unit, like nginx.service")));
+                }
+                ActionKind::Systemd { unit, systemctl }
+            }
+            Self::Touch { path } => {
+                absolute("path", &path)?;
+                ActionKind::Touch { path }
+            }
+        })
+    }
+}
+
+fn parse_signal(name: &str) -> Result<Signal, Fault> {
+    let signal = Signal::from_str(&format!("SIG{}", name.trim_start_matches("SIG"))).ok();
+    signal.filter(|signal| SIGNALS.contains(signal)).ok_or_else(|| {
+        let known: Vec<&str> = SIGNALS.iter().map(|signal| signal.as_str().trim_start_matches("SIG")).collect();
+        Fault::Action("signal", format!("{name:?} is none of the signals that can be sent: {}", known.join(", ")))
+    })
+}

@@ -1,0 +1,125 @@
+//! What is done after new files are in place: one file for each kind of action.
+//!
+//! - Each has a time limit, is tried again as a whole, and may be done twice: doing it again does no harm.
+//! - An error says what went wrong in the words of whoever was asked, cut to a length that fits into a line of the log.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use spiffe::settings::write_duration;
+use spiffe::time::Clock;
+
+use super::material::Material;
+use crate::config::deliver::action::{Action, ActionKind};
+
+mod command;
+mod signal;
+mod touch;
+
+/// As much of what somebody answers as is shown, in characters.
+const SHOWN: usize = 500;
+
+/// Why an action has failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ActionError {
+    /// It took too long.
+    #[error("it took longer than {}, and was given up", write_duration(*.0))]
+    TooLong(Duration),
+    /// The kernel says no.
+    #[error("cannot {doing} {}: {source}", .path.display())]
+    File {
+        /// What was tried, as a verb.
+        doing: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+    /// The first line of a pid file is no number.
+    #[error("{} has no process in its first line: {found:?}", .path.display())]
+    NoPid {
+        /// Which file.
+        path: PathBuf,
+        /// What is there.
+        found: String,
+    },
+    /// The process of a pid file is gone.
+    #[error("process {pid} of {} is not running: start the program, and it reads the new files", .path.display())]
+    NotRunning {
+        /// Which file.
+        path: PathBuf,
+        /// Which process.
+        pid: i32,
+    },
+    /// Whoever wrote the pid file may not send signals to that process.
+    #[error(
+        "{} belongs to uid {writer}, and process {pid} to uid {user}: it is not signalled, for anybody could have any \
+         process signalled so",
+        .path.display()
+    )]
+    Foreign {
+        /// Which file.
+        path: PathBuf,
+        /// Whose the file is.
+        writer: u32,
+        /// Which process.
+        pid: i32,
+        /// Whose the process is.
+        user: u32,
+    },
+    /// A program ended otherwise than well.
+    #[error("{program} ended with {how}: {words}")]
+    Program {
+        /// Its path.
+        program: String,
+        /// Exit code or signal.
+        how: String,
+        /// The end of what it printed.
+        words: String,
+    },
+}
+
+/// What an action may need to know.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Context<'a> {
+    /// The delivery's name.
+    pub(super) name: &'a str,
+    /// Where its files are.
+    pub(super) dir: &'a Path,
+    /// What is in them.
+    pub(super) material: &'a Material,
+}
+
+/// Does it.
+pub(super) async fn act(action: &Action, context: Context<'_>, clock: &dyn Clock) -> Result<(), ActionError> {
+    let acting = async {
+        match &action.kind {
+            ActionKind::Signal { pid_file, signal } => signal::send(pid_file, *signal),
+            ActionKind::Command { argv } => command::run(argv, context, clock).await,
+            ActionKind::Systemd { unit, systemctl } => {
+                let argv = [&systemctl.display().to_string(), "reload", "--", unit].map(ToOwned::to_owned);
+                command::run(&argv, context, clock).await
+            }
+            ActionKind::Touch { path } => touch::touch(path),
+        }
+    };
+    tokio::select! {
+        biased;
+        done = acting => done,
+        () = clock.sleep(action.timeout) => Err(ActionError::TooLong(action.timeout)),
+    }
+}
+
+/// A text from outside in one line that is not too long: its end, which mostly says why.
+fn shown(text: &str) -> String {
+    let line: String = text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let skipped = line.chars().count().saturating_sub(SHOWN);
+    if skipped == 0 { line } else { format!("... {}", line.chars().skip(skipped).collect::<String>()) }
+}
+
+fn failed(doing: &'static str, path: &Path, source: impl Into<std::io::Error>) -> ActionError {
+    ActionError::File { doing, path: path.to_owned(), source: source.into() }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,98 @@
+use std::path::Path;
+
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use spiffe::x509_svid::X509Svid;
+
+use super::*;
+use crate::deliver::test_material::{HOUR, NOW, THREE, delivery, material, token};
+
+fn files(rest: &str, material: &Material) -> Result<Rendered, String> {
+    render(&delivery(Path::new("/d"), rest), material, NOW).map_err(|error| error.to_string())
+}
+
+fn file(kind: &str, name: &str) -> String {
+    format!("[[deliver.file]]\nkind = '{kind}'\nname = '{name}'\n")
+}
+
+fn text(file: &RenderedFile) -> &str {
+    std::str::from_utf8(&file.content).unwrap()
+}
+
+#[test]
+fn chain_key_and_bundle_are_read_as_they_were() {
+    let material = material();
+    let rendered = files(&format!("{THREE}{}", file("combined", "all.pem")), &material).unwrap();
+    let names: Vec<&str> = rendered.files.iter().map(|file| file.name.as_str()).collect();
+    assert_eq!(names, ["tls.crt", "tls.key", "ca.crt", "all.pem"]);
+    let chain = |text: &[u8]| CertificateDer::pem_slice_iter(text).collect::<Result<Vec<_>, _>>().unwrap();
+    let [crt, key, ca, all] = &rendered.files[..] else { panic!() };
+    assert_eq!(X509Svid::parse(chain(&crt.content)).unwrap(), material.identity.svid);
+    let read = PrivatePkcs8KeyDer::from_pem_slice(&key.content).unwrap();
+    assert_eq!(read.secret_pkcs8_der(), &material.identity.key[..]);
+    assert_eq!(chain(&ca.content), material.identity.roots[&material.id().trust_domain()]);
+    assert_eq!(text(all), format!("{}{}", text(crt), text(key)));
+    assert!(text(all).lines().all(|line| line.len() <= 64 && !line.is_empty()));
+    assert!(!format!("{rendered:?}").contains("BEGIN"));
+}
+
+#[test]
+fn federated_bundles_are_a_file_for_each_trust_domain() {
+    let federated = "[[deliver.file]]\nkind = 'bundle'\nname = 'ca-{{trust_domain}}.pem'\nfederated = true\n";
+    let rendered = files(federated, &material()).unwrap();
+    let names: Vec<&str> = rendered.files.iter().map(|file| file.name.as_str()).collect();
+    assert_eq!(names, ["ca-example.org.pem", "ca-other.org.pem"]);
+    assert_ne!(text(&rendered.files[0]), text(&rendered.files[1]));
+}
+
+#[test]
+fn tokens_and_keys_are_written_as_they_are() {
+    let mut material = material();
+    let wanted = "[[deliver.file]]\nkind = 'jwt'\nname = 'token'\naudience = 'db'\n";
+    assert!(files(wanted, &material).unwrap_err().contains("no JWT-SVID for db yet"));
+    let audience = Audience::parse(&["db".to_owned()]).unwrap();
+    let token_of = |now| token(&audience, now);
+    material.tokens.insert(audience.clone(), token_of(NOW));
+    let rendered = files(&format!("{wanted}{}", file("jwks", "keys.json")), &material).unwrap();
+    assert_eq!(text(&rendered.files[0]), material.tokens[&audience].token());
+    assert_eq!(text(&rendered.files[1]), r#"{"keys":[]}"#);
+    assert_eq!((rendered.files[0].mode, rendered.files[1].mode), (0o600, 0o644));
+    material.tokens.insert(audience.clone(), token_of(NOW.minus(2 * HOUR)));
+    assert!(files(wanted, &material).unwrap_err().contains("the JWT-SVID for db has expired"));
+}
+
+#[test]
+fn an_expired_certificate_is_never_rendered() {
+    let (delivery, material) = (delivery(Path::new("/d"), THREE), material());
+    let until = material.identity.svid.lifetime().not_after;
+    assert!(render(&delivery, &material, until).is_ok());
+    let error = render(&delivery, &material, until.plus(std::time::Duration::from_secs(1))).unwrap_err();
+    assert!(error.to_string().contains("the SVID has expired at 2027-"), "{error}");
+}
+
+#[test]
+fn a_key_of_another_certificate_is_never_rendered() {
+    let mut wrong = material();
+    wrong.identity.key = material().identity.key;
+    assert!(files(THREE, &wrong).unwrap_err().contains("do not belong together"));
+}
+
+#[test]
+fn names_that_clash_or_lead_away_are_refused() {
+    let material = material();
+    let twice = files(&(file("chain", "{{name}}.pem") + &file("bundle", "nginx.pem")), &material).unwrap_err();
+    assert!(twice.contains("\"nginx.pem\""), "{twice}");
+    let rendered = files(&file("chain", "{{spiffe_id_path}}.pem"), &material).unwrap();
+    assert_eq!(rendered.files[0].name, "shop-web.pem");
+}
+
+#[test]
+fn a_version_tells_material_apart() {
+    let (one, other) = (material(), material());
+    assert_eq!(one.version(), one.clone().version());
+    assert_ne!(one.version(), other.version());
+    let mut fewer_roots = one.clone();
+    fewer_roots.identity.roots.pop_last();
+    assert_ne!(one.version(), fewer_roots.version());
+    assert!(one.version().len() == 16 && one.version().bytes().all(|byte| byte.is_ascii_hexdigit()));
+}
