@@ -85,10 +85,10 @@ impl Plan {
     }
 
     /// Entries for both sides. Returns their IDs.
-    fn enter(&self, houses: [&House; 2]) -> [String; 2] {
+    fn enter(&self, houses: [&House; 2], more: &[&str]) -> [String; 2] {
         [0, 1].map(|side| {
             let program = program(houses[side], "CHANCERY_ENVOY", self.programs[side]);
-            entry_of(houses[side], self.paths[side], &program, &[])
+            entry_of(houses[side], self.paths[side], &program, more)
         })
     }
 
@@ -142,14 +142,14 @@ impl Pair {
 #[test]
 fn nobody_is_refused_through_rotations_of_svids_and_cas() {
     // An SVID of three seconds is renewed after one.
-    let house = House::with_agent("svid.ttl = '3s'", "");
+    let (house, short) = (House::with_agent("", ""), ["--ttl", "3s"]);
     let plans = [
         Plan::envoy("sotw"),
         Plan::envoy("delta").with("api_type: GRPC", "api_type: DELTA_GRPC"),
         Plan::istio("istio"),
     ];
-    plans[0].enter([&house, &house]);
-    plans[2].enter([&house, &house]);
+    plans[0].enter([&house, &house], &short);
+    plans[2].enter([&house, &house], &short);
     let mut pairs = plans.map(|plan| plan.start([&house, &house]));
     let loads: Vec<Load> = pairs.iter().map(|pair| Load::start(pair.port)).collect();
     for pair in &pairs {
@@ -181,7 +181,7 @@ fn nobody_is_refused_through_rotations_of_svids_and_cas() {
 fn an_agent_that_is_killed_and_comes_back_costs_no_request() {
     let mut house = House::with_agent("svid.ttl = '2m'", "");
     let plans = [Plan::envoy("sotw"), Plan::envoy("delta").with("api_type: GRPC", "api_type: DELTA_GRPC")];
-    plans[0].enter([&house, &house]);
+    plans[0].enter([&house, &house], &[]);
     let mut pairs = plans.map(|plan| plan.start([&house, &house]));
     let loads: Vec<Load> = pairs.iter().map(|pair| Load::start(pair.port)).collect();
     let go_on = |loads: &[Load]| loads.iter().for_each(|load| load.go_on(20));
@@ -209,7 +209,7 @@ fn an_agent_that_is_killed_and_comes_back_costs_no_request() {
 fn who_has_another_spiffe_id_is_refused_by_either_side() {
     let house = House::with_agent("", "");
     let plan = Plan::envoy("right");
-    plan.enter([&house, &house]);
+    plan.enter([&house, &house], &[]);
     let right = plan.start([&house, &house]);
     assert_eq!(right.answers(200), "spiffe://example.org/front");
 
@@ -230,7 +230,7 @@ fn a_trust_domain_is_let_in_when_it_is_federated_and_not_before_or_after() {
     let (there, their_url) = served("other.org");
     let plan = Plan::envoy("federated").with("name: \"spiffe://example.org\"", "name: ALL");
     let plan = plan.with_web("spiffe://example.org/front", "spiffe://other.org/front");
-    let [web, front] = plan.enter([&here, &there]);
+    let [web, front] = plan.enter([&here, &there], &[]);
     let pair = plan.start([&here, &there]);
     assert_eq!(pair.get().status, 503);
     assert!(pair.front.sum("cluster.web.", ".fail_verify_error") > 0, "{:?}", pair.front.stats());

@@ -9,6 +9,7 @@
 //! | `load` | requests at a constant rate, and those that failed |
 //! | `rotation` | a rotation of the CA, as an operator does it |
 //! | `envoy` | a running Envoy, and what it says of itself |
+//! | `sides` | an Envoy as the other side of a connection |
 //!
 //! - A recipe is run as it stands: what a test changes are ports, paths, and what it says itself.
 //! - Two proxies of one kind are two workloads, as each is started by a path of its own.
@@ -19,6 +20,7 @@ mod plain;
 mod recipe;
 mod rotation;
 mod service;
+mod sides;
 
 pub use envoy::Envoy;
 pub use load::Load;
@@ -26,6 +28,7 @@ pub use plain::{Answer, get};
 pub use recipe::Recipe;
 pub use rotation::rotate;
 pub use service::Service;
+pub use sides::{Front, Web};
 
 use std::path::{Path, PathBuf};
 
