@@ -40,7 +40,8 @@ use crate::binary::{House, place};
 /// # Panics
 /// When there is no such program.
 pub fn program(house: &House, variable: &str, name: &str) -> PathBuf {
-    let (original, path) = (place(variable), house.path(name));
+    let original = place(variable).canonicalize().expect("it is there");
+    let path = house.path(name);
     if !path.exists() && std::fs::hard_link(&original, &path).is_err() {
         // Another file system.
         std::fs::copy(&original, &path).unwrap_or_else(|error| panic!("{}: {error}", original.display()));
