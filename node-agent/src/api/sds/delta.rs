@@ -171,7 +171,12 @@ impl Dialogue for Delta {
         }
         self.subscribe(subscribe, &unsubscribe)?;
         news.push(self.asked());
-        Ok(Heard { response: self.answer(now)?, news })
+        let response = self.answer(now)?;
+        if is_first && response.is_none() && self.state.is_some() {
+            // It has all of it: as good as taken.
+            news.push(News::Acknowledged { version: self.version_of_all() });
+        }
+        Ok(Heard { response, news })
     }
 
     fn learn(&mut self, state: WorkloadState, now: Timestamp) -> Result<Option<DeltaDiscoveryResponse>, Refusal> {
