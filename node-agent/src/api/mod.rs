@@ -207,7 +207,7 @@ impl Endpoint {
             .add_service(InterceptedService::new(workload, security_header))
             .add_service(InterceptedService::new(v1, security_header))
             .add_service(InterceptedService::new(v1alpha, security_header))
-            .add_service(sds);
+            .add_service(InterceptedService::new(sds, grpc_alone));
 
         info!(socket = %listener.path().display(), "workloads are served");
         let places = Places::new(limits.connections, limits.connections_per_user);
@@ -240,6 +240,14 @@ async fn until_stopped(
 /// Refuses a request without exactly one `workload.spiffe.io: true` (SPIFFE_Workload_Endpoint.md section 3).
 fn security_header(request: Request<()>) -> Result<Request<()>, tonic::Status> {
     if has_header(&request, "workload.spiffe.io") { Ok(request) } else { Err(status::no_security_header()) }
+}
+
+/// Refuses a request that is not said to be gRPC: in the place of the security header, which proxies cannot send.
+fn grpc_alone(request: Request<()>) -> Result<Request<()>, tonic::Status> {
+    let mut values = request.metadata().get_all("content-type").iter();
+    let is_grpc = |value: &[u8]| value == b"application/grpc" || value == b"application/grpc+proto";
+    let one = values.next().is_some_and(|value| is_grpc(value.as_bytes())) && values.next().is_none();
+    if one { Ok(request) } else { Err(status::no_grpc()) }
 }
 
 /// Whether `name: true` is there, exactly once.

@@ -109,3 +109,56 @@ impl From<Failure> for v1::Failure {
         Self { at: at.unix(), words }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
+    use spiffe::proto::v1::agent_status_client::AgentStatusClient;
+    use spiffe::time::Fake;
+
+    use super::*;
+    use crate::api::test_office::{NOW, Office};
+    use crate::api::tests::channel;
+    use crate::cache::mailbox;
+
+    #[tokio::test]
+    async fn the_operator_is_told_what_is_held_and_what_is_reported() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("status.sock");
+        let (cache, mut mailbox) = mailbox();
+        let (status, metrics, shutdown) = (Status::default(), Metrics::default(), CancellationToken::new());
+        metrics.own_expiry.set(1_800_003_600);
+        let id = SpiffeId::parse("spiffe://example.org/chancery/agent/join_token/1").unwrap();
+        let clock = Arc::new(Fake::new(NOW));
+        let operator = Operator { id, cache, status: status.clone(), metrics, clock };
+        let listener = Listener::bind(&path, MODE).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        let served = tokio::spawn(operator.serve(listener, shutdown.clone()));
+
+        let failure = Some(Failure { at: NOW, words: "no such pid".into() });
+        let proxy = Proxy { pid: 7, node: "front".into(), rejection: failure.clone(), ..Proxy::default() };
+        let _proxy = status.report_proxy(proxy);
+        let next_try = Some(NOW.plus(std::time::Duration::from_secs(5)));
+        let _delivery =
+            status.report_delivery(Delivery { name: "nginx".into(), failure, next_try, ..Delivery::default() });
+        let identity = Office::new().identity("web", "", 1);
+        let ends = identity.svid.lifetime().not_after;
+        let look = Look { connected: true, revision: 9, svids: vec![(identity.entry, ends)] };
+
+        let mut client = AgentStatusClient::new(channel(path.clone()).await.unwrap());
+        let (shown, ()) = tokio::join!(client.show(v1::ShowAgentStatusRequest {}), async {
+            mailbox.looks.recv().await.unwrap().send(look).unwrap();
+        });
+        let shown = shown.unwrap().into_inner();
+        assert_eq!((shown.svid_expires_at, shown.connected, shown.revision), (1_800_003_600, true, 9));
+        assert_eq!((shown.svids[0].entry_id.as_str(), shown.svids[0].expires_at), ("web", ends.unix()));
+        assert_eq!((shown.proxies[0].pid, shown.proxies[0].node.as_str()), (7, "front"));
+        assert_eq!(shown.proxies[0].rejection.as_ref().unwrap().words, "no such pid");
+        assert_eq!((shown.deliveries[0].next_try, shown.deliveries[0].succeeded_at), (NOW.unix() + 5, 0));
+        shutdown.cancel();
+        drop(client);
+        served.await.unwrap().unwrap();
+        assert!(!path.exists());
+    }
+}

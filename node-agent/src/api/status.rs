@@ -19,6 +19,11 @@ pub(super) fn no_security_header() -> Status {
     )
 }
 
+/// The request is not said to be gRPC.
+pub(super) fn no_grpc() -> Status {
+    Status::invalid_argument("this is gRPC alone: send \"content-type: application/grpc\" with every request")
+}
+
 /// Why the process gets no answer, or no further one.
 pub(super) fn denied(denial: &Denial) -> Status {
     match denial {

@@ -97,7 +97,7 @@ impl House {
     }
 }
 
-async fn channel(socket: PathBuf) -> Result<Channel, tonic::transport::Error> {
+pub(super) async fn channel(socket: PathBuf) -> Result<Channel, tonic::transport::Error> {
     let connector = tower::service_fn(move |_| {
         let socket = socket.clone();
         async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(socket).await?)) }

@@ -232,6 +232,25 @@ async fn deltas_are_what_has_changed() {
 }
 
 #[tokio::test]
+async fn what_is_not_said_to_be_grpc_is_refused() {
+    let house = House::new(Limits::default());
+    for kind in [None, Some("text/plain"), Some("application/x-www-form-urlencoded"), Some("application/grpc-web")] {
+        let confused =
+            tower::util::MapRequest::new(house.channel().await.unwrap(), move |mut request: http::Request<_>| {
+                request.headers_mut().remove(http::header::CONTENT_TYPE);
+                if let Some(kind) = kind {
+                    request.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(kind));
+                }
+                request
+            });
+        let mut client = SecretDiscoveryServiceClient::new(confused);
+        let error = within(client.fetch_secrets(request(&[]))).await.unwrap_err();
+        assert_eq!(error.code(), Code::InvalidArgument, "{kind:?}");
+        assert!(error.message().contains("gRPC alone"), "{}", error.message());
+    }
+}
+
+#[tokio::test]
 async fn the_workload_api_beside_it_still_asks_for_its_header() {
     use spiffe::proto::workload::X509svidRequest;
     use spiffe::proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;

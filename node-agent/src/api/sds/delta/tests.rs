@@ -264,6 +264,22 @@ proptest! {
 }
 
 #[test]
+fn what_a_proxy_brings_along_counts_as_taken() {
+    let (walk, response) = Walk::new(0, 0b110, BTreeMap::new());
+    let taken = response.unwrap().system_version_info;
+    let mut delta = Delta::new(Arc::default());
+    delta.learn(state(0), NOW).unwrap();
+    let request = DeltaDiscoveryRequest {
+        resource_names_subscribe: masked(0b110),
+        initial_resource_versions: walk.proxy.into_iter().collect(),
+        ..DeltaDiscoveryRequest::default()
+    };
+    let heard = delta.hear(request, NOW).unwrap();
+    assert_eq!(heard.response, None);
+    assert_eq!(heard.news[1..], [News::Acknowledged { version: taken }]);
+}
+
+#[test]
 fn the_wildcard_is_everything_and_can_be_unsubscribed_from() {
     let (mut walk, _) = Walk::new(0, 0b100, BTreeMap::new());
     let ask = |subscribe: &[&str], unsubscribe: &[&str]| DeltaDiscoveryRequest {
