@@ -11,7 +11,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let workload = protox::compile(["workload.proto"], ["proto"])?;
     let broker = protox::compile(["broker.proto"], ["proto"])?;
     let details = protox::compile(["details.proto"], ["proto"])?;
-    let ours = protox::compile(["node.proto", "admin.proto", "record.proto"], ["proto"])?;
+    let ours = protox::compile(["node.proto", "admin.proto", "record.proto", "agent.proto"], ["proto"])?;
+    let envoy = protox::compile(["envoy/secret.proto", "envoy/tls.proto"], ["proto"])?;
     fs::write(out.join("workload.bin"), workload.encode_to_vec())?;
     fs::write(out.join("broker.bin"), broker.encode_to_vec())?;
     fs::write(out.join("chancery.bin"), ours.encode_to_vec())?;
@@ -20,5 +21,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for set in [workload, broker, details, ours] {
         tonic_prost_build::configure().bytes(".").compile_fds(set)?;
     }
+    // In a folder of its own, with the tree of its packages: they name each other.
+    let out = out.join("envoy");
+    fs::create_dir_all(&out)?;
+    let envoy_code = tonic_prost_build::configure().bytes(".").out_dir(out).include_file("tree.rs");
+    envoy_code.extern_path(".google.rpc", "crate::proto::details").compile_fds(envoy)?;
     Ok(())
 }

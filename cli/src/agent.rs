@@ -14,7 +14,7 @@ use crate::documents::{Agent, Agents, Count, Named, Purged};
 use crate::exit::Outcome;
 use crate::output::{Sheet, Table, plain};
 use crate::wait::Wait;
-use crate::{agent_run, moments, refusal};
+use crate::{agent_run, agent_status, moments, refusal};
 
 const PAGE: u32 = 1_000;
 
@@ -30,6 +30,9 @@ Every key of the config can also be set from the environment: CHANCERY_AGENT__PR
     Run(agent_run::Settings),
     /// Say whether a config is right, without running it.
     Validate(agent_run::Settings),
+    /// Ask the agent of this machine how it is: its server, the SVIDs that it holds, the proxies and deliveries that it
+    /// serves.
+    Status(agent_status::Settings),
     /// List the agents that match every given flag; all of them without one.
     List(Filter),
     /// Show one agent.
@@ -96,6 +99,7 @@ impl Verb {
         match self {
             Self::Run(settings) => settings.run(globals).await,
             Self::Validate(settings) => settings.validate(globals),
+            Self::Status(settings) => settings.run(globals).await,
             Self::List(filter) => {
                 let mut admin = connect::admin(globals).await?;
                 // Asked first: an agent that applies something in between is not behind.

@@ -15,7 +15,6 @@ use crate::documents::{self, Named, Root};
 use crate::exit::{Failure, Outcome};
 use crate::moments::{self, Moment};
 use crate::output::{self, Sheet, Table, plain};
-use crate::svid_files::pem;
 use crate::wait::Wait;
 use crate::{files, refusal};
 
@@ -173,7 +172,7 @@ fn root(wire: &v1::X509Authority) -> Root {
         not_before,
         not_after,
         tainted: wire.tainted,
-        pem: pem("CERTIFICATE", &wire.certificate),
+        pem: spiffe::pem::certificate(&wire.certificate),
     }
 }
 

@@ -10,6 +10,10 @@ use spiffe::time::Timestamp;
 
 use crate::moments::{self, Moment};
 
+mod agent_status;
+
+pub(crate) use agent_status::AgentStatus;
+
 /// A registration entry: printed by `entry show|list|create|update|delete`, read by `entry create|update --file`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

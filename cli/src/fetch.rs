@@ -18,7 +18,7 @@ use crate::fetch_tokens::{self, Kind};
 use crate::files::{self, PUBLIC};
 use crate::moments::{self, Moment};
 use crate::output::{self, Output, Sheet, plain};
-use crate::svid_files::{BUNDLE, KEY, PemSvid, SVID, pem, suffix, with_suffix};
+use crate::svid_files::{BUNDLE, KEY, PemSvid, SVID, suffix, with_suffix};
 use crate::workload::{self, SOCKET_VARIABLE, Workload};
 
 /// The agent itself gives up after ten seconds, and says why.
@@ -296,7 +296,7 @@ fn foreign<'a>(
         let name = TrustDomain::parse(id)
             .map_err(|error| Failure::Refused(format!("the agent named the trust domain {}: {error}", plain(id))))?;
         let roots = workload::certificates(AsRef::as_ref(der))?;
-        Ok((name.to_string(), roots.iter().map(|der| pem("CERTIFICATE", der)).collect()))
+        Ok((name.to_string(), roots.iter().map(|der| spiffe::pem::certificate(der)).collect()))
     };
     bundles.into_iter().map(one).collect()
 }

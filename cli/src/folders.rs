@@ -60,6 +60,16 @@ impl Folders {
         [Some(own.clone()), Some(packaged), dev].into_iter().flatten().find(|path| exists(path)).unwrap_or(own)
     }
 
+    /// The status socket of an agent: root's, or, where that does not exist, the user's own, or the one of a running
+    /// `chancery dev`.
+    pub(crate) fn status_socket(&self, exists: impl Fn(&Path) -> bool) -> PathBuf {
+        let packaged = PathBuf::from("/var/lib/chancery/agent");
+        let own = self.state("agent").unwrap_or_else(|| packaged.clone());
+        let known = [Some(packaged), Some(own.clone()), self.dev().map(|dev| dev.join("agent"))];
+        let mut known = known.into_iter().flatten().map(|folder| folder.join("status.sock"));
+        known.find(|path| exists(path)).unwrap_or_else(|| own.join("status.sock"))
+    }
+
     /// Where an agent of this user serves the Workload API.
     pub(crate) fn own_workload_socket(&self) -> PathBuf {
         match &self.runtime {
@@ -101,6 +111,19 @@ mod tests {
             let made = folders.state("server").unwrap().join("admin.sock");
             assert_eq!(folders.admin_socket(|path| path == made), made);
         }
+    }
+
+    #[test]
+    fn an_agent_that_was_told_its_data_dir_only_is_found() {
+        let folders = folders(false, &[("HOME", "/home/ada")]);
+        let text =
+            "trust_domain = 'example.org'\nservers = ['a:1']\nworkload_socket = '/w'\nattest.kind = 'join_token'\n";
+        for folder in [folders.state("agent").unwrap(), folders.dev().unwrap().join("agent")] {
+            let text = format!("{text}data_dir = '{}'\n", folder.display());
+            let made = node_agent::config::Config::parse(&text, []).unwrap().status_socket;
+            assert_eq!(folders.status_socket(|path| path == made), made);
+        }
+        assert!(folders.status_socket(|_| false).starts_with("/home/ada"));
     }
 
     #[test]

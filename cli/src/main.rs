@@ -8,6 +8,7 @@
 
 mod agent;
 mod agent_run;
+mod agent_status;
 mod args;
 mod authority;
 mod bundle;

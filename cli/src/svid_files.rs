@@ -7,6 +7,7 @@ use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use spiffe::bundle::Bundle;
 use spiffe::mtls::CurrentSvid;
+use spiffe::pem;
 use spiffe::x509_svid::X509Svid;
 use zeroize::Zeroizing;
 
@@ -119,10 +120,10 @@ impl PemSvid {
         key: &[u8],
         roots: impl IntoIterator<Item = &'a [u8]>,
     ) -> Self {
-        let certificates = |all: &mut dyn Iterator<Item = &'a [u8]>| all.map(|der| pem("CERTIFICATE", der)).collect();
+        let certificates = |all: &mut dyn Iterator<Item = &'a [u8]>| all.map(pem::certificate).collect();
         Self {
             svid: certificates(&mut chain.into_iter()),
-            key: Zeroizing::new(pem("PRIVATE KEY", key)),
+            key: pem::private_key(key),
             bundle: certificates(&mut roots.into_iter()),
         }
     }
@@ -142,22 +143,6 @@ impl PemSvid {
     }
 }
 
-/// A PEM block of 64 characters a line.
-pub(crate) fn pem(label: &str, der: &[u8]) -> String {
-    use base64::Engine as _;
-    // Large enough from the start: a text that has to grow leaves a copy of a key behind.
-    let mut text = String::with_capacity(der.len() * 2 + 128);
-    text.push_str(&format!("-----BEGIN {label}-----\n"));
-    for (at, c) in Zeroizing::new(base64::engine::general_purpose::STANDARD.encode(der)).chars().enumerate() {
-        if at > 0 && at % 64 == 0 {
-            text.push('\n');
-        }
-        text.push(c);
-    }
-    text.push_str(&format!("\n-----END {label}-----\n"));
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -165,7 +150,7 @@ mod tests {
     #[test]
     fn pem_is_read_as_it_is_written() {
         let (one, two) = ([1_u8; 100], [2_u8; 48]);
-        let text = pem("CERTIFICATE", &one) + &pem("CERTIFICATE", &two);
+        let text = pem::certificate(&one) + &pem::certificate(&two);
         let read: Vec<_> = CertificateDer::pem_slice_iter(text.as_bytes()).map(Result::unwrap).collect();
         assert_eq!(read[0].as_ref(), one);
         assert_eq!(read[1].as_ref(), two);

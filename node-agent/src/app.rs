@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::api::broker::{self, Sockets};
+use crate::api::operator::{self, Operator};
 use crate::api::{self, ApiError, Endpoint, Listener};
 use crate::attestor::systemd::Systemd;
 use crate::attestor::unix::Unix;
@@ -29,6 +30,7 @@ use crate::node::attest::Attestor;
 use crate::node::folder::Folder;
 use crate::node::keep::{Keeper, attest_until_done};
 use crate::node::{NodeError, NodeIdentity};
+use crate::status::Status;
 
 /// Why the agent does not start, or has stopped.
 #[derive(Debug, thiserror::Error)]
@@ -94,6 +96,9 @@ impl Agent {
         }
 
         let folder = Folder::open(&config.data_dir)?;
+        // Behind the folder: that is where it usually is.
+        let status_socket = Listener::bind(&config.status_socket, operator::MODE)?;
+        let status = Status::default();
         let attestor = Attestor {
             trust_domain: config.trust_domain.clone(),
             servers: config.servers.clone(),
@@ -160,7 +165,25 @@ impl Agent {
             metrics: metrics.clone(),
         };
         tasks.spawn(ended("renewal", shutdown.clone(), keeper.run(shutdown.clone())));
-        let endpoint = Endpoint { cache, attestors, limits: limits(&config.limits), claims: config.jwt.claims, clock };
+        let operator = Operator {
+            id: id.clone(),
+            cache: cache.clone(),
+            status: status.clone(),
+            metrics: metrics.clone(),
+            clock: clock.clone(),
+        };
+        let until = shutdown.clone();
+        tasks.spawn(async move { served("status socket", &until, operator.serve(status_socket, until.clone()).await) });
+        let endpoint = Endpoint {
+            cache,
+            attestors,
+            limits: limits(&config.limits),
+            claims: config.jwt.claims,
+            sds: config.sds,
+            status,
+            metrics: metrics.clone(),
+            clock,
+        };
         let workload_socket = config.workload_socket;
         info!(spiffe_id = %id, socket = %workload_socket.display(), "agent is up");
         let until = shutdown.clone();

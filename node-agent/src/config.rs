@@ -16,6 +16,7 @@ use zeroize::Zeroizing;
 pub mod broker;
 pub mod deliver;
 pub mod jwt;
+pub mod sds;
 
 use broker::{Broker, BrokerError};
 use deliver::{DeliverError, Delivery};
@@ -90,6 +91,10 @@ pub struct Config {
     pub broker: Option<Broker>,
     /// What is delivered to files.
     pub deliveries: Vec<Delivery>,
+    /// How proxies name what they get.
+    pub sds: sds::Sds,
+    /// Where the operator of this machine asks how the agent is.
+    pub status_socket: PathBuf,
 }
 
 /// How the server is known before anything else is.
@@ -313,7 +318,10 @@ struct Document {
     limits: Limits,
     #[serde(default)]
     jwt: jwt::Jwt,
+    #[serde(default)]
+    sds: sds::Sds,
     health_listen: Option<Loopback>,
+    status_socket: Option<SocketPath>,
     broker: Option<broker::Table>,
     #[serde(default)]
     deliver: Vec<deliver::Table>,
@@ -453,6 +461,10 @@ impl Config {
             AttestTable::X509pop { certificates, private_key } => Attest::X509Pop { certificates, private_key },
         };
         let broker = document.broker.map(|table| table.parse(&document.trust_domain)).transpose()?;
+        let status_socket = match document.status_socket {
+            Some(SocketPath(path)) => path,
+            None => document.data_dir.join("status.sock"),
+        };
         Ok(Self {
             trust_domain: document.trust_domain,
             servers: document.servers.0,
@@ -469,6 +481,8 @@ impl Config {
             health_listen: document.health_listen.map(|Loopback(address)| address),
             broker,
             deliveries: deliver::parse(document.deliver)?,
+            sds: document.sds,
+            status_socket,
         })
     }
 }
@@ -492,6 +506,7 @@ mod tests {
         assert_eq!(config.prefetch, default_prefetch());
         assert_eq!(config.limits, Limits::default());
         assert_eq!(config.jwt, jwt::Jwt::default());
+        assert_eq!(config.sds, sds::Sds::default());
     }
 
     #[test]
@@ -500,6 +515,7 @@ mod tests {
         assert_eq!(config.workload_socket_mode, 0o777);
         assert_eq!(config.attestors, Attestors::default());
         assert_eq!(config.bootstrap, Some(Bootstrap::Bundle("/b.pem".into())));
+        assert_eq!(config.status_socket, Path::new("/d/status.sock"));
         // What an earlier start has stored will do.
         let bare = parse(&format!("{}{TOKEN}", LEAST.replace("bootstrap_bundle = '/b.pem'", ""))).unwrap();
         assert_eq!(bare.bootstrap, None);

@@ -16,6 +16,7 @@ pub mod deliver;
 pub mod health;
 pub mod metrics;
 pub mod node;
+pub mod status;
 
 #[cfg(test)]
 mod test_house;

@@ -34,6 +34,12 @@ pub struct Metrics {
     pub renewals: Counter,
     /// When the agent's own SVID expires, in Unix seconds.
     pub own_expiry: Gauge,
+    /// Open SDS streams of proxies.
+    pub sds_streams: Gauge,
+    /// Responses with secrets to proxies.
+    pub sds_responses: Counter,
+    /// Responses that a proxy has rejected.
+    pub sds_rejected: Counter,
 }
 
 impl Metrics {
@@ -53,6 +59,9 @@ impl Metrics {
         registry.register("svids_failed", "Requests for SVIDs that failed on the way", self.failed.clone());
         registry.register("renewals", "Renewals of the SVID of the agent itself", self.renewals.clone());
         registry.register("svid_expiry_timestamp_seconds", "End of the agent's own SVID", self.own_expiry.clone());
+        registry.register("sds_streams", "Open SDS streams of proxies", self.sds_streams.clone());
+        registry.register("sds_responses", "Responses with secrets to proxies", self.sds_responses.clone());
+        registry.register("sds_rejected", "Responses that a proxy has rejected", self.sds_rejected.clone());
         let mut text = String::new();
         // Writing into a String cannot fail.
         let _ = encode(&mut text, &registry);

@@ -215,7 +215,7 @@ impl Bundle {
 
     /// Concatenated PEM certificates.
     pub fn to_pem(&self) -> String {
-        self.x509_authorities.iter().map(|authority| pem::write(authority.der())).collect()
+        self.x509_authorities.iter().map(|authority| crate::pem::certificate(authority.der())).collect()
     }
 
     /// Concatenated DER certificates, as the Workload API gives them.

@@ -13,6 +13,7 @@ pub mod id;
 pub mod jose;
 pub mod jwt_svid;
 pub mod mtls;
+pub mod pem;
 pub mod proto;
 pub mod selector;
 pub mod settings;

@@ -60,9 +60,23 @@ pub mod details {
     unused_qualifications,
     clippy::all,
     clippy::pedantic,
+    reason = "generated; the documentation is in proto/envoy/*.proto"
+)]
+mod generated {
+    include!(concat!(env!("OUT_DIR"), "/envoy/tree.rs"));
+}
+/// Of Envoy's API what SDS needs, module for package: `service::secret::v3` and below it.
+pub use generated::envoy;
+
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    unused_qualifications,
+    clippy::all,
+    clippy::pedantic,
     reason = "generated; the documentation is in proto/*.proto"
 )]
-/// Our own doors, Node and Admin, and the records of the store.
+/// Our own doors, Node, Admin and AgentStatus, and the records of the store.
 pub mod v1 {
     include!(concat!(env!("OUT_DIR"), "/chancery.v1.rs"));
 }

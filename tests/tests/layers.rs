@@ -50,7 +50,7 @@ const NODE_AGENT: Order = Order {
         &["cache::directory"],
         &["client"],
         &["health"],
-        &["metrics"],
+        &["metrics", "status"],
         &["config"],
     ],
     beside: &[],

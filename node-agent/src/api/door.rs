@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tracing::debug;
 
-use super::places::{Full, Place};
+use super::places::{Full, Holder, Place, Places};
 use crate::attestor::{AttestError, Attestors, Peer};
 use crate::cache::directory::Entitlement;
 use crate::cache::{Cache, Stopped, Subscription, WorkloadState};
@@ -83,6 +83,13 @@ impl Door {
             debug!(pid = peer.pid(), uid = peer.uid(), %error, "process is refused");
             error.into()
         })
+    }
+
+    /// Finds a place among `streams` for a process that asks for itself, and out who it is.
+    pub(super) async fn admit(&self, peer: Arc<Peer>, streams: &Arc<Places>) -> Result<Admitted, Denial> {
+        let place = streams.take(Holder::User(peer.uid()))?;
+        let selectors = self.attest(&peer).await?;
+        Ok(Admitted { peer, selectors, place, asker: Asker::Itself })
     }
 
     /// Lets `admitted` in: the first state with an identity in it, and the way to the next ones.
@@ -272,7 +279,6 @@ mod tests {
 
     use spiffe::time::Fake;
 
-    use super::super::places::{Holder, Places};
     use super::*;
     use crate::cache::{Mailbox, mailbox};
 

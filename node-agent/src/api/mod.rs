@@ -9,11 +9,13 @@
 //! | `answers` | what a state holds, as doors send it |
 //! | `tokens` | JWT-SVIDs, as doors hand them out |
 //! | `workload` | the SPIFFE Workload API |
+//! | `sds` | Envoy's Secret Discovery Service, on the same socket |
 //! | `status` | the only file that makes gRPC statuses of errors |
 //! | `broker` | a door of its own: the SPIFFE Broker Endpoint, with the Broker API |
+//! | `operator` | a door of its own: how the agent is, for the operator of the machine |
 //!
-//! - Every service here asks for the security header of SPIFFE_Workload_Endpoint.md section 3, reflection too: the
-//!   standard exempts nothing ("every client request").
+//! - Every service of the Workload API asks for the security header of SPIFFE_Workload_Endpoint.md section 3, reflection
+//!   too: the standard exempts nothing ("every client request"). SDS is none of them, and proxies cannot send it.
 //! - Every stream ends with the process that opened it, and when the agent stops.
 
 use std::net::SocketAddr;
@@ -22,6 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use spiffe::proto::WORKLOAD_DESCRIPTORS;
+use spiffe::proto::envoy::service::secret::v3::secret_discovery_service_server::SecretDiscoveryServiceServer;
 use spiffe::proto::workload::spiffe_workload_api_server::SpiffeWorkloadApiServer;
 use spiffe::time::Clock;
 use tokio_util::sync::CancellationToken;
@@ -33,13 +36,18 @@ use tracing::{info, warn};
 use crate::attestor::Attestors;
 use crate::cache::Cache;
 use crate::config::jwt::Claims;
+use crate::config::sds::Sds;
+use crate::metrics::Metrics;
+use crate::status::Status;
 
 mod answers;
 pub mod authority;
 pub mod broker;
 mod door;
 pub mod listen;
+pub mod operator;
 mod places;
+pub mod sds;
 mod status;
 mod tokens;
 mod workload;
@@ -47,12 +55,15 @@ mod workload;
 use door::Door;
 pub use listen::Listener;
 use places::Places;
+use sds::SdsApi;
 use workload::WorkloadApi;
 
 /// How long streams may take to end once the agent stops.
 const GRACE: Duration = Duration::from_secs(5);
 /// The largest request: a token of the greatest length that is looked at, and an audience.
 const MAX_REQUEST_BYTES: usize = 80 << 10;
+/// The largest request of a proxy: an Envoy lists its extensions in each.
+const MAX_SDS_REQUEST_BYTES: usize = 256 << 10;
 /// The most streams of one connection.
 const MAX_STREAMS_OF_CONNECTION: u32 = 64;
 /// The largest headers of one request.
@@ -151,15 +162,21 @@ pub struct Endpoint {
     pub limits: Limits,
     /// Which claims of a token are shown to who has it validated.
     pub claims: Claims,
+    /// How proxies name what they get.
+    pub sds: Sds,
+    /// Where it is told which proxies there are.
+    pub status: Status,
+    /// What is counted.
+    pub metrics: Metrics,
     /// For the wait of `limits.first_answer`.
     pub clock: Arc<dyn Clock>,
 }
 
 impl Endpoint {
-    /// Serves the Workload API and gRPC reflection on `listener`, until `shutdown` is cancelled and the streams have
+    /// Serves the Workload API, gRPC reflection for it, and SDS on `listener`, until `shutdown` is cancelled and the streams have
     /// been told so (five seconds at most). The socket file is then gone.
     pub async fn serve(self, listener: Listener, shutdown: CancellationToken) -> Result<(), ApiError> {
-        let Self { cache, attestors, limits, claims, clock } = self;
+        let Self { cache, attestors, limits, claims, sds, status, metrics, clock } = self;
         let door = Arc::new(Door {
             cache,
             attestors,
@@ -168,6 +185,15 @@ impl Endpoint {
             shutdown: shutdown.clone(),
         });
         let streams = Places::new(limits.streams, limits.streams_per_user);
+        let sds = SdsApi {
+            door: Arc::clone(&door),
+            streams: Arc::clone(&streams),
+            config: Arc::new(sds),
+            status,
+            metrics,
+            warned: Arc::default(),
+        };
+        let sds = SecretDiscoveryServiceServer::new(sds).max_decoding_message_size(MAX_SDS_REQUEST_BYTES);
         let workload = WorkloadApi { door, streams, claims };
         let workload = SpiffeWorkloadApiServer::new(workload).max_decoding_message_size(MAX_REQUEST_BYTES);
         let reflection = || {
@@ -180,7 +206,8 @@ impl Endpoint {
             .http2_max_header_list_size(MAX_HEADER_BYTES)
             .add_service(InterceptedService::new(workload, security_header))
             .add_service(InterceptedService::new(v1, security_header))
-            .add_service(InterceptedService::new(v1alpha, security_header));
+            .add_service(InterceptedService::new(v1alpha, security_header))
+            .add_service(InterceptedService::new(sds, grpc_alone));
 
         info!(socket = %listener.path().display(), "workloads are served");
         let places = Places::new(limits.connections, limits.connections_per_user);
@@ -215,11 +242,21 @@ fn security_header(request: Request<()>) -> Result<Request<()>, tonic::Status> {
     if has_header(&request, "workload.spiffe.io") { Ok(request) } else { Err(status::no_security_header()) }
 }
 
+/// Refuses a request that is not said to be gRPC: in the place of the security header, which proxies cannot send.
+fn grpc_alone(request: Request<()>) -> Result<Request<()>, tonic::Status> {
+    let mut values = request.metadata().get_all("content-type").iter();
+    let is_grpc = |value: &[u8]| value == b"application/grpc" || value == b"application/grpc+proto";
+    let one = values.next().is_some_and(|value| is_grpc(value.as_bytes())) && values.next().is_none();
+    if one { Ok(request) } else { Err(status::no_grpc()) }
+}
+
 /// Whether `name: true` is there, exactly once.
 fn has_header(request: &Request<()>, name: &str) -> bool {
     let mut values = request.metadata().get_all(name).iter();
     values.next().is_some_and(|value| value.as_bytes() == b"true") && values.next().is_none()
 }
 
+#[cfg(test)]
+mod test_office;
 #[cfg(test)]
 mod tests;

@@ -1,10 +1,13 @@
-//! The only file of the Workload API that makes gRPC statuses of errors, by SPIFFE_Workload_Endpoint.md section 6.
+//! The only file of the workload socket that makes gRPC statuses of errors: for the Workload API by
+//! SPIFFE_Workload_Endpoint.md section 6.
 
 use spiffe::selector::Selectors;
 use tonic::Status;
 
 use super::door::Denial;
+use super::sds::Refusal;
 use crate::attestor::AttestError;
+use crate::cache::Stopped;
 
 /// Longer ones would not fit into the headers that some clients accept.
 const MAX_SHOWN_BYTES: usize = 600;
@@ -14,6 +17,11 @@ pub(super) fn no_security_header() -> Status {
     Status::invalid_argument(
         "security header is missing: send the metadata \"workload.spiffe.io: true\" with every request",
     )
+}
+
+/// The request is not said to be gRPC.
+pub(super) fn no_grpc() -> Status {
+    Status::invalid_argument("this is gRPC alone: send \"content-type: application/grpc\" with every request")
 }
 
 /// Why the process gets no answer, or no further one.
@@ -57,6 +65,30 @@ fn attest(error: &AttestError) -> Status {
         | AttestError::TwoUsers(_)
         | AttestError::ProcessFile { .. } => Status::permission_denied(error.to_string()),
     }
+}
+
+/// Why a proxy does not get the secrets that it asks for.
+pub(super) fn refused(refusal: &Refusal) -> Status {
+    match refusal {
+        Refusal::NotEntitled { .. } => Status::permission_denied(refusal.to_string()),
+        Refusal::Type(_)
+        | Refusal::TooManyNames(_)
+        | Refusal::LongName(_)
+        | Refusal::Unknown { .. }
+        | Refusal::RootsOfAll(_) => Status::invalid_argument(refusal.to_string()),
+    }
+}
+
+/// The status socket is for others.
+pub(super) fn no_operator(uid: u32) -> Status {
+    Status::permission_denied(format!(
+        "user {uid} is not let in here: only root and the agent's own user may ask how the agent is"
+    ))
+}
+
+/// The agent stops.
+pub(super) fn stopping(stopped: &Stopped) -> Status {
+    Status::unavailable(stopped.to_string())
 }
 
 /// The connection does not say who is at its other end: a mistake of the agent's own.

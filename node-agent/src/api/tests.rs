@@ -7,127 +7,66 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use hyper_util::rt::TokioIo;
-use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType, SerialNumber,
-};
-use spiffe::bundle::{Bundle, X509Authority};
-use spiffe::entry::{EntryId, KeyType, RegistrationEntry};
-use spiffe::id::{SpiffeId, TrustDomain};
+use spiffe::bundle::Bundle;
+use spiffe::id::TrustDomain;
 use spiffe::proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use spiffe::proto::workload::{
     JwtsvidRequest, X509BundlesRequest, X509BundlesResponse, X509svidRequest, X509svidResponse,
 };
 use spiffe::selector::Selectors;
-use spiffe::time::{Fake, Timestamp};
-use spiffe::x509_svid::X509Svid;
+use spiffe::time::Fake;
 use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 use tonic_reflection::pb::{v1, v1alpha};
-use zeroize::Zeroizing;
 
+use super::test_office::{NOW, Office};
 use super::*;
 use crate::attestor::unix::Unix;
-use crate::cache::{Identity, Mailbox, Subscribe, WorkloadState, mailbox};
+use crate::cache::{Mailbox, Subscribe, WorkloadState, mailbox};
 
-const NOW: Timestamp = Timestamp::from_unix(1_800_000_000);
 /// In the environment of a test that is its own workload.
 const CHILD_SOCKET: &str = "CHANCERY_TEST_CHILD_SOCKET";
 
-/// Roots, and what they sign.
-struct Office {
-    root: X509Authority,
-    issuer: Issuer<'static, KeyPair>,
-}
-
-impl Office {
-    fn new() -> Self {
-        let mut params = CertificateParams::default();
-        params.distinguished_name = DistinguishedName::new();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let key = spiffe::crypto::generate_key(KeyType::P256).unwrap();
-        let root = X509Authority::from_der(params.self_signed(&key).unwrap().der().clone()).unwrap();
-        Self { root, issuer: Issuer::new(params, key) }
-    }
-
-    fn bundle(&self, trust_domain: &str) -> Bundle {
-        Bundle::new(TrustDomain::parse(trust_domain).unwrap(), vec![self.root.clone()], 1, None).unwrap()
-    }
-
-    fn identity(&self, name: &str, hint: &str, serial: u8) -> Identity {
-        let id = SpiffeId::parse(&format!("spiffe://example.org/{name}")).unwrap();
-        let mut params = CertificateParams::default();
-        params.distinguished_name = DistinguishedName::new();
-        params.subject_alt_names = vec![SanType::URI(id.as_str().try_into().unwrap())];
-        params.is_ca = IsCa::ExplicitNoCa;
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        params.use_authority_key_identifier_extension = true;
-        params.serial_number = Some(SerialNumber::from_slice(&[1, serial]));
-        params.not_before = NOW.to_date_time();
-        params.not_after = NOW.plus(Duration::from_secs(3600)).to_date_time();
-        let key = spiffe::crypto::generate_key(KeyType::P256).unwrap();
-        let leaf = params.signed_by(&key, &self.issuer).unwrap().der().clone();
-        let entry = RegistrationEntry {
-            id: EntryId::parse(name).unwrap(),
-            spiffe_id: id,
-            parent: SpiffeId::parse("spiffe://example.org/chancery/agent/join_token/1").unwrap(),
-            selectors: Selectors::parse(["unix:uid:1000"]).unwrap(),
-            x509_ttl: None,
-            jwt_ttl: None,
-            wit_ttl: None,
-            jti: false,
-            dns_names: Vec::new(),
-            hint: hint.into(),
-            admin: false,
-            federates_with: Vec::new(),
-            expires_at: None,
-            key_type: None,
-            created_at: NOW,
-        };
-        Identity {
-            entry: Arc::new(entry),
-            hint: hint.into(),
-            svid: X509Svid::parse(vec![leaf]).unwrap(),
-            key: Arc::new(Zeroizing::new(key.serialize_der())),
-        }
-    }
-
-    fn state(&self, identities: Vec<Identity>) -> WorkloadState {
-        WorkloadState { identities: identities.into(), bundle: self.bundle("example.org"), federated: Arc::default() }
-    }
-}
-
 /// A workload socket, and the cache behind it in our hands.
-struct House {
+pub(super) struct House {
     folder: tempfile::TempDir,
-    mailbox: Mailbox,
-    clock: Fake,
-    shutdown: CancellationToken,
+    pub(super) mailbox: Mailbox,
+    pub(super) clock: Fake,
+    pub(super) status: crate::status::Status,
+    pub(super) metrics: Metrics,
+    pub(super) shutdown: CancellationToken,
     served: JoinHandle<Result<(), ApiError>>,
 }
 
 impl House {
-    fn new(limits: Limits) -> Self {
+    pub(super) fn new(limits: Limits) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (cache, mailbox) = mailbox();
         let (clock, shutdown) = (Fake::new(NOW), CancellationToken::new());
         let attestors = Arc::new(Attestors::new(vec![Box::new(Unix::new(0))]));
-        let endpoint =
-            Endpoint { cache, attestors, limits, claims: Claims::Registered, clock: Arc::new(clock.clone()) };
+        let (status, metrics) = (crate::status::Status::default(), Metrics::default());
+        let endpoint = Endpoint {
+            cache,
+            attestors,
+            limits,
+            claims: Claims::Registered,
+            sds: Sds::default(),
+            status: status.clone(),
+            metrics: metrics.clone(),
+            clock: Arc::new(clock.clone()),
+        };
         let listener = Listener::bind(&folder.path().join("agent.sock"), listen::DEFAULT_MODE).unwrap();
         let served = tokio::spawn(endpoint.serve(listener, shutdown.clone()));
-        Self { folder, mailbox, clock, shutdown, served }
+        Self { folder, mailbox, clock, status, metrics, shutdown, served }
     }
 
     fn socket(&self) -> PathBuf {
         self.folder.path().join("agent.sock")
     }
 
-    async fn channel(&self) -> Result<Channel, tonic::transport::Error> {
+    pub(super) async fn channel(&self) -> Result<Channel, tonic::transport::Error> {
         channel(self.socket()).await
     }
 
@@ -158,7 +97,7 @@ impl House {
     }
 }
 
-async fn channel(socket: PathBuf) -> Result<Channel, tonic::transport::Error> {
+pub(super) async fn channel(socket: PathBuf) -> Result<Channel, tonic::transport::Error> {
     let connector = tower::service_fn(move |_| {
         let socket = socket.clone();
         async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(socket).await?)) }
@@ -178,7 +117,7 @@ fn with_header<T>(message: T, values: &[&'static str]) -> Request<T> {
     request
 }
 
-async fn within<T>(future: impl Future<Output = T>) -> T {
+pub(super) async fn within<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(20), future).await.expect("it takes too long")
 }
 

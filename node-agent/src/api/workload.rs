@@ -18,8 +18,8 @@ use spiffe::proto::workload::{
 };
 use tonic::{Request, Response, Status};
 
-use super::door::{Admitted, Asker, Denial, Door, Responses};
-use super::places::{Holder, Places};
+use super::door::{Admitted, Door, Responses};
+use super::places::Places;
 use super::status;
 use crate::attestor::Peer;
 use crate::config::jwt::Claims;
@@ -41,13 +41,7 @@ impl WorkloadApi {
     /// Lets the caller of `request` in: its place, and who it is.
     async fn admit<T>(&self, request: &Request<T>) -> Result<Admitted, Status> {
         let peer = Arc::clone(request.extensions().get::<Arc<Peer>>().ok_or_else(status::no_peer)?);
-        self.admit_peer(peer).await.map_err(|denial| status::denied(&denial))
-    }
-
-    async fn admit_peer(&self, peer: Arc<Peer>) -> Result<Admitted, Denial> {
-        let place = self.streams.take(Holder::User(peer.uid()))?;
-        let selectors = self.door.attest(&peer).await?;
-        Ok(Admitted { peer, selectors, place, asker: Asker::Itself })
+        self.door.admit(peer, &self.streams).await.map_err(|denial| status::denied(&denial))
     }
 }
 

@@ -209,6 +209,12 @@ impl<S: Svid> Machine<S> {
         self.slots.values().filter(|slot| slot.held.is_some()).count()
     }
 
+    /// The SVIDs that are held, each with its entry, the oldest entry first.
+    pub fn svids(&self) -> impl Iterator<Item = (&Arc<RegistrationEntry>, &S)> {
+        let slots = self.order.iter().filter_map(|(_, id)| self.slots.get(id));
+        slots.filter_map(|slot| Some((&slot.entry, &slot.held.as_ref()?.svid)))
+    }
+
     /// How many entries this node has.
     pub fn entries(&self) -> usize {
         self.slots.len()

@@ -22,7 +22,7 @@ pub mod subscription;
 mod svid;
 pub mod tokens;
 
-pub use subscription::{Cache, Mailbox, Stopped, Subscribe, Subscription, mailbox};
+pub use subscription::{Cache, Look, Mailbox, Stopped, Subscribe, Subscription, mailbox};
 pub use svid::Svid;
 
 /// One identity that a workload holds: the entry that gives it, its SVID, and the private key.

@@ -27,7 +27,7 @@ use super::directory::Directory;
 use super::event::{Action, Event};
 use super::follow::{Followed, follow};
 use super::machine::Machine;
-use super::subscription::Mailbox;
+use super::subscription::{Look, Mailbox};
 use super::tokens;
 use crate::client::{Client, Update};
 use crate::metrics::Metrics;
@@ -63,7 +63,8 @@ pub struct Parts {
 /// Runs the cache until `shutdown`. Its subscriptions end with it.
 pub async fn run(parts: Parts, shutdown: CancellationToken) {
     let Parts { mailbox, client, bundles, trust, clock, key_type, prefetch, tokens, metrics } = parts;
-    let Mailbox { x509: mut x509_mailbox, wit: mut wit_mailbox, mut wants, directory, tokens: held } = mailbox;
+    let Mailbox { x509: mut x509_mailbox, wit: mut wit_mailbox, mut wants, mut looks, directory, tokens: held } =
+        mailbox;
     let own = trust.borrow().clone();
     // Room for one: the stream is read as fast as the machines keep up.
     let (followed, mut news) = mpsc::channel(1);
@@ -92,6 +93,11 @@ pub async fn run(parts: Parts, shutdown: CancellationToken) {
             Some(subscribe) = wit_mailbox.recv() => Happened::Wit(cache.wit.enter(subscribe)),
             1.. = wants.recv_many(&mut wanted, tokens::machine::MAX_BATCH) => {
                 Happened::Desk(cache.desk.enter(std::mem::take(&mut wanted)))
+            }
+            Some(told) = looks.recv() => {
+                // Whoever asked may be gone.
+                let _ = told.send(cache.look());
+                continue;
             }
             Some(news) = news.recv() => Happened::News(news),
             Some(event) = cache.x509.next() => event.map_or_else(Happened::Broken, Happened::X509),
@@ -138,6 +144,12 @@ struct Running {
 struct Applied {
     x509: u64,
     wit: u64,
+}
+
+impl Applied {
+    fn by_both(&self) -> u64 {
+        self.x509.min(self.wit)
+    }
 }
 
 impl Running {
@@ -211,8 +223,13 @@ impl Running {
         }
     }
 
+    fn look(&self) -> Look {
+        let svids = self.x509.machine.svids().map(|(entry, svid)| (Arc::clone(entry), svid.lifetime().not_after));
+        Look { connected: self.acknowledged.is_some(), revision: self.applied.by_both(), svids: svids.collect() }
+    }
+
     fn acknowledge(&self) {
-        let both = self.applied.x509.min(self.applied.wit);
+        let both = self.applied.by_both();
         if let Some(acknowledged) = self.acknowledged.as_ref().filter(|known| *known.borrow() < both) {
             acknowledged.send_replace(both);
         }

@@ -19,7 +19,7 @@ use spiffe::selector::Selectors;
 use spiffe::time::{Clock, Timestamp};
 use spiffe::wit_svid::WitSvid;
 use spiffe::x509_svid::X509Svid;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::WorkloadState;
 use super::directory::{Directory, Entitlement};
@@ -39,6 +39,7 @@ pub struct Cache {
     x509: mpsc::Sender<Subscribe>,
     wit: mpsc::Sender<Subscribe<WitSvid>>,
     wants: mpsc::Sender<Want>,
+    looks: mpsc::Sender<oneshot::Sender<Look>>,
     directory: watch::Receiver<Option<Directory>>,
     tokens: Arc<ArcSwap<Tokens>>,
     hits: Counter,
@@ -53,6 +54,8 @@ pub struct Mailbox {
     pub wit: mpsc::Receiver<Subscribe<WitSvid>>,
     /// Those who want a JWT-SVID that is not held.
     pub wants: mpsc::Receiver<Want>,
+    /// Those who want to know how things are.
+    pub looks: mpsc::Receiver<oneshot::Sender<Look>>,
     /// What is known; `None` before a server has said anything.
     pub directory: watch::Sender<Option<Directory>>,
     /// What is held.
@@ -68,15 +71,34 @@ pub struct Subscribe<S = X509Svid> {
     pub states: watch::Sender<Option<WorkloadState<S>>>,
 }
 
+/// How things are with the cache.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Look {
+    /// Whether the stream from a server is open.
+    pub connected: bool,
+    /// The revision up to which everything is applied; 0: a server has not said anything yet.
+    pub revision: u64,
+    /// The X.509-SVIDs that are held, those of the oldest entries first.
+    pub svids: Vec<(Arc<RegistrationEntry>, Timestamp)>,
+}
+
 /// A cache handle and its mailbox.
 pub fn mailbox() -> (Cache, Mailbox) {
     let (x509, x509_receiver) = mpsc::channel(WAITING);
     let (wit, wit_receiver) = mpsc::channel(WAITING);
     let (wants, wants_receiver) = mpsc::channel(WAITING);
+    let (looks, looks_receiver) = mpsc::channel(1);
     let (known, directory) = watch::channel(None);
     let tokens = Arc::new(ArcSwap::from_pointee(Tokens::new_sync()));
-    let cache = Cache { x509, wit, wants, directory, tokens: Arc::clone(&tokens), hits: Counter::default() };
-    let mailbox = Mailbox { x509: x509_receiver, wit: wit_receiver, wants: wants_receiver, directory: known, tokens };
+    let cache = Cache { x509, wit, wants, looks, directory, tokens: Arc::clone(&tokens), hits: Counter::default() };
+    let mailbox = Mailbox {
+        x509: x509_receiver,
+        wit: wit_receiver,
+        wants: wants_receiver,
+        looks: looks_receiver,
+        directory: known,
+        tokens,
+    };
     (cache, mailbox)
 }
 
@@ -129,6 +151,13 @@ impl Cache {
             }
         };
         Ok(known.entitlement(selectors, now))
+    }
+
+    /// How things are now.
+    pub async fn look(&self) -> Result<Look, Stopped> {
+        let (told, answer) = oneshot::channel();
+        self.looks.send(told).await.map_err(|_| Stopped)?;
+        answer.await.map_err(|_| Stopped)
     }
 
     /// The JWT-SVID of an entry for an audience: at once where it is held, else as soon as it comes. Dropping this ends

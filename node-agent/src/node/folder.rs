@@ -12,14 +12,13 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use spiffe::bundle::Bundle;
 use spiffe::id::TrustDomain;
+use spiffe::pem;
 use spiffe::x509_svid::X509Svid;
 use zeroize::Zeroizing;
 
@@ -76,19 +75,23 @@ impl Folder {
 
     /// Stores `identity` in the place of `old`.
     pub fn store(&self, identity: &NodeIdentity, old: Option<&NodeIdentity>) -> Result<(), NodeError> {
-        let mut keys = pem("PRIVATE KEY", &identity.key.0);
+        let key = pem::private_key(&identity.key.0);
         if let Some(old) = old {
-            keys.push_str(&pem("PRIVATE KEY", &old.key.0));
+            let old = pem::private_key(&old.key.0);
+            // Room for both at once: a text that grows leaves pieces of a key behind.
+            let mut keys = Zeroizing::new(String::with_capacity(key.len() + old.len()));
+            keys.push_str(&key);
+            keys.push_str(&old);
             self.write(KEY, keys.as_bytes())?;
         } else {
             // The SVID that may lie there fits no longer: an end between the two writes must not leave a bad pair.
             self.remove(SVID)?;
-            self.write(KEY, keys.as_bytes())?;
+            self.write(KEY, key.as_bytes())?;
         }
-        let chain: String = identity.svid.chain().iter().map(|der| pem("CERTIFICATE", der).to_string()).collect();
+        let chain: String = identity.svid.chain().iter().map(|der| pem::certificate(der)).collect();
         self.write(SVID, chain.as_bytes())?;
         if old.is_some() {
-            self.write(KEY, pem("PRIVATE KEY", &identity.key.0).as_bytes())?;
+            self.write(KEY, key.as_bytes())?;
         }
         Ok(())
     }
@@ -178,22 +181,6 @@ pub(super) fn read(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, NodeError>
     }
 }
 
-fn pem(label: &str, der: &[u8]) -> Zeroizing<String> {
-    let base64 = Zeroizing::new(BASE64.encode(der));
-    // Room for everything at once: a String that grows leaves pieces of a key behind.
-    let mut text = Zeroizing::new(String::with_capacity(2 * base64.len() + 256));
-    text.push_str(&format!("-----BEGIN {label}-----\n"));
-    let mut rest = base64.as_str();
-    while !rest.is_empty() {
-        let (line, after) = rest.split_at(rest.len().min(64));
-        text.push_str(line);
-        text.push('\n');
-        rest = after;
-    }
-    text.push_str(&format!("-----END {label}-----\n"));
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use spiffe::time::Timestamp;
@@ -278,10 +265,10 @@ mod tests {
         let (first, second) = (house.agent("1"), house.agent("1"));
         folder.store(&first, None).unwrap();
         // As `store` would have left it, had it ended behind the first write.
-        let keys = format!("{}{}", *pem("PRIVATE KEY", &second.key.0), *pem("PRIVATE KEY", &first.key.0));
+        let keys = format!("{}{}", *pem::private_key(&second.key.0), *pem::private_key(&first.key.0));
         folder.write(KEY, keys.as_bytes()).unwrap();
         assert_eq!(folder.identity().unwrap().unwrap().svid, first.svid);
-        folder.write(KEY, pem("PRIVATE KEY", &second.key.0).as_bytes()).unwrap();
+        folder.write(KEY, pem::private_key(&second.key.0).as_bytes()).unwrap();
         let error = folder.identity().unwrap_err().to_string();
         assert!(error.contains("fits the certificate") && error.contains("remove the file"), "{error}");
     }

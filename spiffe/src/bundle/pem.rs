@@ -1,8 +1,5 @@
 //! The PEM form of a bundle: certificates one after the other (RFC 7468).
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::{PemObject, SectionKind};
 
 use super::{BundleError, MAX_DOCUMENT_BYTES, X509Authority};
@@ -30,17 +27,6 @@ pub(super) fn read(pem: &[u8]) -> Result<Vec<X509Authority>, BundleError> {
     if authorities.is_empty() { Err(BundleError::NoCertificate) } else { Ok(authorities) }
 }
 
-pub(super) fn write(der: &CertificateDer<'_>) -> String {
-    let mut pem = String::from("-----BEGIN CERTIFICATE-----\n");
-    // 48 bytes are a line of 64 characters.
-    for line in der.chunks(48) {
-        pem.push_str(&STANDARD.encode(line));
-        pem.push('\n');
-    }
-    pem.push_str("-----END CERTIFICATE-----\n");
-    pem
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -48,6 +34,7 @@ mod tests {
     use super::super::Bundle;
     use super::*;
     use crate::id::TrustDomain;
+    use crate::pem::certificate as write;
     use crate::test_certificates::Authority;
 
     fn from(pem: &str) -> Result<Bundle, BundleError> {
