@@ -89,12 +89,12 @@ pub struct Config {
     pub health_listen: Option<SocketAddr>,
     /// Where brokers ask on behalf of workloads; `None`: nowhere.
     pub broker: Option<Broker>,
+    /// What is delivered to files.
+    pub deliveries: Vec<Delivery>,
     /// How proxies name what they get.
     pub sds: sds::Sds,
     /// Where the operator of this machine asks how the agent is.
     pub status_socket: PathBuf,
-    /// What is delivered to files.
-    pub deliveries: Vec<Delivery>,
 }
 
 /// How the server is known before anything else is.
@@ -480,9 +480,9 @@ impl Config {
             jwt: document.jwt,
             health_listen: document.health_listen.map(|Loopback(address)| address),
             broker,
+            deliveries: deliver::parse(document.deliver)?,
             sds: document.sds,
             status_socket,
-            deliveries: deliver::parse(document.deliver)?,
         })
     }
 }
