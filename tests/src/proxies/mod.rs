@@ -8,12 +8,14 @@
 //! | `service` | the service behind a proxy: tells who it was told calls |
 //! | `load` | requests at a constant rate, and those that failed |
 //! | `rotation` | a rotation of the CA, as an operator does it |
+//! | `delivered` | one who reads delivered files again and again |
 //! | `envoy` | a running Envoy, and what it says of itself |
 //! | `sides` | an Envoy as the other side of a connection |
 //!
 //! - A recipe is run as it stands: what a test changes are ports, paths, and what it says itself.
 //! - Two proxies of one kind are two workloads, as each is started by a path of its own.
 
+mod delivered;
 mod envoy;
 mod load;
 mod plain;
@@ -22,6 +24,7 @@ mod rotation;
 mod service;
 mod sides;
 
+pub use delivered::{Checker, Seen};
 pub use envoy::Envoy;
 pub use load::Load;
 pub use plain::{Answer, get};

@@ -42,6 +42,13 @@ impl Recipe {
         self.with(&format!("{before}{old}"), &format!("{before}{new}"))
     }
 
+    /// What stands before the first `mark`, and the rest.
+    #[track_caller]
+    pub fn split(self, mark: &str) -> (Self, String) {
+        let (before, rest) = self.text.split_once(mark).unwrap_or_else(|| panic!("{} has no {mark}", self.place));
+        (Self { text: before.into(), place: self.place }, rest.into())
+    }
+
     /// The text as it is now.
     pub fn text(&self) -> &str {
         &self.text

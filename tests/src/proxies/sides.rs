@@ -46,8 +46,20 @@ impl Front {
     /// Starts it with an entry: it calls that port, and expects `peer` there.
     #[track_caller]
     pub fn start(house: &House, peer: &str, called: u16) -> Self {
-        let (admin, port, program_name) = (free_port(), free_port(), "envoy-front");
-        entry_of(house, "front", &program(house, "CHANCERY_ENVOY", program_name), &[]);
+        Self::enter(house, "front", &[]);
+        Self::start_as(house, "front", (peer, called))
+    }
+
+    /// An entry for any number of them, which have the path `name` in their ID.
+    #[track_caller]
+    pub fn enter(house: &House, name: &str, entry: &[&str]) {
+        entry_of(house, name, &program(house, "CHANCERY_ENVOY", &format!("envoy-{name}")), entry);
+    }
+
+    /// Starts one more with the entry of that name.
+    #[track_caller]
+    pub fn start_as(house: &House, name: &str, (peer, called): (&str, u16)) -> Self {
+        let (admin, port) = (free_port(), free_port());
         let recipe = Recipe::read("envoy", "front.yaml")
             .with(SOCKET, &house.path("agent.sock").display().to_string())
             .with("spiffe://example.org/web", peer)
@@ -55,7 +67,7 @@ impl Front {
             .with_port("port_value: ", 8443, called)
             .with_port("port_value: ", 8081, port)
             .with("max_connection_duration: 3600s", "max_requests_per_connection: 1");
-        let mut envoy = Envoy::start(house, "front", (program_name, &recipe, admin));
+        let mut envoy = Envoy::start(house, &format!("{name}-{port}"), (&format!("envoy-{name}"), &recipe, admin));
         envoy.wait_until_ready();
         Self { envoy, port }
     }
