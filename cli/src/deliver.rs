@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 use futures_util::future::join_all;
 use node_agent::config::deliver::{Delivery, ENVIRONMENT_PREFIX, Standalone};
 use node_agent::deliver::source::Source;
-use node_agent::deliver::{deliver_all, deliver_once};
+use node_agent::deliver::{Watchers, deliver_all, deliver_once};
 use serde::Serialize;
 use spiffe::time::System;
 use tokio_util::sync::CancellationToken;
@@ -106,7 +106,7 @@ impl Deliver {
             };
         }
         let shutdown = CancellationToken::new();
-        let running = tokio::spawn(deliver_all(deliveries, clock, shutdown.clone()));
+        let running = tokio::spawn(deliver_all(deliveries, Watchers::default(), shutdown.clone()));
         let told = told_to_stop().await;
         tracing::info!("deliveries stop: the files stay");
         shutdown.cancel();

@@ -23,7 +23,7 @@ use crate::cache::tokens::machine::Bounds;
 use crate::cache::{self, run};
 use crate::client::{self, Client, ClientError};
 use crate::config::{self, Config};
-use crate::deliver::deliver;
+use crate::deliver::{Watchers, deliver};
 use crate::health::{self, Health};
 use crate::metrics::Metrics;
 use crate::node::attest::Attestor;
@@ -151,7 +151,8 @@ impl Agent {
             let until = shutdown.clone();
             tasks.spawn(async move { served("broker endpoint", &until, endpoint.serve(sockets, until.clone()).await) });
         }
-        let delivering = deliver(config.deliveries, cache.clone(), clock.clone(), shutdown.clone());
+        let watchers = Watchers { clock: clock.clone(), status: status.clone(), metrics: metrics.clone() };
+        let delivering = deliver(config.deliveries, cache.clone(), watchers, shutdown.clone());
         tasks.spawn(ended("deliveries", shutdown.clone(), delivering));
         let keeper = Keeper {
             identity,

@@ -1,7 +1,10 @@
 //! What the agent counts, in the names of OpenMetrics.
 
+use std::sync::Arc;
+
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
@@ -40,9 +43,46 @@ pub struct Metrics {
     pub sds_responses: Counter,
     /// Responses that a proxy has rejected.
     pub sds_rejected: Counter,
+    deliveries: Arc<Deliveries>,
+}
+
+/// By the name of a delivery: there are as many as the config has.
+type Label = [(&'static str, String); 1];
+
+#[derive(Debug, Default)]
+struct Deliveries {
+    writes: Family<Label, Counter>,
+    failures: Family<Label, Counter>,
+    last_success: Family<Label, Gauge>,
+    expiry: Family<Label, Gauge>,
+}
+
+/// The counters and gauges of one delivery of files.
+#[derive(Clone, Debug)]
+pub struct DeliveryMetrics {
+    /// Versions written.
+    pub writes: Counter,
+    /// Files that could not be written, and actions that failed.
+    pub failures: Counter,
+    /// When files and all actions were last done, in Unix seconds.
+    pub last_success: Gauge,
+    /// When the SVID that was written expires, in Unix seconds.
+    pub expiry: Gauge,
 }
 
 impl Metrics {
+    /// Those of the delivery `name`.
+    pub fn of_delivery(&self, name: &str) -> DeliveryMetrics {
+        let label = [("delivery", name.to_owned())];
+        let Deliveries { writes, failures, last_success, expiry } = self.deliveries.as_ref();
+        DeliveryMetrics {
+            writes: writes.get_or_create_owned(&label),
+            failures: failures.get_or_create_owned(&label),
+            last_success: last_success.get_or_create_owned(&label),
+            expiry: expiry.get_or_create_owned(&label),
+        }
+    }
+
     /// The text of `/metrics`.
     pub fn render(&self) -> String {
         let mut registry = Registry::with_prefix("chancery_agent");
@@ -62,6 +102,12 @@ impl Metrics {
         registry.register("sds_streams", "Open SDS streams of proxies", self.sds_streams.clone());
         registry.register("sds_responses", "Responses with secrets to proxies", self.sds_responses.clone());
         registry.register("sds_rejected", "Responses that a proxy has rejected", self.sds_rejected.clone());
+        let Deliveries { writes, failures, last_success, expiry } = self.deliveries.as_ref();
+        registry.register("delivery_writes", "Versions of files written", writes.clone());
+        registry.register("delivery_failures", "Files that were not written, and failed actions", failures.clone());
+        let done = "When files were written and all actions done";
+        registry.register("delivery_last_success_timestamp_seconds", done, last_success.clone());
+        registry.register("delivery_svid_expiry_timestamp_seconds", "End of the SVID that was written", expiry.clone());
         let mut text = String::new();
         // Writing into a String cannot fail.
         let _ = encode(&mut text, &registry);

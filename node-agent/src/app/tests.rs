@@ -19,6 +19,7 @@ use super::*;
 use crate::config::Address;
 use crate::test_house::House;
 
+mod deliver;
 mod tokens;
 
 const NOW: Timestamp = Timestamp::from_unix(1_800_000_000);

@@ -18,9 +18,11 @@ use spiffe::settings;
 use super::ConfigError;
 
 pub mod action;
+pub mod kong;
 pub mod template;
 
 use action::{Action, ActionTable};
+use kong::KongEntities;
 use template::{Template, TemplateError};
 
 /// The type of the selectors that deliveries have, and no process can have.
@@ -121,6 +123,9 @@ pub enum Fault {
     /// The audience of a token is none.
     #[error("file {0:?}: {1}")]
     Audience(String, AudienceError),
+    /// What Kong is to be told is wrong.
+    #[error("file {0:?}: {1}")]
+    Kong(String, String),
     /// An action that cannot be.
     #[error("action {0}: {1}")]
     Action(&'static str, String),
@@ -154,6 +159,14 @@ impl Delivery {
             _ => None,
         };
         self.files.iter().filter_map(audience).collect()
+    }
+
+    /// What is read of this machine for its files, at each write.
+    pub fn inputs(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().filter_map(|file| match &file.kind {
+            Kind::Pkcs12 { password_file: path } | Kind::KongFile { base: path, .. } => Some(path.as_path()),
+            _ => None,
+        })
     }
 
     /// Whether keys for JWT-SVIDs are wanted.
@@ -191,6 +204,11 @@ pub enum Kind {
     },
     /// The chain and the key in one PEM file, as HAProxy wants it.
     Combined,
+    /// Chain, key and the roots of the own trust domain as PKCS#12, as Java takes them.
+    Pkcs12 {
+        /// A file with the password in its first line.
+        password_file: PathBuf,
+    },
     /// A JWT-SVID.
     Jwt {
         /// For whom.
@@ -201,13 +219,20 @@ pub enum Kind {
         /// Those of other trust domains too.
         federated: bool,
     },
+    /// Kong's declarative config, with certificate, key and CA certificates put into it.
+    KongFile {
+        /// The config without them.
+        base: PathBuf,
+        /// What is put into it.
+        entities: KongEntities,
+    },
 }
 
 impl Kind {
     /// Whether whoever reads it can be the workload.
     pub fn is_secret(&self) -> bool {
         match self {
-            Self::Key | Self::Combined | Self::Jwt { .. } => true,
+            Self::Key | Self::Combined | Self::Pkcs12 { .. } | Self::Jwt { .. } | Self::KongFile { .. } => true,
             Self::Chain | Self::Bundle { .. } | Self::Jwks { .. } => false,
         }
     }
@@ -254,12 +279,24 @@ enum KindTable {
         federated: bool,
     },
     Combined {},
+    Pkcs12 {
+        password_file: PathBuf,
+    },
     Jwt {
         audience: Audiences,
     },
     Jwks {
         #[serde(default)]
         federated: bool,
+    },
+    KongFile {
+        base: PathBuf,
+        #[serde(default)]
+        certificate_id: Option<String>,
+        #[serde(default)]
+        snis: Vec<String>,
+        #[serde(default)]
+        services: Vec<String>,
     },
 }
 
@@ -372,6 +409,10 @@ impl KindTable {
             Self::Key {} => Kind::Key,
             Self::Bundle { federated } => Kind::Bundle { federated },
             Self::Combined {} => Kind::Combined,
+            Self::Pkcs12 { password_file } => {
+                absolute("password_file", &password_file)?;
+                Kind::Pkcs12 { password_file }
+            }
             Self::Jwt { audience } => {
                 let values = match audience {
                     Audiences::One(value) => vec![value],
@@ -381,6 +422,12 @@ impl KindTable {
                 Kind::Jwt { audience }
             }
             Self::Jwks { federated } => Kind::Jwks { federated },
+            Self::KongFile { base, certificate_id, snis, services } => {
+                absolute("base", &base)?;
+                let wrong = |why| Fault::Kong(name.to_owned(), why);
+                let entities = KongEntities::parse(certificate_id, snis, services).map_err(wrong)?;
+                Kind::KongFile { base, entities }
+            }
         })
     }
 }

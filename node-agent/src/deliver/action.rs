@@ -9,10 +9,14 @@ use std::time::Duration;
 use spiffe::settings::write_duration;
 use spiffe::time::Clock;
 
+use super::inputs::InputError;
 use super::material::Material;
 use crate::config::deliver::action::{Action, ActionKind};
 
 mod command;
+mod haproxy;
+mod http;
+mod kong;
 mod signal;
 mod touch;
 
@@ -67,6 +71,39 @@ pub enum ActionError {
         /// Whose the process is.
         user: u32,
     },
+    /// HAProxy did not do what it was told.
+    #[error("HAProxy does not {doing} {name}: {words}")]
+    Haproxy {
+        /// What it was told, as a verb.
+        doing: &'static str,
+        /// The file, as HAProxy calls it.
+        name: String,
+        /// Its answer.
+        words: String,
+    },
+    /// A file that the config names cannot be read.
+    #[error(transparent)]
+    Input(#[from] InputError),
+    /// An Admin API cannot be reached.
+    #[error("{url} cannot be reached: {why}")]
+    Unreachable {
+        /// Where.
+        url: String,
+        /// Why not.
+        why: String,
+    },
+    /// An Admin API says no.
+    #[error("Kong answers {method} {path} with {status}: {words}")]
+    Refused {
+        /// What was asked.
+        method: &'static str,
+        /// Of what.
+        path: String,
+        /// The code.
+        status: u16,
+        /// Its answer.
+        words: String,
+    },
     /// A program ended otherwise than well.
     #[error("{program} ended with {how}: {words}")]
     Program {
@@ -88,25 +125,33 @@ pub(super) struct Context<'a> {
     pub(super) dir: &'a Path,
     /// What is in them.
     pub(super) material: &'a Material,
+    /// The time.
+    pub(super) clock: &'a dyn Clock,
 }
 
 /// Does it.
-pub(super) async fn act(action: &Action, context: Context<'_>, clock: &dyn Clock) -> Result<(), ActionError> {
+pub(super) async fn act(action: &Action, context: Context<'_>) -> Result<(), ActionError> {
     let acting = async {
         match &action.kind {
             ActionKind::Signal { pid_file, signal } => signal::send(pid_file, *signal),
-            ActionKind::Command { argv } => command::run(argv, context, clock).await,
+            ActionKind::Command { argv } => command::run(argv, context).await,
             ActionKind::Systemd { unit, systemctl } => {
                 let argv = [&systemctl.display().to_string(), "reload", "--", unit].map(ToOwned::to_owned);
-                command::run(&argv, context, clock).await
+                command::run(&argv, context).await
             }
             ActionKind::Touch { path } => touch::touch(path),
+            ActionKind::Haproxy { socket, certificate, ca_file } => {
+                let told = haproxy::Told { certificate: certificate.as_deref(), ca_file: ca_file.as_deref() };
+                haproxy::tell(socket, told, context).await
+            }
+            ActionKind::Kong { admin, entities } => kong::put(admin, entities, context).await,
+            ActionKind::KongFile { admin, file } => kong::load(admin, file, context).await,
         }
     };
     tokio::select! {
         biased;
         done = acting => done,
-        () = clock.sleep(action.timeout) => Err(ActionError::TooLong(action.timeout)),
+        () = context.clock.sleep(action.timeout) => Err(ActionError::TooLong(action.timeout)),
     }
 }
 

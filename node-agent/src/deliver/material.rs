@@ -32,6 +32,13 @@ pub struct Identity {
     pub jwks: BTreeMap<TrustDomain, String>,
 }
 
+impl Identity {
+    /// The roots of the SVID's own trust domain.
+    pub fn own_roots(&self) -> &[CertificateDer<'static>] {
+        self.roots.get(&self.svid.id().trust_domain()).map_or(&[], Vec::as_slice)
+    }
+}
+
 impl Material {
     /// Whose it is.
     pub fn id(&self) -> &SpiffeId {

@@ -5,6 +5,7 @@
 //! - *each name once*: two files that would have one name are refused.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 
 use rustls_pki_types::CertificateDer;
 use spiffe::audience::Audience;
@@ -13,11 +14,15 @@ use spiffe::time::Timestamp;
 use spiffe::x509_svid::SvidError;
 use zeroize::Zeroizing;
 
+use super::inputs::Inputs;
+use super::kong::KongIdentity;
 use super::material::Material;
 use crate::config::deliver::template::{TemplateError, Values};
 use crate::config::deliver::{Delivery, Kind};
 
+mod kong_file;
 pub(super) mod pem;
+mod pkcs12;
 
 /// Why there are no files.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +41,20 @@ pub enum RenderError {
     /// A token is not there.
     #[error("there is no JWT-SVID for {} yet, and nothing is written without it: the log says why", .0.values().join(", "))]
     NoToken(Audience),
+    /// A password file has no password.
+    #[error("{} has no password in its first line", .0.display())]
+    NoPassword(PathBuf),
+    /// The PKCS#12 file cannot be made.
+    #[error("no PKCS#12 file can be made of this identity: {0}")]
+    Pkcs12(String),
+    /// The config to put an identity into is none.
+    #[error("{}: {why}", .path.display())]
+    Base {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
     /// The key is not the certificate's.
     #[error("key and certificate do not belong together, and are not written: {0}")]
     Key(SvidError),
@@ -76,8 +95,22 @@ impl std::fmt::Debug for RenderedFile {
     }
 }
 
-/// The files of `delivery`, as they are to be at `now`.
-pub(super) fn render(delivery: &Delivery, material: &Material, now: Timestamp) -> Result<Rendered, RenderError> {
+/// What files are made of.
+#[derive(Clone, Copy)]
+pub(super) struct Of<'a> {
+    /// Whose they are.
+    pub(super) delivery: &'a Delivery,
+    /// What is in them.
+    pub(super) material: &'a Material,
+    /// What was read of this machine for them.
+    pub(super) inputs: &'a Inputs,
+    /// When they are written.
+    pub(super) now: Timestamp,
+}
+
+/// The files, as they are to be now.
+pub(super) fn render(of: Of<'_>) -> Result<Rendered, RenderError> {
+    let Of { delivery, material, now, .. } = of;
     let svid = &material.identity.svid;
     if now > svid.lifetime().not_after {
         return Err(RenderError::Expired(svid.lifetime().not_after));
@@ -91,7 +124,7 @@ pub(super) fn render(delivery: &Delivery, material: &Material, now: Timestamp) -
             if !names.insert(name.clone()) {
                 return Err(RenderError::Twice(name));
             }
-            let content = content(&file.kind, material, &domain, now)?;
+            let content = content(&file.kind, &domain, of)?;
             let (owner, group) = (file.owner.clone(), file.group.clone());
             files.push(RenderedFile { name, content, owner, group, mode: file.mode });
         }
@@ -108,12 +141,8 @@ fn domains(kind: &Kind, material: &Material) -> Vec<TrustDomain> {
     }
 }
 
-fn content(
-    kind: &Kind,
-    material: &Material,
-    domain: &TrustDomain,
-    now: Timestamp,
-) -> Result<Zeroizing<Vec<u8>>, RenderError> {
+fn content(kind: &Kind, domain: &TrustDomain, of: Of<'_>) -> Result<Zeroizing<Vec<u8>>, RenderError> {
+    let Of { delivery, material, inputs, now } = of;
     let identity = &material.identity;
     let roots = || -> &[CertificateDer<'static>] { identity.roots.get(domain).map_or(&[], Vec::as_slice) };
     Ok(match kind {
@@ -121,6 +150,16 @@ fn content(
         Kind::Key => pem::private_key(&identity.key),
         Kind::Combined => pem::combined(identity),
         Kind::Bundle { .. } => pem::certificates(roots()).into_bytes().into(),
+        Kind::Pkcs12 { password_file } => {
+            let password = inputs.first_line(password_file);
+            let password = password.ok_or_else(|| RenderError::NoPassword(password_file.clone()))?;
+            pkcs12::render(identity, &delivery.name, password).map_err(RenderError::Pkcs12)?
+        }
+        Kind::KongFile { base, entities } => {
+            let told = KongIdentity::new(&delivery.name, entities, material, now);
+            let rendered = kong_file::render(inputs.content(base), entities, &told);
+            rendered.map_err(|why| RenderError::Base { path: base.clone(), why })?
+        }
         Kind::Jwks { .. } => identity.jwks.get(domain).map_or(NO_KEYS, String::as_str).as_bytes().to_vec().into(),
         Kind::Jwt { audience } => {
             let token = material.tokens.get(audience).ok_or_else(|| RenderError::NoToken(audience.clone()))?;

@@ -10,13 +10,17 @@ use spiffe::time::{Clock, Timestamp};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::Watchers;
 use super::action::{self, ActionError, Context};
 use super::folder::{Folder, FolderError};
+use super::inputs::{InputError, Inputs};
 use super::material::Material;
 use super::progress::{Progress, Step};
-use super::render::{RenderError, render};
+use super::render::{Of, RenderError, render};
 use super::source::{Said, Source};
 use crate::config::deliver::Delivery;
+use crate::metrics::DeliveryMetrics;
+use crate::status::{self, Failure, Reporter, words};
 
 /// Why a step of a delivery has failed.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +28,9 @@ pub enum DeliveryError {
     /// There is nothing that could be written.
     #[error(transparent)]
     Render(#[from] RenderError),
+    /// Something that it is made of cannot be read.
+    #[error(transparent)]
+    Input(#[from] InputError),
     /// It cannot be written.
     #[error(transparent)]
     Folder(#[from] FolderError),
@@ -46,9 +53,10 @@ pub enum DeliveryError {
 }
 
 /// Delivers until `shutdown`.
-pub(super) async fn run(delivery: Delivery, source: Source, clock: Arc<dyn Clock>, shutdown: CancellationToken) {
+pub(super) async fn run(delivery: Delivery, source: Source, watchers: Watchers, shutdown: CancellationToken) {
+    let clock = watchers.clock.clone();
     let mut following = source.follow(clock.clone());
-    let mut running = Running::new(delivery, clock.clone());
+    let mut running = Running::new(delivery, &watchers);
     loop {
         let said = following.latest.borrow_and_update().clone();
         running.take_in(said);
@@ -72,7 +80,7 @@ pub(super) async fn run(delivery: Delivery, source: Source, clock: Arc<dyn Clock
 /// Waits for the first material, writes it, and does each action once. The files stay, whatever becomes of the actions.
 pub async fn deliver_once(delivery: Delivery, source: Source, clock: Arc<dyn Clock>) -> Result<(), DeliveryError> {
     let mut following = source.follow(clock.clone());
-    let mut running = Running::new(delivery, clock.clone());
+    let mut running = Running::new(delivery, &Watchers { clock: clock.clone(), ..Watchers::default() });
     loop {
         let said = following.latest.borrow_and_update().clone();
         running.take_in(said);
@@ -103,13 +111,23 @@ struct Running {
     version: String,
     /// What was last said to be the reason that there is nothing.
     nothing: Option<Arc<str>>,
+    report: Reporter<status::Delivery>,
+    metrics: DeliveryMetrics,
 }
 
 impl Running {
-    fn new(delivery: Delivery, clock: Arc<dyn Clock>) -> Self {
-        let progress = Progress::new(delivery.actions.len());
-        let delivery = Arc::new(delivery);
-        Self { delivery, clock, progress, material: None, version: String::new(), nothing: None }
+    fn new(delivery: Delivery, watchers: &Watchers) -> Self {
+        let report = status::Delivery { name: delivery.name.clone(), ..status::Delivery::default() };
+        Self {
+            clock: watchers.clock.clone(),
+            progress: Progress::new(delivery.actions.len()),
+            material: None,
+            version: String::new(),
+            nothing: None,
+            report: watchers.status.report_delivery(report),
+            metrics: watchers.metrics.of_delivery(&delivery.name),
+            delivery: Arc::new(delivery),
+        }
     }
 
     fn is_done(&self) -> bool {
@@ -118,15 +136,17 @@ impl Running {
 
     fn take_in(&mut self, said: Option<Said>) {
         match said {
-            None => {}
-            Some(Said::Nothing(why)) => {
-                if self.nothing.as_ref() != Some(&why) {
-                    warn!(delivery = self.delivery.name, %why, "there is nothing to deliver");
-                    self.nothing = Some(why);
-                }
+            Some(Said::Nothing(why)) if self.nothing.as_ref() != Some(&why) => {
+                warn!(delivery = self.delivery.name, %why, "there is nothing to deliver");
+                let failure = Failure { at: self.clock.now(), words: words(&why) };
+                self.report.update(|report| report.failure = Some(failure));
+                self.nothing = Some(why);
             }
+            Some(Said::Nothing(_)) | None => {}
             Some(Said::Material(material)) => {
-                self.nothing = None;
+                if self.nothing.take().is_some() {
+                    self.report.update(|report| report.failure = None);
+                }
                 let version = material.version();
                 if version != self.version {
                     self.version = version;
@@ -141,11 +161,37 @@ impl Running {
         let done = self.perform(step).await;
         let now = self.clock.now();
         match done {
-            Ok(()) => self.progress.succeeded(),
+            Ok(()) => {
+                self.progress.succeeded();
+                self.succeeded(step, now);
+            }
             Err(why) => {
                 let again = self.progress.failed(now, self.chance(now));
                 warn!(delivery = self.delivery.name, version = self.version, %why, %again, "delivery failed");
+                self.metrics.failures.inc();
+                let failure = Failure { at: now, words: words(&why.to_string()) };
+                self.report.update(|report| {
+                    report.failure = Some(failure);
+                    report.next_try = Some(again);
+                });
             }
+        }
+    }
+
+    fn succeeded(&self, step: Step, now: Timestamp) {
+        if let (Step::Write, Some(material)) = (step, &self.material) {
+            let until = material.identity.svid.lifetime().not_after;
+            self.metrics.writes.inc();
+            self.metrics.expiry.set(seconds(until));
+            self.report.update(|report| {
+                report.version.clone_from(&self.version);
+                report.spiffe_id = material.id().to_string();
+            });
+        }
+        self.report.update(|report| (report.failure, report.next_try) = (None, None));
+        if self.progress.is_done() {
+            self.metrics.last_success.set(seconds(now));
+            self.report.update(|report| report.succeeded_at = Some(now));
         }
     }
 
@@ -168,7 +214,8 @@ impl Running {
         let (delivery, now) = (Arc::clone(&self.delivery), self.clock.now());
         let (id, until) = (material.id().clone(), material.identity.svid.lifetime().not_after);
         let writing = tokio::task::spawn_blocking(move || {
-            let rendered = render(&delivery, &material, now)?;
+            let inputs = Inputs::read(delivery.inputs())?;
+            let rendered = render(Of { delivery: &delivery, material: &material, inputs: &inputs, now })?;
             Ok::<_, DeliveryError>(Folder::open(&delivery.dir)?.swap(&rendered)?)
         });
         writing.await.map_err(|_| DeliveryError::Broken)??;
@@ -180,12 +227,17 @@ impl Running {
     async fn act(&self, number: usize, material: &Material) -> Result<(), DeliveryError> {
         let Some(action) = self.delivery.actions.get(number) else { return Ok(()) };
         let (number, word) = (number + 1, action.kind.word());
-        let context = Context { name: &self.delivery.name, dir: &self.delivery.dir, material };
-        let done = action::act(action, context, self.clock.as_ref()).await;
+        let Delivery { name, dir, .. } = self.delivery.as_ref();
+        let context = Context { name, dir, material, clock: self.clock.as_ref() };
+        let done = action::act(action, context).await;
         done.map_err(|source| DeliveryError::Action { number, word, source })?;
         info!(delivery = self.delivery.name, version = self.version, action = word, "action {number} is done");
         Ok(())
     }
+}
+
+fn seconds(at: Timestamp) -> i64 {
+    i64::try_from(at.unix()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use nix::sys::signal::Signal;
 use serde::Deserialize;
 use spiffe::settings;
 
+use super::kong::{KongAdmin, KongAdminTable, KongEntities};
 use super::{Fault, USUAL_TIMEOUT, absolute};
 
 /// The signals that mean "look again" or "stop" to some program.
@@ -59,6 +60,29 @@ pub enum ActionKind {
         /// Which.
         path: PathBuf,
     },
+    /// HAProxy is given chain and key, or the roots, over its runtime API. At least one of the two paths is there.
+    Haproxy {
+        /// A `stats socket` of level admin.
+        socket: PathBuf,
+        /// What HAProxy calls the file of chain and key.
+        certificate: Option<String>,
+        /// What HAProxy calls the file of the roots.
+        ca_file: Option<String>,
+    },
+    /// Kong is given certificate, key and CA certificates over its Admin API.
+    Kong {
+        /// How it is reached.
+        admin: KongAdmin,
+        /// What it is given.
+        entities: KongEntities,
+    },
+    /// A declarative config that was delivered is handed to a Kong without a database.
+    KongFile {
+        /// How it is reached.
+        admin: KongAdmin,
+        /// The name of the delivered file.
+        file: String,
+    },
 }
 
 impl ActionKind {
@@ -69,6 +93,9 @@ impl ActionKind {
             Self::Command { .. } => "command",
             Self::Systemd { .. } => "systemd",
             Self::Touch { .. } => "touch",
+            Self::Haproxy { .. } => "haproxy",
+            Self::Kong { .. } => "kong",
+            Self::KongFile { .. } => "kong_file",
         }
     }
 }
@@ -100,6 +127,25 @@ enum KindTable {
     },
     Touch {
         path: PathBuf,
+    },
+    Haproxy {
+        socket: PathBuf,
+        certificate: Option<String>,
+        ca_file: Option<String>,
+    },
+    Kong {
+        #[serde(flatten)]
+        admin: KongAdminTable,
+        certificate_id: Option<String>,
+        #[serde(default)]
+        snis: Vec<String>,
+        #[serde(default)]
+        services: Vec<String>,
+    },
+    KongFile {
+        #[serde(flatten)]
+        admin: KongAdminTable,
+        file: String,
     },
 }
 
@@ -155,6 +201,36 @@ impl KindTable {
             Self::Touch { path } => {
                 absolute("path", &path)?;
                 ActionKind::Touch { path }
+            }
+            Self::Haproxy { socket, certificate, ca_file } => {
+                absolute("socket", &socket)?;
+                let wrong = |why: String| Fault::Action("haproxy", why);
+                if certificate.is_none() && ca_file.is_none() {
+                    return Err(wrong(
+                        "it has neither certificate nor ca_file: name a file as HAProxy's config does".into(),
+                    ));
+                }
+                // It is a word of a line for HAProxy.
+                let is_word = |path: &&String| path.chars().all(|c| c.is_ascii_graphic() && !";\\'\"#<>".contains(c));
+                for path in [&certificate, &ca_file].into_iter().flatten() {
+                    if path.is_empty() || !is_word(&path) {
+                        return Err(wrong(format!("{path:?} has characters that HAProxy takes for something else")));
+                    }
+                }
+                ActionKind::Haproxy { socket, certificate, ca_file }
+            }
+            Self::Kong { admin, certificate_id, snis, services } => {
+                let wrong = |why| Fault::Action("kong", why);
+                let entities = KongEntities::parse(certificate_id, snis, services).map_err(wrong)?;
+                ActionKind::Kong { admin: admin.parse().map_err(wrong)?, entities }
+            }
+            Self::KongFile { admin, file } => {
+                let wrong = |why| Fault::Action("kong_file", why);
+                let is_name = !file.is_empty() && !file.contains('/') && !file.starts_with("..");
+                if !is_name {
+                    return Err(wrong(format!("{file:?} is no name of a file of this delivery")));
+                }
+                ActionKind::KongFile { admin: admin.parse().map_err(wrong)?, file }
             }
         })
     }

@@ -75,6 +75,13 @@ fn each_wrong_value_says_what_to_do() {
         (action("kind = 'command'\nargv = ['nginx']"), "there is no shell"),
         (action("kind = 'command'\nargv = ['/a']\ntimeout = '1h'"), "10m at most"),
         (action("kind = 'systemd'\nunit = '--now'"), "no name of a unit"),
+        (file("kind = 'pkcs12'\nname = 'k'\npassword_file = 'p'"), "password_file p must be absolute"),
+        (file("kind = 'kong_file'\nname = 'k'\nbase = '/b'\nservices = ['a/b']"), "neither a name nor an ID"),
+        (action("kind = 'haproxy'\nsocket = '/s'"), "neither certificate nor ca_file"),
+        (action("kind = 'haproxy'\nsocket = '/s'\ncertificate = 'a b'"), "HAProxy takes for something else"),
+        (action("kind = 'kong'\nadmin_url = 'http://kong:8001'"), "would send a private key unprotected"),
+        (action("kind = 'kong_file'\nadmin_url = 'http://[::1]:8001'\nfile = '../a'"), "no name of a file"),
+        (action("kind = 'kong'\nadmin_url = 'http://[::1]:8001'\nservice = 'a'"), "unknown field `service`"),
         (action("kind = 'touch'\npath = 'a'"), "path a must be absolute"),
         (action("kind = 'touch'\npath = '/a'\nmode = '1'"), "unknown field `mode`"),
     ];

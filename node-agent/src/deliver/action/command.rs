@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
-use spiffe::time::Clock;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::process::Command;
 use tracing::info;
@@ -24,7 +23,7 @@ const MOST: usize = 16 << 10;
 const GRACE: Duration = Duration::from_secs(1);
 
 /// Runs it to its end. Dropping this kills it.
-pub(super) async fn run(argv: &[String], context: Context<'_>, clock: &dyn Clock) -> Result<(), ActionError> {
+pub(super) async fn run(argv: &[String], context: Context<'_>) -> Result<(), ActionError> {
     let Some((program, arguments)) = argv.split_first() else { return Ok(()) };
     let mut command = Command::new(program);
     command.args(arguments).env_clear().env("PATH", PATH);
@@ -43,14 +42,16 @@ pub(super) async fn run(argv: &[String], context: Context<'_>, clock: &dyn Clock
                 // What it has left running on purpose may hold the pipes open for ever.
                 tokio::select! {
                     _ = &mut reading => {}
-                    () = clock.sleep(GRACE) => {}
+                    () = context.clock.sleep(GRACE) => {}
                 }
                 status
             }
             _ = &mut reading => child.wait().await,
         }
     };
-    group.map(Group::let_go);
+    if let Some(group) = group {
+        group.let_go();
+    }
     let status = status.map_err(failed)?;
     let words = format!("{} {}", String::from_utf8_lossy(&out), String::from_utf8_lossy(&err));
     if !status.success() {

@@ -10,11 +10,14 @@ use tempfile::TempDir;
 use super::*;
 use crate::deliver::test_material::{NOW, material};
 
+mod haproxy;
+mod kong;
+
 async fn done(kind: ActionKind, dir: &Path) -> Result<(), String> {
     let material = material();
-    let context = Context { name: "nginx", dir, material: &material };
+    let context = Context { name: "nginx", dir, material: &material, clock: &System };
     let action = Action { kind, timeout: Duration::from_secs(20) };
-    act(&action, context, &System).await.map_err(|error| error.to_string())
+    act(&action, context).await.map_err(|error| error.to_string())
 }
 
 fn command(argv: &[&str]) -> ActionKind {
@@ -116,14 +119,14 @@ async fn what_takes_too_long_is_killed_with_its_children() {
         format!("sleep 600 & echo $! > {}.new; mv {}.new {}; wait", pid.display(), pid.display(), pid.display());
     let action = Action { kind: command(&["/bin/sh", "-c", &script]), timeout: Duration::from_secs(5) };
     let material = material();
-    let context = Context { name: "nginx", dir: place.path(), material: &material };
+    let context = Context { name: "nginx", dir: place.path(), material: &material, clock: &clock };
     let turning = async {
         while !pid.exists() {
             System.sleep(Duration::from_millis(5)).await;
         }
         clock.advance(Duration::from_secs(5));
     };
-    let (done, ()) = tokio::join!(act(&action, context, &clock), turning);
+    let (done, ()) = tokio::join!(act(&action, context), turning);
     assert_eq!(done.unwrap_err().to_string(), "it took longer than 5s, and was given up");
     let child = fs::read_to_string(pid).unwrap().trim().to_owned();
     // Killed, it may stay a zombie of whoever has inherited it.

@@ -8,7 +8,10 @@ use super::*;
 use crate::deliver::test_material::{HOUR, NOW, THREE, delivery, material, token};
 
 fn files(rest: &str, material: &Material) -> Result<Rendered, String> {
-    render(&delivery(Path::new("/d"), rest), material, NOW).map_err(|error| error.to_string())
+    let delivery = delivery(Path::new("/d"), rest);
+    let inputs = Inputs::read(delivery.inputs()).unwrap();
+    let rendered = render(Of { delivery: &delivery, material, inputs: &inputs, now: NOW });
+    rendered.map_err(|error| error.to_string())
 }
 
 fn file(kind: &str, name: &str) -> String {
@@ -62,11 +65,77 @@ fn tokens_and_keys_are_written_as_they_are() {
 }
 
 #[test]
+fn openssl_reads_the_pkcs12_file() {
+    let (place, material) = (tempfile::TempDir::new().unwrap(), material());
+    let (password, store) = (place.path().join("password"), place.path().join("store.p12"));
+    let wanted = format!("[[deliver.file]]\nkind = 'pkcs12'\nname = 's'\npassword_file = '{}'\n", password.display());
+    std::fs::write(&password, "\n").unwrap();
+    assert!(files(&wanted, &material).unwrap_err().contains("has no password in its first line"));
+    std::fs::write(&password, "correct horse\nbattery\n").unwrap();
+    let rendered = files(&wanted, &material).unwrap();
+    assert_eq!(rendered.files[0].mode, 0o600);
+    std::fs::write(&store, &rendered.files[0].content).unwrap();
+    let openssl = |password: &str| {
+        let mut command = std::process::Command::new("openssl");
+        command.args(["pkcs12", "-info", "-nodes", "-passin", &format!("pass:{password}"), "-in"]).arg(&store);
+        command.output().expect("this test needs openssl")
+    };
+    assert!(!openssl("wrong").status.success());
+    let output = openssl("correct horse");
+    let (out, info) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert!(output.status.success(), "{info}");
+    assert!(info.contains("AES-256-CBC") && info.contains("MAC: sha256") && !info.contains("RC2"), "{info}");
+    let certificates: Vec<_> = CertificateDer::pem_slice_iter(out.as_bytes()).collect::<Result<_, _>>().unwrap();
+    let expected = [material.identity.svid.chain(), material.identity.own_roots()].concat();
+    assert_eq!(certificates.len(), expected.len());
+    assert!(expected.iter().all(|der| certificates.contains(der)));
+    let key = PrivatePkcs8KeyDer::from_pem_slice(out.as_bytes()).unwrap();
+    material.identity.svid.key_fits(key.secret_pkcs8_der()).unwrap();
+}
+
+#[test]
+fn a_declarative_config_of_kong_keeps_what_is_its_own() {
+    let (place, material) = (tempfile::TempDir::new().unwrap(), material());
+    let base = place.path().join("kong.yml");
+    let wanted = format!(
+        "[[deliver.file]]\nkind = 'kong_file'\nname = 'kong.yml'\nbase = '{}'\nsnis = ['a.example']\nservices = \
+         ['billing']\n",
+        base.display()
+    );
+    for (text, words) in [
+        ("a: [", "it is no YAML"),
+        ("- a", "no mapping at its top"),
+        ("services: []", "has no service \"billing\""),
+        ("certificates: 5", "certificates in it is no list"),
+    ] {
+        std::fs::write(&base, text).unwrap();
+        let error = files(&wanted, &material).unwrap_err();
+        assert!(error.contains(words), "{error}\n(wanted: {words})");
+    }
+    let text = "services:\n- name: billing\n  url: https://billing\nca_certificates:\n- id: theirs\n  cert: x\n";
+    std::fs::write(&base, text).unwrap();
+    let rendered = files(&wanted, &material).unwrap();
+    assert_eq!(rendered.files[0].mode, 0o600);
+    let config: serde_norway::Value = serde_norway::from_slice(&rendered.files[0].content).unwrap();
+    assert_eq!(config["_format_version"], "3.0");
+    assert_eq!(config["services"][0]["url"], "https://billing");
+    assert_eq!(config["services"][0]["ca_certificates"][0], config["ca_certificates"][1]["id"]);
+    assert_eq!(config["ca_certificates"][0]["id"], "theirs");
+    let certificate = &config["certificates"][0];
+    assert_eq!(certificate["snis"][0]["name"], "a.example");
+    let chain = CertificateDer::from_pem_slice(certificate["cert"].as_str().unwrap().as_bytes()).unwrap();
+    assert_eq!(chain, material.identity.svid.chain()[0]);
+    let key = PrivatePkcs8KeyDer::from_pem_slice(certificate["key"].as_str().unwrap().as_bytes()).unwrap();
+    material.identity.svid.key_fits(key.secret_pkcs8_der()).unwrap();
+}
+
+#[test]
 fn an_expired_certificate_is_never_rendered() {
     let (delivery, material) = (delivery(Path::new("/d"), THREE), material());
     let until = material.identity.svid.lifetime().not_after;
-    assert!(render(&delivery, &material, until).is_ok());
-    let error = render(&delivery, &material, until.plus(std::time::Duration::from_secs(1))).unwrap_err();
+    let at = |now| render(Of { delivery: &delivery, material: &material, inputs: &Inputs::default(), now });
+    assert!(at(until).is_ok());
+    let error = at(until.plus(std::time::Duration::from_secs(1))).unwrap_err();
     assert!(error.to_string().contains("the SVID has expired at 2027-"), "{error}");
 }
 

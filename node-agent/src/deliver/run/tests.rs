@@ -21,13 +21,16 @@ struct Scene {
     cache: Cache,
     mailbox: Mailbox,
     clock: Fake,
+    watchers: Watchers,
     place: TempDir,
 }
 
 impl Scene {
     fn new() -> Self {
         let (cache, mailbox) = cache::mailbox();
-        Self { cache, mailbox, clock: Fake::new(NOW), place: TempDir::new().unwrap() }
+        let clock = Fake::new(NOW);
+        let watchers = Watchers { clock: Arc::new(clock.clone()), ..Watchers::default() };
+        Self { cache, mailbox, clock, watchers, place: TempDir::new().unwrap() }
     }
 
     fn dir(&self, name: &str) -> std::path::PathBuf {
@@ -37,7 +40,7 @@ impl Scene {
     /// Begins with these deliveries; their subscribers, in the order of their names.
     async fn start(&mut self, deliveries: Vec<Delivery>) -> (CancellationToken, Vec<Subscribe>) {
         let (shutdown, count) = (CancellationToken::new(), deliveries.len());
-        tokio::spawn(deliver(deliveries, self.cache.clone(), Arc::new(self.clock.clone()), shutdown.clone()));
+        tokio::spawn(deliver(deliveries, self.cache.clone(), self.watchers.clone(), shutdown.clone()));
         let mut subscribers = Vec::new();
         for _ in 0..count {
             subscribers.push(soon(self.mailbox.next()).await.unwrap());
@@ -103,7 +106,7 @@ async fn until(what: impl Fn() -> bool) {
 fn logging(dir: &Path) -> String {
     let dir = dir.display();
     format!(
-        "[[deliver.action]]\nkind = 'command'\nargv = ['/bin/sh', '-c', 'test ! -e {dir}.fails; code=$?; echo x >> {dir}.log; exit $code']\n"
+        "[[deliver.action]]\nkind = 'command'\ntimeout = '10m'\nargv = ['/bin/sh', '-c', 'test ! -e {dir}.fails; code=$?; echo x >> {dir}.log; exit $code']\n"
     )
 }
 
@@ -155,11 +158,20 @@ async fn a_failed_action_is_tried_again_for_the_newest() {
         })
     };
     passes(3).await;
+    let report = scene.watchers.status.deliveries().remove(0);
+    assert!(report.failure.is_some_and(|failure| failure.words.starts_with("action 1 (command): ")));
     std::fs::remove_file(fails).unwrap();
     passes(4).await;
+    until(|| scene.watchers.status.deliveries()[0].failure.is_none()).await;
     scene.clock.advance(HOUR / 2);
     System.sleep(Duration::from_millis(100)).await;
     assert_eq!(lines(&dir), 4, "what went well is not done again");
+    let report = scene.watchers.status.deliveries().remove(0);
+    assert_eq!((report.name.as_str(), report.spiffe_id.as_str()), ("nginx", "spiffe://example.org/shop/web"));
+    assert!(report.failure.is_none() && report.next_try.is_none() && report.succeeded_at > Some(NOW));
+    let metrics = scene.watchers.metrics.render();
+    assert!(metrics.contains("chancery_agent_delivery_writes_total{delivery=\"nginx\"} 2\n"), "{metrics}");
+    assert!(metrics.contains("chancery_agent_delivery_failures_total{delivery=\"nginx\"} 3\n"), "{metrics}");
 }
 
 #[tokio::test]
