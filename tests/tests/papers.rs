@@ -75,8 +75,8 @@ fn spans_and_links_are_found_outside_fences() {
 
 fn papers() -> Vec<PathBuf> {
     let mut found: Vec<PathBuf> = PAPERS.iter().map(|name| root().join(name)).filter(|path| path.exists()).collect();
-    if let Ok(folder) = fs::read_dir(root().join("docs")) {
-        let pages = folder.map(|entry| entry.unwrap().path());
+    for folder in ["docs", "docs/proxies"] {
+        let pages = fs::read_dir(root().join(folder)).unwrap().map(|entry| entry.unwrap().path());
         found.extend(pages.filter(|path| path.extension().is_some_and(|extension| extension == "md")));
     }
     assert!(!found.is_empty(), "no paper under {}", root().display());

@@ -246,3 +246,16 @@ fn a_trust_domain_is_let_in_when_it_is_federated_and_not_before_or_after() {
     assert!(pair.web.sum("listener.", ".fail_verify_error") > 0);
     pair.has_rejected_nothing();
 }
+
+#[test]
+fn istios_proxy_asks_where_the_agent_listens() {
+    let (house, page) = (House::empty(""), |file: &str| Recipe::read("istio", file));
+    let config = house.write("agent.toml", page("agent.toml").text()).display().to_string();
+    let valid = house.run(&["agent", "validate", "--config", &config, "-o", "json"]).succeeded();
+    let socket = "/run/chancery/workload-spiffe-uds/socket";
+    assert!(valid.stdout.contains(socket), "{valid}");
+    // The folder of that socket is mounted where the proxy looks for it.
+    let template = page("template.yaml");
+    assert!(template.text().contains("path: /run/chancery/workload-spiffe-uds,"), "{}", template.text());
+    assert!(template.text().contains("mountPath: /var/run/secrets/workload-spiffe-uds,"), "{}", template.text());
+}

@@ -4,22 +4,22 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests say what is wrong by panicking")]
 
 use tests::binary::{Command, House, Process, free_port, place, wait_for};
-use tests::proxies::{Checker, Front, Load, Recipe, Service, Web, get, rotate};
+use tests::proxies::{Checker, Front, Load, Nginx, Recipe, Service, Web, get, rotate};
 
 /// How often each certificate is to be renewed under load.
 const ROTATIONS: u64 = 100;
 /// An SVID of three seconds is renewed after one.
 const SHORT: [&str; 2] = ["--ttl", "3s"];
 
-/// A running nginx.
-struct Nginx {
-    process: Process,
+/// An nginx with a config of the page.
+struct Running {
+    _nginx: Nginx,
     /// Where it is called by mutual TLS, and in plain HTTP.
     tls: u16,
     plain: u16,
 }
 
-impl Nginx {
+impl Running {
     /// The delivery of the page, to the folder `name`, for an nginx of that name.
     fn delivery(house: &House, name: &str) -> Recipe {
         Recipe::read("nginx", "agent.toml")
@@ -30,26 +30,16 @@ impl Nginx {
             .with("group = \"www-data\"\n", "")
     }
 
-    /// Starts it with one of the configs of the page.
-    fn start(house: &House, name: &str, (config, service, api): (Recipe, u16, u16)) -> Self {
+    fn start(house: &House, name: &str, (file, service, api): (&str, u16, u16)) -> Self {
         let (tls, plain) = (free_port(), free_port());
-        let path = |name: &str| house.path(name).display().to_string();
-        let folders = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
-        let folders = folders.map(|kind| format!("{kind}_temp_path {};", path(&format!("{name}-{kind}")))).join("\n");
-        let mut config = config
-            .with("user www-data;", "user root;")
-            .with("/run/nginx.pid", &path(&format!("{name}.pid")))
-            .with("http {\n", &format!("http {{\naccess_log off;\n{folders}\n"))
-            .with("/etc/nginx/spiffe", &path(name))
+        let mut config = Recipe::read("nginx", file)
+            .with("/etc/nginx/spiffe", &house.path(name).display().to_string())
             .with_port("listen ", 8443, tls)
             .with_port("127.0.0.1:", 8080, service);
         if config.text().contains("127.0.0.1:8081") {
             config = config.with_port("127.0.0.1:", 8081, plain).with_port("127.0.0.1:", 9443, api);
         }
-        let config = house.write(&format!("{name}.conf"), config.text()).display().to_string();
-        let words = ["-c", &config, "-e", &path(&format!("{name}.error")), "-g", "daemon off;"];
-        let process = Process::start(Command::new(place("CHANCERY_NGINX")).args(words), house.folder(), name);
-        Self { process, tls, plain }
+        Self { _nginx: Nginx::start(house, name, config), tls, plain }
     }
 }
 
@@ -93,11 +83,11 @@ fn deliver(house: &mut House, deliveries: &[Recipe]) {
 #[test]
 fn nobody_is_refused_through_a_hundred_rotations() {
     let mut house = House::with_server("");
-    let by_itself = Nginx::delivery(&house, "variable");
+    let by_itself = Running::delivery(&house, "variable");
     // Nothing is done after a change: certificates are read at each handshake.
     let (by_itself, action) = by_itself.split("[[deliver.action]]");
     assert!(action.contains("HUP"));
-    let deliveries = [Nginx::delivery(&house, "static"), by_itself, Haproxy::delivery(&house)];
+    let deliveries = [Running::delivery(&house, "static"), by_itself, Haproxy::delivery(&house)];
     deliver(&mut house, &deliveries);
     for name in ["static", "variable", "haproxy"] {
         house.entry("web", &format!("deliver:{name}"), &[&SHORT[..], &["--dns", "web.example.org"]].concat());
@@ -108,7 +98,7 @@ fn nobody_is_refused_through_a_hundred_rotations() {
 
     let service = Service::start().port;
     let api = Web::start(&house, ("spiffe://example.org/web", service), &["--dns", "api.example.org"]);
-    let nginx = |name: &str, file: &str| Nginx::start(&house, name, (Recipe::read("nginx", file), service, api.port));
+    let nginx = |name: &str, file: &str| Running::start(&house, name, (file, service, api.port));
     let (fixed, variable) = (nginx("static", "nginx.conf"), nginx("variable", "variable.conf"));
     let haproxy = Haproxy::start(&house, service, api.port);
 

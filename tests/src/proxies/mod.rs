@@ -10,6 +10,7 @@
 //! | `rotation` | a rotation of the CA, as an operator does it |
 //! | `delivered` | one who reads delivered files again and again |
 //! | `envoy` | a running Envoy, and what it says of itself |
+//! | `nginx` | a running nginx |
 //! | `sides` | an Envoy as the other side of a connection |
 //!
 //! - A recipe is run as it stands: what a test changes are ports, paths, and what it says itself.
@@ -18,6 +19,7 @@
 mod delivered;
 mod envoy;
 mod load;
+mod nginx;
 mod plain;
 mod recipe;
 mod rotation;
@@ -27,6 +29,7 @@ mod sides;
 pub use delivered::{Checker, Seen};
 pub use envoy::Envoy;
 pub use load::Load;
+pub use nginx::Nginx;
 pub use plain::{Answer, get};
 pub use recipe::Recipe;
 pub use rotation::rotate;

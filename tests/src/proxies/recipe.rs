@@ -23,6 +23,11 @@ impl Recipe {
         Self { text, place: format!("{file} of {}", path.display()) }
     }
 
+    /// A config that stands on no page.
+    pub fn of(text: String) -> Self {
+        Self { text, place: "the config of a test".into() }
+    }
+
     /// Puts `new` in the place of `old`, wherever that stands.
     ///
     /// # Panics
