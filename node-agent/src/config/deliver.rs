@@ -21,7 +21,7 @@ pub mod action;
 pub mod kong;
 pub mod template;
 
-use action::{Action, ActionTable};
+use action::{Action, ActionKind, ActionTable};
 use kong::KongEntities;
 use template::{Template, TemplateError};
 
@@ -167,6 +167,17 @@ impl Delivery {
             Kind::Pkcs12 { password_file: path } | Kind::KongFile { base: path, .. } => Some(path.as_path()),
             _ => None,
         })
+    }
+
+    /// Whether a file or an action has the X.509-SVID in it. A delivery of roots alone is not done again at each renewal.
+    pub fn shows_svid(&self) -> bool {
+        let file = |file: &File| !matches!(file.kind, Kind::Bundle { .. } | Kind::Jwt { .. } | Kind::Jwks { .. });
+        let action = |action: &Action| match &action.kind {
+            ActionKind::Haproxy { certificate, .. } => certificate.is_some(),
+            ActionKind::Kong { .. } => true,
+            _ => false,
+        };
+        self.files.iter().any(file) || self.actions.iter().any(action)
     }
 
     /// Whether keys for JWT-SVIDs are wanted.

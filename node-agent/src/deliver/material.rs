@@ -46,10 +46,12 @@ impl Material {
     }
 
     /// Sixteen hexadecimal digits: the same for the same material, others for any other. They tell nothing of the key:
-    /// what is public of it is in the certificate.
-    pub fn version(&self) -> String {
+    /// what is public of it is in the certificate. Whoever does not show the SVID is not concerned by another one.
+    pub fn version(&self, shows_svid: bool) -> String {
         let mut text = Vec::new();
-        self.identity.svid.chain().iter().for_each(|certificate| put(&mut text, certificate));
+        if shows_svid {
+            self.identity.svid.chain().iter().for_each(|certificate| put(&mut text, certificate));
+        }
         for (domain, roots) in &self.identity.roots {
             put(&mut text, domain.name().as_bytes());
             roots.iter().for_each(|root| put(&mut text, root));

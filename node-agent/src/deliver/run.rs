@@ -147,10 +147,10 @@ impl Running {
                 if self.nothing.take().is_some() {
                     self.report.update(|report| report.failure = None);
                 }
-                let version = material.version();
+                let version = material.version(self.delivery.shows_svid());
+                self.material = Some(*material);
                 if version != self.version {
                     self.version = version;
-                    self.material = Some(*material);
                     self.progress.renew();
                 }
             }

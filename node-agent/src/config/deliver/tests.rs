@@ -50,6 +50,16 @@ fn the_wishes_for_tokens_are_collected() {
 }
 
 #[test]
+fn a_delivery_of_roots_alone_does_not_show_the_svid() {
+    let roots = LEAST.replace("'chain'", "'bundle'");
+    let shows_svid = |text: &str| parse(text).unwrap()[0].shows_svid();
+    assert!(shows_svid(LEAST) && !shows_svid(&roots));
+    let haproxy = format!("{roots}[[deliver.action]]\nkind = 'haproxy'\nsocket = '/a'\n");
+    assert!(!shows_svid(&format!("{haproxy}ca_file = '/b'\n")));
+    assert!(shows_svid(&format!("{haproxy}certificate = '/b'\n")));
+}
+
+#[test]
 fn each_wrong_value_says_what_to_do() {
     let file = |text: &str| format!("{LEAST}[[deliver.file]]\n{text}\n");
     let action = |text: &str| format!("{LEAST}[[deliver.action]]\n{text}\n");

@@ -158,10 +158,16 @@ fn names_that_clash_or_lead_away_are_refused() {
 #[test]
 fn a_version_tells_material_apart() {
     let (one, other) = (material(), material());
-    assert_eq!(one.version(), one.clone().version());
-    assert_ne!(one.version(), other.version());
+    assert_eq!(one.version(true), one.clone().version(true));
+    assert_ne!(one.version(true), other.version(true));
     let mut fewer_roots = one.clone();
     fewer_roots.identity.roots.pop_last();
-    assert_ne!(one.version(), fewer_roots.version());
-    assert!(one.version().len() == 16 && one.version().bytes().all(|byte| byte.is_ascii_hexdigit()));
+    assert_ne!(one.version(true), fewer_roots.version(true));
+    // Where the SVID is not shown, another one with the same roots is nothing new.
+    let mut renewed = material();
+    renewed.identity.roots = one.identity.roots.clone();
+    assert_eq!(one.version(false), renewed.version(false));
+    assert_ne!(one.version(true), renewed.version(true));
+    assert_ne!(one.version(false), fewer_roots.version(false));
+    assert!(one.version(true).len() == 16 && one.version(true).bytes().all(|byte| byte.is_ascii_hexdigit()));
 }
