@@ -100,3 +100,24 @@ fn no_process_can_have_the_selector_of_a_delivery() {
     let attestors: [Box<dyn WorkloadAttestor>; 2] = [Box::new(Unix::new(0)), Box::new(Systemd)];
     assert!(attestors.iter().all(|attestor| attestor.kind() != SELECTOR_KIND));
 }
+
+#[test]
+fn the_sample_shows_a_delivery_with_the_defaults() {
+    let sample = include_str!("../../../../deploy/agent.toml");
+    let shown = &sample[sample.find("# [[deliver]]").unwrap()..];
+    let text: String = shown.lines().map(|line| line.trim_start_matches("# ").to_owned() + "\n").collect();
+    let delivery = parse(&text).unwrap().remove(0);
+    let without =
+        text.replace("mode = \"0640\"\n", "").replace("signal = \"HUP\"\n", "").replace("timeout = \"10s\"\n", "");
+    assert!(without.len() < text.len());
+    assert_eq!(delivery, parse(&without).unwrap().remove(0));
+}
+
+#[test]
+fn the_examples_of_the_page_are_configs() {
+    let page = include_str!("../../../../docs/deliver.md");
+    let mut examples = page.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).peekable();
+    assert!(examples.peek().is_some());
+    // Indented, as it stands in a list.
+    examples.for_each(|example| assert_eq!(parse(example).unwrap()[0].name, "nginx"));
+}
