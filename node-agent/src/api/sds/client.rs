@@ -93,8 +93,8 @@ mod tests {
         Node { metadata: Some(Struct { fields }), ..node }
     }
 
-    fn validation(node: Node) -> Validation {
-        Client::of(Some(&node), &Sds::default()).validation
+    fn validation(node: &Node) -> Validation {
+        Client::of(Some(node), &Sds::default()).validation
     }
 
     #[test]
@@ -107,7 +107,7 @@ mod tests {
             ((1, 40), Validation::Spiffe),
             ((2, 0), Validation::Spiffe),
         ] {
-            assert_eq!(validation(of_version(version.0, version.1)), expected, "{version:?}");
+            assert_eq!(validation(&of_version(version.0, version.1)), expected, "{version:?}");
         }
     }
 
@@ -128,13 +128,13 @@ mod tests {
             assert_eq!(of(nothing, &Sds::default()), Validation::Spiffe, "the config's word");
         }
         let old = with(of_version(1, 17), key, Kind::BoolValue(false));
-        assert_eq!(validation(old), Validation::Roots, "it would not know the validator");
+        assert_eq!(validation(&old), Validation::Roots, "it would not know the validator");
     }
 
     #[test]
     fn an_istio_proxy_gets_plain_roots() {
         let istio = with(of_version(1, 40), "ISTIO_VERSION", Kind::StringValue("1.30.0".into()));
-        assert_eq!(validation(istio), Validation::RootsOrAll);
+        assert_eq!(validation(&istio), Validation::RootsOrAll);
     }
 
     #[test]

@@ -162,8 +162,12 @@ impl Dialogue for Delta {
         }
         let is_first = self.client.is_none();
         if is_first {
-            let initial = initial(request.initial_resource_versions)?;
-            self.begin(Client::of(request.node.as_ref(), &self.config), &subscribe, initial);
+            let initial = request.initial_resource_versions;
+            if initial.len() > MAX_NAMES {
+                return Err(Refusal::TooManyNames(initial.len()));
+            }
+            let client = Client::of(request.node.as_ref(), &self.config);
+            self.begin(client, &subscribe, initial.into_iter().collect());
         } else if subscribe.is_empty() && unsubscribe.is_empty() {
             return Ok(Heard { response: None, news });
         } else {
@@ -187,16 +191,6 @@ impl Dialogue for Delta {
     fn version(response: &DeltaDiscoveryResponse) -> &str {
         &response.system_version_info
     }
-}
-
-/// What a proxy says that it has.
-fn initial(versions: std::collections::HashMap<String, String>) -> Result<BTreeMap<String, String>, Refusal> {
-    let (names, versions): (Vec<String>, Vec<String>) = versions.into_iter().unzip();
-    let count = names.len();
-    if count > MAX_NAMES {
-        return Err(Refusal::TooManyNames(count));
-    }
-    Ok(names.into_iter().zip(versions).collect())
 }
 
 #[cfg(test)]
