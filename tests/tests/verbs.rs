@@ -244,6 +244,34 @@ fn agents_are_shown_evicted_banned_and_purged() {
 }
 
 #[test]
+fn agent_status() {
+    let mut house = House::with_agent("", "");
+    house.entry("web", &House::of_us(), &[]);
+    house.run(&["fetch", "x509"]).succeeded();
+    let socket = house.path("agent/status.sock").display().to_string();
+    let status = house.run(&["agent", "status", "--status-socket", &socket]).succeeded();
+    assert!(status.property("id").starts_with("spiffe://example.org/chancery/agent/join_token/"), "{status}");
+    assert!(status.property("svid").starts_with("expires in "), "{status}");
+    assert!(status.property("server").starts_with("connected, revision "), "{status}");
+    status.says(&["SVID", "spiffe://example.org/web"]);
+    let json = house.run(&["agent", "status", "--status-socket", &socket, "-o", "json"]).succeeded().json();
+    assert_eq!(
+        (&json["connected"], &json["svids"][0]["spiffe_id"]),
+        (&true.into(), &"spiffe://example.org/web".into())
+    );
+    assert_eq!((json["proxies"].as_array().unwrap().len(), json["deliveries"].as_array().unwrap().len()), (0, 0));
+
+    // It is asked of the agent itself: no server is needed, and without an agent there is no answer.
+    house.server().signal(Signal::SIGKILL);
+    let away = wait_for(20, || {
+        let status = house.run(&["agent", "status", "--status-socket", &socket]).succeeded();
+        status.property("server").starts_with("not connected").then_some(status)
+    });
+    away.expect("the agent notices that its server is gone").says(&["spiffe://example.org/web"]);
+    house.run(&["agent", "status", "--status-socket", "none.sock"]).failed(3, &["no agent answers at none.sock"]);
+}
+
+#[test]
 fn bundles() {
     let house = House::with_server("");
     let own = house.run(&["bundle", "show"]).succeeded();

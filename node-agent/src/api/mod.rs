@@ -56,14 +56,13 @@ use door::Door;
 pub use listen::Listener;
 use places::Places;
 use sds::SdsApi;
+use sds::slim::{self, Slim};
 use workload::WorkloadApi;
 
 /// How long streams may take to end once the agent stops.
 const GRACE: Duration = Duration::from_secs(5);
 /// The largest request: a token of the greatest length that is looked at, and an audience.
 const MAX_REQUEST_BYTES: usize = 80 << 10;
-/// The largest request of a proxy: an Envoy lists its extensions in each.
-const MAX_SDS_REQUEST_BYTES: usize = 256 << 10;
 /// The most streams of one connection.
 const MAX_STREAMS_OF_CONNECTION: u32 = 64;
 /// The largest headers of one request.
@@ -193,7 +192,7 @@ impl Endpoint {
             metrics,
             warned: Arc::default(),
         };
-        let sds = SecretDiscoveryServiceServer::new(sds).max_decoding_message_size(MAX_SDS_REQUEST_BYTES);
+        let sds = SecretDiscoveryServiceServer::new(sds).max_decoding_message_size(slim::MAX_BYTES);
         let workload = WorkloadApi { door, streams, claims };
         let workload = SpiffeWorkloadApiServer::new(workload).max_decoding_message_size(MAX_REQUEST_BYTES);
         let reflection = || {
@@ -207,7 +206,7 @@ impl Endpoint {
             .add_service(InterceptedService::new(workload, security_header))
             .add_service(InterceptedService::new(v1, security_header))
             .add_service(InterceptedService::new(v1alpha, security_header))
-            .add_service(InterceptedService::new(sds, grpc_alone));
+            .add_service(Slim(InterceptedService::new(sds, grpc_alone)));
 
         info!(socket = %listener.path().display(), "workloads are served");
         let places = Places::new(limits.connections, limits.connections_per_user);

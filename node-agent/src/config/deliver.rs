@@ -161,23 +161,36 @@ impl Delivery {
         self.files.iter().filter_map(audience).collect()
     }
 
+    /// Whether anything of it is made of the SVID: else it does not change when that is renewed.
+    pub fn has_svid(&self) -> bool {
+        let of_file = |file: &File| !matches!(file.kind, Kind::Bundle { .. } | Kind::Jwks { .. } | Kind::Jwt { .. });
+        let of_action = |action: &Action| match &action.kind {
+            ActionKind::Haproxy { certificate, .. } => certificate.is_some(),
+            ActionKind::Kong { .. } => true,
+            _ => false,
+        };
+        self.files.iter().any(of_file) || self.actions.iter().any(of_action)
+    }
+
+    /// Whether anything of it is made of the roots of the own trust domain, and whether of those of others too.
+    pub fn has_roots(&self) -> (bool, bool) {
+        let of_file =
+            |file: &File| matches!(file.kind, Kind::Bundle { .. } | Kind::Pkcs12 { .. } | Kind::KongFile { .. });
+        let of_action = |action: &Action| match &action.kind {
+            ActionKind::Haproxy { ca_file, .. } => ca_file.is_some(),
+            ActionKind::Kong { .. } => true,
+            _ => false,
+        };
+        let own = self.files.iter().any(of_file) || self.actions.iter().any(of_action);
+        (own, self.files.iter().any(|file| matches!(file.kind, Kind::Bundle { federated: true })))
+    }
+
     /// What is read of this machine for its files, at each write.
     pub fn inputs(&self) -> impl Iterator<Item = &Path> {
         self.files.iter().filter_map(|file| match &file.kind {
             Kind::Pkcs12 { password_file: path } | Kind::KongFile { base: path, .. } => Some(path.as_path()),
             _ => None,
         })
-    }
-
-    /// Whether a file or an action has the X.509-SVID in it. A delivery of roots alone is not done again at each renewal.
-    pub fn shows_svid(&self) -> bool {
-        let file = |file: &File| !matches!(file.kind, Kind::Bundle { .. } | Kind::Jwt { .. } | Kind::Jwks { .. });
-        let action = |action: &Action| match &action.kind {
-            ActionKind::Haproxy { certificate, .. } => certificate.is_some(),
-            ActionKind::Kong { .. } => true,
-            _ => false,
-        };
-        self.files.iter().any(file) || self.actions.iter().any(action)
     }
 
     /// Whether keys for JWT-SVIDs are wanted.

@@ -10,6 +10,8 @@ use spiffe::jwt_svid::JwtSvid;
 use spiffe::x509_svid::X509Svid;
 use zeroize::Zeroizing;
 
+use crate::config::deliver::Delivery;
+
 /// One identity and what belongs to it. Cheap to clone, and never printed with its key.
 #[derive(Clone)]
 pub struct Material {
@@ -45,16 +47,20 @@ impl Material {
         self.identity.svid.id()
     }
 
-    /// Sixteen hexadecimal digits: the same for the same material, others for any other. They tell nothing of the key:
-    /// what is public of it is in the certificate. Whoever does not show the SVID is not concerned by another one.
-    pub fn version(&self, shows_svid: bool) -> String {
+    /// Sixteen hexadecimal digits: the same as long as nothing changes of what `delivery` is made of, others for any other.
+    /// They tell nothing of the key: what is public of it is in the certificate.
+    pub fn version(&self, delivery: &Delivery) -> String {
         let mut text = Vec::new();
-        if shows_svid {
+        if delivery.has_svid() {
             self.identity.svid.chain().iter().for_each(|certificate| put(&mut text, certificate));
         }
+        let (own, others) = delivery.has_roots();
         for (domain, roots) in &self.identity.roots {
-            put(&mut text, domain.name().as_bytes());
-            roots.iter().for_each(|root| put(&mut text, root));
+            let counts = if self.id().is_member_of(domain) { own } else { others };
+            if counts {
+                put(&mut text, domain.name().as_bytes());
+                roots.iter().for_each(|root| put(&mut text, root));
+            }
         }
         for (domain, keys) in &self.identity.jwks {
             put(&mut text, domain.name().as_bytes());

@@ -129,7 +129,7 @@ pub(super) fn render(of: Of<'_>) -> Result<Rendered, RenderError> {
             files.push(RenderedFile { name, content, owner, group, mode: file.mode });
         }
     }
-    Ok(Rendered { version: material.version(delivery.shows_svid()), files })
+    Ok(Rendered { version: material.version(delivery), files })
 }
 
 /// For which trust domains there is a file of this kind.

@@ -147,10 +147,10 @@ impl Running {
                 if self.nothing.take().is_some() {
                     self.report.update(|report| report.failure = None);
                 }
-                let version = material.version(self.delivery.shows_svid());
-                self.material = Some(*material);
+                let version = material.version(&self.delivery);
                 if version != self.version {
                     self.version = version;
+                    self.material = Some(*material);
                     self.progress.renew();
                 }
             }
@@ -182,7 +182,9 @@ impl Running {
         if let (Step::Write, Some(material)) = (step, &self.material) {
             let until = material.identity.svid.lifetime().not_after;
             self.metrics.writes.inc();
-            self.metrics.expiry.set(seconds(until));
+            if self.delivery.has_svid() {
+                self.metrics.expiry.set(seconds(until));
+            }
             self.report.update(|report| {
                 report.version.clone_from(&self.version);
                 report.spiffe_id = material.id().to_string();

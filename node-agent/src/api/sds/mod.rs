@@ -7,6 +7,7 @@
 //! | `secrets` | what the workload may have, as secrets |
 //! | `dialogue` | what both kinds of stream have in common |
 //! | `stream`, `delta` | the two kinds of stream: pure machines |
+//! | `slim` | requests made small before they take up room |
 //!
 //! - The proxy is the process that connected, as for the Workload API: it is attested once for each stream.
 //! - No security header is asked for, as Envoy sends none: `SECURITY.md` says why that is no hole.
@@ -39,6 +40,7 @@ pub mod delta;
 pub mod dialogue;
 pub mod names;
 pub mod secrets;
+pub mod slim;
 pub mod stream;
 
 use delta::Delta;

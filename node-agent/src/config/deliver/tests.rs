@@ -50,16 +50,6 @@ fn the_wishes_for_tokens_are_collected() {
 }
 
 #[test]
-fn a_delivery_of_roots_alone_does_not_show_the_svid() {
-    let roots = LEAST.replace("'chain'", "'bundle'");
-    let shows_svid = |text: &str| parse(text).unwrap()[0].shows_svid();
-    assert!(shows_svid(LEAST) && !shows_svid(&roots));
-    let haproxy = format!("{roots}[[deliver.action]]\nkind = 'haproxy'\nsocket = '/a'\n");
-    assert!(!shows_svid(&format!("{haproxy}ca_file = '/b'\n")));
-    assert!(shows_svid(&format!("{haproxy}certificate = '/b'\n")));
-}
-
-#[test]
 fn each_wrong_value_says_what_to_do() {
     let file = |text: &str| format!("{LEAST}[[deliver.file]]\n{text}\n");
     let action = |text: &str| format!("{LEAST}[[deliver.action]]\n{text}\n");
@@ -109,4 +99,25 @@ fn no_process_can_have_the_selector_of_a_delivery() {
     use crate::attestor::unix::Unix;
     let attestors: [Box<dyn WorkloadAttestor>; 2] = [Box::new(Unix::new(0)), Box::new(Systemd)];
     assert!(attestors.iter().all(|attestor| attestor.kind() != SELECTOR_KIND));
+}
+
+#[test]
+fn the_sample_shows_a_delivery_with_the_defaults() {
+    let sample = include_str!("../../../../deploy/agent.toml");
+    let shown = &sample[sample.find("# [[deliver]]").unwrap()..];
+    let text: String = shown.lines().map(|line| line.trim_start_matches("# ").to_owned() + "\n").collect();
+    let delivery = parse(&text).unwrap().remove(0);
+    let without =
+        text.replace("mode = \"0640\"\n", "").replace("signal = \"HUP\"\n", "").replace("timeout = \"10s\"\n", "");
+    assert!(without.len() < text.len());
+    assert_eq!(delivery, parse(&without).unwrap().remove(0));
+}
+
+#[test]
+fn the_examples_of_the_page_are_configs() {
+    let page = include_str!("../../../../docs/deliver.md");
+    let mut examples = page.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).peekable();
+    assert!(examples.peek().is_some());
+    // Indented, as it stands in a list.
+    examples.for_each(|example| assert_eq!(parse(example).unwrap()[0].name, "nginx"));
 }

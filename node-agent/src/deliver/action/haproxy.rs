@@ -1,6 +1,8 @@
 //! `kind = "haproxy"`: chain and key, and the roots, over the runtime API: no reload, no connection lost.
 //!
-//! - *both or none*: what was set and could not be committed is aborted, so that the next attempt begins anew.
+//! - *no success that is none*: a certificate that HAProxy holds and no line of its config uses can be committed, with
+//!   "Success!" and without any effect. HAProxy 2.6 itself comes to that after commits of a CA file. It is asked first.
+//! - What was set and could not be committed is aborted, so that the next attempt begins anew.
 //! - Each command has a connection of its own: HAProxy ends it behind its answer.
 
 use std::path::Path;
@@ -24,12 +26,12 @@ pub(super) struct Told<'a> {
 /// Tells it.
 pub(super) async fn tell(socket: &Path, told: Told<'_>, context: Context<'_>) -> Result<(), ActionError> {
     let identity = &context.material.identity;
-    // Whom to trust first: a peer may have the new root already.
-    if let Some(name) = told.ca_file {
-        replace(socket, "ca-file", name, pem::certificates(identity.own_roots()).as_bytes()).await?;
-    }
+    // The certificate first: it is the one that ends soon.
     if let Some(name) = told.certificate {
         replace(socket, "cert", name, &pem::combined(identity)).await?;
+    }
+    if let Some(name) = told.ca_file {
+        replace(socket, "ca-file", name, pem::certificates(identity.own_roots()).as_bytes()).await?;
     }
     Ok(())
 }
@@ -37,6 +39,10 @@ pub(super) async fn tell(socket: &Path, told: Told<'_>, context: Context<'_>) ->
 /// `set` and `commit`; `kind`: `cert` or `ca-file`.
 async fn replace(socket: &Path, kind: &str, name: &str, pem: &[u8]) -> Result<(), ActionError> {
     let refused = |doing, answer: &str| ActionError::Haproxy { doing, name: name.to_owned(), words: shown(answer) };
+    let held = ask(socket, format!("show ssl {kind} {name}\n").as_bytes()).await?;
+    if held.contains("Status: Unused") {
+        return Err(refused("use", "it holds the file, and no line of its config uses it now: reload HAProxy"));
+    }
     // The text ends with the first empty line: there is none in PEM as we write it.
     let set = Zeroizing::new([format!("set ssl {kind} {name} <<\n").as_bytes(), pem, b"\n"].concat());
     let answer = ask(socket, &set).await?;

@@ -156,18 +156,25 @@ fn names_that_clash_or_lead_away_are_refused() {
 }
 
 #[test]
-fn a_version_tells_material_apart() {
-    let (one, other) = (material(), material());
-    assert_eq!(one.version(true), one.clone().version(true));
-    assert_ne!(one.version(true), other.version(true));
-    let mut fewer_roots = one.clone();
-    fewer_roots.identity.roots.pop_last();
-    assert_ne!(one.version(true), fewer_roots.version(true));
-    // Where the SVID is not shown, another one with the same roots is nothing new.
-    let mut renewed = material();
-    renewed.identity.roots = one.identity.roots.clone();
-    assert_eq!(one.version(false), renewed.version(false));
-    assert_ne!(one.version(true), renewed.version(true));
-    assert_ne!(one.version(false), fewer_roots.version(false));
-    assert!(one.version(true).len() == 16 && one.version(true).bytes().all(|byte| byte.is_ascii_hexdigit()));
+fn a_version_changes_with_what_a_delivery_is_made_of_and_nothing_else() {
+    let version = |rest: &str, material: &Material| material.version(&delivery(Path::new("/d"), rest));
+    let one = material();
+    let (mut renewed, mut rooted, mut federated) = (one.clone(), one.clone(), one.clone());
+    let other = material().identity;
+    (renewed.identity.svid, renewed.identity.key) = (other.svid.clone(), other.key.clone());
+    rooted.identity.roots.insert(one.id().trust_domain(), other.own_roots().to_vec());
+    federated.identity.roots.pop_last();
+    let bundle = "[[deliver.file]]\nkind = 'bundle'\nname = '{{trust_domain}}'\nfederated = ";
+    for (rest, expected) in [
+        (THREE.to_owned(), [true, true, false]),
+        (file("combined", "a"), [true, false, false]),
+        (format!("{bundle}false\n"), [false, true, false]),
+        (format!("{bundle}true\n"), [false, true, true]),
+    ] {
+        let first = version(&rest, &one);
+        assert!(first.len() == 16 && first.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        assert_eq!(first, version(&rest, &one.clone()));
+        let changes = [&renewed, &rooted, &federated].map(|other| version(&rest, other) != first);
+        assert_eq!(changes, expected, "{rest}");
+    }
 }

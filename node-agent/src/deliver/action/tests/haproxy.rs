@@ -17,6 +17,8 @@ struct State {
     set: BTreeMap<String, String>,
     /// Says no to commits.
     stubborn: bool,
+    /// Has forgotten what the CA file is for, as HAProxy 2.6 does.
+    forgetful: bool,
 }
 
 fn serve(socket: &Path, known: &[&str]) -> Arc<Mutex<State>> {
@@ -49,6 +51,13 @@ fn answer(state: &mut State, text: &str) -> String {
     let name = words[2..4].join(" ");
     match words[0] {
         _ if words[1] != "ssl" => "Unknown command.".into(),
+        "show" => {
+            if !state.committed.contains_key(&name) {
+                return "Can't display the certificate: Not found or the certificate is a bundle!".into();
+            }
+            let is_used = !(state.forgetful && words[2] == "ca-file");
+            format!("Filename: {}\nStatus: {}", words[3], if is_used { "Used" } else { "Unused" })
+        }
         "set" if !state.committed.contains_key(&name) => {
             "Can't replace a certificate which is not referenced by the configuration!".into()
         }
@@ -102,10 +111,17 @@ async fn haproxy_takes_chain_and_key_and_roots() {
         assert!(committed.find("BEGIN CERTIFICATE") < committed.find("BEGIN PRIVATE KEY"));
         assert!(state.committed["ca-file /etc/haproxy/ca.pem"].starts_with("-----BEGIN CERTIFICATE"));
     }
+    state.lock().unwrap().forgetful = true;
+    let error = done(haproxy(&socket, "/etc/haproxy/site.pem"), place.path()).await.unwrap_err();
+    assert!(
+        error.contains("does not use /etc/haproxy/ca.pem: it holds the file") && error.contains("reload"),
+        "{error}"
+    );
+    state.lock().unwrap().forgetful = false;
     let error = done(haproxy(&socket, "/other.pem"), place.path()).await.unwrap_err();
     assert!(error.contains("HAProxy does not take /other.pem: Can't replace a certificate which is not"), "{error}");
     state.lock().unwrap().stubborn = true;
     let error = done(haproxy(&socket, "/etc/haproxy/site.pem"), place.path()).await.unwrap_err();
-    assert!(error.contains("does not commit /etc/haproxy/ca.pem: Error while committing"), "{error}");
+    assert!(error.contains("does not commit /etc/haproxy/site.pem: Error while committing"), "{error}");
     assert!(state.lock().unwrap().set.is_empty(), "what was set is aborted");
 }

@@ -38,7 +38,7 @@ struct Kong {
 type Judged = Result<(u16, Value), (u16, String)>;
 
 impl Kong {
-    fn answer(&mut self, method: &str, path: &str, body: Value) -> Judged {
+    fn answer(&mut self, method: &str, path: &str, body: &Value) -> Judged {
         let (path, query) = path.split_once('?').unwrap_or((path, ""));
         let mut parts = path.trim_start_matches('/').split('/');
         let (collection, id) = (parts.next().unwrap().to_owned(), parts.next().unwrap_or_default().to_owned());
@@ -141,11 +141,11 @@ async fn serve(kong: Arc<Mutex<Kong>>) -> SocketAddr {
                 async move {
                     let (head, body) = request.into_parts();
                     let body = body.collect().await.unwrap().to_bytes();
-                    let body = serde_json::from_slice(&body).unwrap_or_default();
+                    let body: Value = serde_json::from_slice(&body).unwrap_or_default();
                     let mut kong = kong.lock().unwrap();
                     let token = head.headers.get("kong-admin-token").map(|value| value.to_str().unwrap().to_owned());
                     let judged = if token.unwrap_or_default() == kong.token {
-                        kong.answer(head.method.as_str(), head.uri.path_and_query().unwrap().as_str(), body)
+                        kong.answer(head.method.as_str(), head.uri.path_and_query().unwrap().as_str(), &body)
                     } else {
                         Err((401, "Unauthorized".into()))
                     };
