@@ -20,11 +20,11 @@ struct Running {
 }
 
 impl Running {
-    /// The delivery of the page, to the folder `name`, for an nginx of that name.
-    fn delivery(house: &House, name: &str) -> Recipe {
-        Recipe::read("nginx", "agent.toml")
-            .with("name = \"nginx\"", &format!("name = \"{name}\""))
-            .with("/etc/nginx/spiffe", &house.path(name).display().to_string())
+    /// The delivery of the page in `file`, to the folder `name`, for an nginx of that name.
+    fn delivery(house: &House, name: &str, file: &str) -> Recipe {
+        Recipe::read("nginx", file)
+            .with("\"nginx", &format!("\"{name}"))
+            .with("/etc/nginx", &house.path(name).display().to_string())
             .with("/run/nginx.pid", &house.path(&format!("{name}.pid")).display().to_string())
             // That of whoever runs the tests.
             .with("group = \"www-data\"\n", "")
@@ -33,7 +33,7 @@ impl Running {
     fn start(house: &House, name: &str, (file, service, api): (&str, u16, u16)) -> Self {
         let (tls, plain) = (free_port(), free_port());
         let mut config = Recipe::read("nginx", file)
-            .with("/etc/nginx/spiffe", &house.path(name).display().to_string())
+            .with("/etc/nginx", &house.path(name).display().to_string())
             .with_port("listen ", 8443, tls)
             .with_port("127.0.0.1:", 8080, service);
         if config.text().contains("127.0.0.1:8081") {
@@ -54,21 +54,23 @@ struct Haproxy {
 impl Haproxy {
     fn delivery(house: &House) -> Recipe {
         Recipe::read("haproxy", "agent.toml")
-            .with("/etc/haproxy/spiffe", &house.path("haproxy").display().to_string())
+            .with("/etc/haproxy", &house.path("haproxy").display().to_string())
+            .with("/run/haproxy.pid", &house.path("haproxy.pid").display().to_string())
             .with("/run/haproxy/admin.sock", &house.path("haproxy.sock").display().to_string())
     }
 
     fn start(house: &House, service: u16, api: u16) -> Self {
         let (tls, plain) = (free_port(), free_port());
         let config = Recipe::read("haproxy", "haproxy.cfg")
-            .with("/etc/haproxy/spiffe", &house.path("haproxy").display().to_string())
+            .with("/etc/haproxy", &house.path("haproxy").display().to_string())
             .with("/run/haproxy/admin.sock", &house.path("haproxy.sock").display().to_string())
             .with("bind :8443", &format!("bind 127.0.0.1:{tls}"))
             .with_port("127.0.0.1:", 8080, service)
             .with_port("127.0.0.1:", 8081, plain)
             .with_port("127.0.0.1:", 9443, api);
         let config = house.write("haproxy.cfg", config.text()).display().to_string();
-        let command = Command::new(place("CHANCERY_HAPROXY")).args(["-db", "-f", &config]);
+        let pid = house.path("haproxy.pid").display().to_string();
+        let command = Command::new(place("CHANCERY_HAPROXY")).args(["-W", "-p", &pid, "-f", &config]);
         Self { _process: Process::start(command, house.folder(), "haproxy"), tls, plain }
     }
 }
@@ -83,18 +85,25 @@ fn deliver(house: &mut House, deliveries: &[Recipe]) {
 #[test]
 fn nobody_is_refused_through_a_hundred_rotations() {
     let mut house = House::with_server("");
-    let by_itself = Running::delivery(&house, "variable");
-    // Nothing is done after a change: certificates are read at each handshake.
-    let (by_itself, action) = by_itself.split("[[deliver.action]]");
-    assert!(action.contains("HUP"));
-    let deliveries = [Running::delivery(&house, "static"), by_itself, Haproxy::delivery(&house)];
+    let nginx = [("static", "agent.toml"), ("variable", "variable.toml")];
+    let [fixed, variable] = nginx.map(|(name, file)| Running::delivery(&house, name, file));
+    let deliveries = [fixed, variable, Haproxy::delivery(&house)];
+    // What Debian's packages have made.
+    ["static", "variable", "haproxy"].map(|name| std::fs::create_dir(house.path(name)).unwrap());
     deliver(&mut house, &deliveries);
     for name in ["static", "variable", "haproxy"] {
         house.entry("web", &format!("deliver:{name}"), &[&SHORT[..], &["--dns", "web.example.org"]].concat());
     }
+    for name in ["variable-roots", "haproxy-roots"] {
+        house.entry("web", &format!("deliver:{name}"), &[]);
+    }
     let checkers =
         [("static", "tls.crt", "tls.key"), ("variable", "tls.crt", "tls.key"), ("haproxy", "web.pem", "web.pem")];
-    let checkers = checkers.map(|(name, chain, key)| Checker::start(&house.path(name), chain, key));
+    let checkers = checkers.map(|(name, chain, key)| Checker::start(&house.path(name).join("spiffe"), chain, key));
+    let roots = ["variable", "haproxy"].map(|name| house.path(name).join("roots"));
+    for folder in &roots {
+        wait_for(60, || folder.join("bundle.pem").exists().then_some(())).expect("roots are delivered");
+    }
 
     let service = Service::start().port;
     let api = Web::start(&house, ("spiffe://example.org/web", service), &["--dns", "api.example.org"]);
@@ -128,12 +137,14 @@ fn nobody_is_refused_through_a_hundred_rotations() {
         let all = || checkers.iter().zip(goal).all(|(checker, goal)| checker.versions() >= goal).then_some(());
         wait_for(300, all).expect("rotations");
     };
+    let version = || roots.each_ref().map(|folder| std::fs::read_link(folder.join("..data")).unwrap());
+    let before = version();
     rotated(ROTATIONS);
-    two.end();
-    // New roots: nginx reads them at its reload, HAProxy is told.
+    assert_eq!(version(), before, "nobody is reloaded for a new certificate alone");
     rotate(&house, || rotated(3));
     rotated(3);
-    [one, three].into_iter().chain(others).for_each(|load| _ = load.end());
+    assert!(version().iter().zip(&before).all(|(now, before)| now != before), "they are for new roots");
+    [one, two, three].into_iter().chain(others).for_each(|load| _ = load.end());
     for checker in checkers {
         assert!(checker.end() > ROTATIONS);
     }
