@@ -20,7 +20,9 @@ fn the_service_of_the_page_lets_in_whom_it_should_through_rotations() {
     let built = beside.ancestors().nth(2).unwrap().join("examples/service");
     let house = House::with_agent("", "");
     let program = house.path("service");
-    std::fs::copy(&built, &program).unwrap_or_else(|error| panic!("{}: {error}", built.display()));
+    std::fs::copy(&built, &program).unwrap_or_else(|error| {
+        panic!("{}: {error}: build it with `cargo build -p tests --examples`", built.display())
+    });
     house.entry("web", &format!("unix:path:{}", program.display()), &["--ttl", "3s"]);
     let port = free_port();
     let words = [format!("127.0.0.1:{port}"), "spiffe://example.org/front".into()];
