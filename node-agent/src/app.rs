@@ -129,7 +129,7 @@ impl Agent {
             metrics: metrics.clone(),
         };
         tasks.spawn(ended("cache", shutdown.clone(), run::run(parts, shutdown.clone())));
-        let attestors = Arc::new(attestors(&config.attestors));
+        let attestors = Arc::new(attestors(&config.attestors, &clock));
         if let (Some(sockets), Some(broker)) = (brokers, config.broker) {
             let endpoint = broker::Endpoint {
                 cache: cache.clone(),
@@ -246,10 +246,10 @@ async fn own_identity(folder: &Folder, attestor: &Attestor) -> Result<(NodeIdent
     Ok((identity, bundle))
 }
 
-fn attestors(config: &config::Attestors) -> Attestors {
+fn attestors(config: &config::Attestors, clock: &Arc<dyn Clock>) -> Attestors {
     let mut list: Vec<Box<dyn WorkloadAttestor>> = Vec::new();
     if let Some(unix) = &config.unix {
-        list.push(Box::new(Unix::new(unix.sha256_limit.0)));
+        list.push(Box::new(Unix::new(unix.sha256_limit.0, Arc::clone(clock))));
     }
     if config.systemd.is_some() {
         list.push(Box::new(Systemd));

@@ -278,7 +278,7 @@ async fn pids_come_again_in_a_pid_namespace() {
     if std::env::var_os(PIDS_COME_AGAIN).is_none() {
         return;
     }
-    let attestors = Attestors::new(vec![Box::new(Unix::new(0))]);
+    let attestors = Attestors::new(vec![Box::new(Unix::new(0, Arc::new(spiffe::time::System)))]);
     // A thread may come between and take the number.
     for _ in 0..100 {
         let mut first = Sleeper::start();

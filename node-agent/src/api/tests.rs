@@ -115,7 +115,7 @@ impl House {
         let folder = tempfile::tempdir().unwrap();
         let (cache, mailbox) = mailbox();
         let (clock, shutdown) = (Fake::new(NOW), CancellationToken::new());
-        let attestors = Arc::new(Attestors::new(vec![Box::new(Unix::new(0))]));
+        let attestors = Arc::new(Attestors::new(vec![Box::new(Unix::new(0, Arc::new(clock.clone())))]));
         let endpoint =
             Endpoint { cache, attestors, limits, claims: Claims::Registered, clock: Arc::new(clock.clone()) };
         let listener = Listener::bind(&folder.path().join("agent.sock"), listen::DEFAULT_MODE).unwrap();
