@@ -105,7 +105,7 @@ impl Attestors {
 
     /// Everything that is true of `peer`, which was the same process from the first look to the last.
     pub async fn attest(&self, peer: &Peer) -> Result<Selectors, AttestError> {
-        let credentials = peer.check()?;
+        let credentials = peer.credentials()?;
         let answers = join_all(self.0.iter().map(|attestor| limited(peer, attestor.attest(peer, &credentials)))).await;
         if peer.check()? != credentials {
             return Err(AttestError::Changed(peer.pid()));
