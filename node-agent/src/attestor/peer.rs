@@ -175,8 +175,8 @@ fn read_start_time(pid: u32) -> Result<u64, AttestError> {
 pub(super) fn read(pid: u32, file: &'static str) -> Result<Vec<u8>, AttestError> {
     // In one piece: without asking first how large it is, which it does not know.
     let mut content = Vec::with_capacity(4096);
-    let whole = File::open(format!("/proc/{pid}/{file}"))
-        .and_then(|opened| opened.take(MOST_BYTES).read_to_end(&mut content));
+    let whole =
+        File::open(format!("/proc/{pid}/{file}")).and_then(|opened| opened.take(MOST_BYTES).read_to_end(&mut content));
     whole.map(|_| content).map_err(|error| {
         if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(Errno::ESRCH as i32) {
             AttestError::Gone(pid)
