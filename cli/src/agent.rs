@@ -94,7 +94,7 @@ impl Verb {
     pub(crate) async fn run(self, globals: &Globals) -> Outcome {
         let output = globals.output;
         match self {
-            Self::Run(settings) => settings.run(globals).await,
+            Self::Run(settings) => settings.run().await,
             Self::Validate(settings) => settings.validate(globals),
             Self::List(filter) => {
                 let mut admin = connect::admin(globals).await?;

@@ -54,10 +54,16 @@ fn agent_validate() {
     let valid = house.run(&["agent", "validate", "--config", "agent.toml"]).succeeded();
     assert!(valid.stdout.starts_with("the config is right\n"), "{valid}");
     assert_eq!(valid.property("servers"), house.address());
+    assert_eq!(valid.property("known by"), format!("the root sha256:{}", house.fingerprint()));
     let valid = house.run(&["agent", "validate", "--config", "agent.toml", "-o", "json"]).succeeded().json();
     assert_eq!(valid["workload_socket"], house.path("agent.sock").display().to_string());
+    assert_eq!(valid["brokers"], serde_json::json!([]));
     let flags = ["agent", "validate", "--trust-domain", "example.org", "--server", "a:1", "--bootstrap-bundle", "none"];
-    house.run(&flags).failed(1, &["none cannot be read"]);
+    house
+        .run(&flags)
+        .failed(1, &["none: there is no such file", "chancery bundle show --format pem", "--bootstrap-bundle"]);
+    let unknown = house.run(&flags[..6]).succeeded();
+    assert!(unknown.property("known by").contains("--ca-fingerprint"), "{unknown}");
     // A stored bundle would do: only where there is none is the server unknown.
     let socket = house.path("fresh.sock").display().to_string();
     let run = ["agent", "run", "--trust-domain", "example.org", "--server", "127.0.0.1:1", "--join-token", "chy-x"];
