@@ -39,9 +39,13 @@ pub(crate) enum Verb {
     #[command(after_help = "\
 Example:
   chancery server run --trust-domain example.org --listen 0.0.0.0:8443
+
 Every key of the config can also be set from the environment: CHANCERY_SERVER__SVID__TTL=30m is svid.ttl.")]
     Run(Settings),
     /// Say whether a config is right, the files that it names included, without running it.
+    #[command(after_help = "\
+Example:
+  chancery server validate --config /etc/chancery/server.toml")]
     Validate(Settings),
 }
 

@@ -21,10 +21,10 @@ use crate::attestor::{Attestors, WorkloadAttestor};
 use crate::cache::tokens::machine::Bounds;
 use crate::cache::{self, run};
 use crate::client::{self, Client, ClientError};
-use crate::config::{self, Config};
+use crate::config::{self, Bootstrap, Config};
 use crate::health::{self, Health};
 use crate::metrics::Metrics;
-use crate::node::attest::Attestor;
+use crate::node::attest::{Attestor, read_bundle};
 use crate::node::folder::Folder;
 use crate::node::keep::{Keeper, attest_until_done};
 use crate::node::{NodeError, NodeIdentity};
@@ -64,6 +64,14 @@ pub struct Agent {
     metrics: Metrics,
     tasks: JoinSet<Result<(), AppError>>,
     shutdown: CancellationToken,
+}
+
+/// Whether an agent could start by `config`, as far as the roots go that it is to know its server by. Changes nothing.
+pub fn check(config: &Config) -> Result<(), AppError> {
+    if let Some(Bootstrap::Bundle(path)) = &config.bootstrap {
+        read_bundle(path, &config.trust_domain)?;
+    }
+    Ok(())
 }
 
 impl Agent {

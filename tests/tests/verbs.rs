@@ -54,10 +54,16 @@ fn agent_validate() {
     let valid = house.run(&["agent", "validate", "--config", "agent.toml"]).succeeded();
     assert!(valid.stdout.starts_with("the config is right\n"), "{valid}");
     assert_eq!(valid.property("servers"), house.address());
+    assert_eq!(valid.property("known by"), format!("the root sha256:{}", house.fingerprint()));
     let valid = house.run(&["agent", "validate", "--config", "agent.toml", "-o", "json"]).succeeded().json();
     assert_eq!(valid["workload_socket"], house.path("agent.sock").display().to_string());
+    assert_eq!(valid["brokers"], serde_json::json!([]));
     let flags = ["agent", "validate", "--trust-domain", "example.org", "--server", "a:1", "--bootstrap-bundle", "none"];
-    house.run(&flags).failed(1, &["none cannot be read"]);
+    house
+        .run(&flags)
+        .failed(1, &["none: there is no such file", "chancery bundle show --format pem", "--bootstrap-bundle"]);
+    let unknown = house.run(&flags[..6]).succeeded();
+    assert!(unknown.property("known by").contains("--ca-fingerprint"), "{unknown}");
     // A stored bundle would do: only where there is none is the server unknown.
     let socket = house.path("fresh.sock").display().to_string();
     let run = ["agent", "run", "--trust-domain", "example.org", "--server", "127.0.0.1:1", "--join-token", "chy-x"];
@@ -265,12 +271,12 @@ fn bundles() {
     let set = |domain: &str, format: &str, file: &str| {
         house.run(&["bundle", "set", domain, "--format", format, "--file", file])
     };
-    set("one.org", "pem", "theirs.pem").succeeded().says(&["one.org is trusted by 1 root\n"]);
-    set("two.org", "spiffe", "theirs.json").succeeded().says(&["two.org is trusted by 1 root\n"]);
+    set("one.org", "pem", "theirs.pem").succeeded().says(&["one.org is trusted by 1 root, no JWT key, no WIT key\n"]);
+    set("two.org", "spiffe", "theirs.json").succeeded().says(&["two.org is trusted by 1 root, 1 JWT key, 1 WIT key\n"]);
     set("two.org", "pem", "theirs.json").failed(1, &["theirs.json: "]);
     set("example.org", "pem", "theirs.pem").failed(1, &[]);
     let list = house.run(&["bundle", "list"]).succeeded();
-    let rows = list.table(&["TRUST DOMAIN", "ROOTS", "FIRST EXPIRES", "SEQUENCE"]);
+    let rows = list.table(&["TRUST DOMAIN", "ROOTS", "FIRST EXPIRES", "JWT KEYS", "WIT KEYS", "SEQUENCE"]);
     assert_eq!(rows.iter().map(|row| row[0].as_str()).collect::<Vec<_>>(), ["example.org", "one.org", "two.org"]);
     assert_eq!(house.run(&["bundle", "show", "one.org", "--format", "pem"]).succeeded().stdout, pem.stdout);
     assert_eq!(
@@ -290,7 +296,7 @@ fn bundles() {
 #[test]
 fn authorities() {
     let house = House::with_agent("", "");
-    const HEADS: [&str; 7] = ["ID", "KIND", "STATE", "EXPIRES", "NEXT", "OWNER", "FINGERPRINT"];
+    const HEADS: [&str; 7] = ["ID", "KIND", "STATE", "EXPIRES", "NEXT", "OWNER", "FINGERPRINT OR KID"];
     let list = || house.run(&["authority", "list"]).succeeded().table(&HEADS);
     let old = list()[0][0].clone();
     assert_eq!(list()[0][1..3], ["x509", "active"]);
