@@ -105,6 +105,26 @@ async fn a_sequence_that_goes_back_is_refused_until_an_operator_says_otherwise()
 }
 
 #[tokio::test]
+async fn a_sequence_that_jumps_to_its_end_blocks_nobody_for_ever() {
+    let scene = Scene::federated(&[]).await;
+    scene.endpoint.set(Answer::Document(document(&["last"], Some(u64::MAX))));
+    let polled = scene.operator.refresh(OTHER).await;
+    assert_eq!((polled.last_outcome.as_str(), polled.sequence), ("updated", u64::MAX));
+    // Whatever comes now has a smaller number, and the status says what to do.
+    let right = document(&["right"], Some(6));
+    let error = scene.refused(Answer::Document(right.clone())).await;
+    assert!(error.contains("went back from 18446744073709551615 to 6"), "{error}");
+    assert!(error.contains("\"chancery bundle set other.org\"") && error.contains("counts from there"), "{error}");
+    let bundle = Bundle::from_jwks(TrustDomain::parse(OTHER).unwrap(), right.as_bytes()).unwrap();
+    let request = v1::SetBundleRequest { bundle: Some((&bundle).into()) };
+    scene.operator.door.clone().set_bundle(request).await.unwrap();
+    let polled = scene.operator.refresh(OTHER).await;
+    assert_eq!((polled.last_outcome.as_str(), polled.last_error.as_str(), polled.sequence), ("unchanged", "", 6));
+    scene.endpoint.set(Answer::Document(document(&["next"], Some(7))));
+    assert_eq!(scene.operator.refresh(OTHER).await.last_outcome, "updated");
+}
+
+#[tokio::test]
 async fn an_empty_bundle_is_a_revocation_and_is_taken() {
     let scene = Scene::federated(&[]).await;
     scene.endpoint.set(Answer::Document(json!({ "keys": [], "spiffe_sequence": 6 }).to_string()));
@@ -194,6 +214,25 @@ async fn a_redirect_is_followed_for_this_once_and_to_nowhere_worse() {
     let (asked, before) = (scene.endpoint.asked(), target.asked());
     scene.operator.refresh(OTHER).await;
     assert_eq!((scene.endpoint.asked(), target.asked()), (asked + 1, before + 1), "permanent is taken as temporary");
+}
+
+#[tokio::test]
+async fn a_network_that_may_be_polled_is_not_one_that_others_may_redirect_into() {
+    let scene = Scene::federated(&[("federation.allow_networks", "[\"127.0.0.0/8\"]")]).await;
+    let port = scene.endpoint.port();
+    for (location, said) in [
+        (
+            format!("https://127.0.0.2:{port}/"),
+            "the endpoint redirects to 127.0.0.2, which is at 127.0.0.2, a loopback",
+        ),
+        (
+            format!("https://localhost:{port}/"),
+            "the endpoint redirects to localhost, which is at 127.0.0.1, a loopback",
+        ),
+    ] {
+        let error = scene.refused(Answer::Head(302, format!("Location: {location}\r\n"))).await;
+        assert!(error.contains(said) && error.contains("give its URL"), "{location}: {error}");
+    }
 }
 
 #[tokio::test]

@@ -243,7 +243,9 @@ mod tests {
         assert!(refused("https://me:secret@example.org/").contains("a user before its host"));
         assert!(!refused("https://me:secret@example.org/").contains("secret"));
         assert!(refused("https://example.org/a#b").contains("fragment"));
-        for host in ["", "a b", "-x", "*.example.org", "[::1", "::1", "[127.0.0.1]", "127.1", "0x7f.1", "0X7F", "2130706433"] {
+        for host in
+            ["", "a b", "-x", "*.example.org", "[::1", "::1", "[127.0.0.1]", "127.1", "0x7f.1", "0X7F", "2130706433"]
+        {
             let text = format!("https://{host}/");
             let said = refused(&text);
             assert!(
