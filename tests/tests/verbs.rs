@@ -21,7 +21,9 @@ fn server_run_and_validate() {
     let valid = house.run(&["server", "validate", "--config", "server.toml"]).succeeded();
     assert!(valid.stdout.starts_with("the config is right\n"), "{valid}");
     assert_eq!(valid.property("trust domain"), "example.org");
-    assert_eq!(valid.property("lifetimes"), "CA 30d, SVIDs 30m");
+    let lifetimes = |ttl| format!("CA 30d, X.509-SVIDs {ttl}, JWT-SVIDs 5m, WIT-SVIDs 1h");
+    assert_eq!(valid.property("lifetimes"), lifetimes("30m"));
+    assert_eq!(valid.property("bundle"), "served nowhere ([web.https_web], [web.https_spiffe])");
     assert_eq!(valid.property("operators"), house.path("admin.sock").display().to_string());
     let valid = house.run(&["server", "validate", "--config", "server.toml", "-o", "json"]).succeeded().json();
     assert_eq!((valid["trust_domain"].as_str(), valid["svid_ttl"].as_str()), (Some("example.org"), Some("30m")));
@@ -30,7 +32,22 @@ fn server_run_and_validate() {
     let over = house.command(&["server", "validate", "--config", "server.toml", "--trust-domain", "other.org"]);
     let over = over.env("CHANCERY_SERVER__SVID__TTL", "10m").run().succeeded();
     assert_eq!(over.property("trust domain"), "other.org");
-    assert_eq!(over.property("lifetimes"), "CA 30d, SVIDs 10m");
+    assert_eq!(over.property("lifetimes"), lifetimes("10m"));
+
+    // What others may reach, and whom this server reaches.
+    let served = "trust_domain = 'example.org'\nweb.https_spiffe.listen = '127.0.0.1:8446'\n\
+                  federation.allow_networks = ['10.0.0.0/8', 'fd00::/8']\njwt.ttl = '2m'\n\
+                  [[federation.relationship]]\ntrust_domain = 'other.org'\nurl = 'https://other.org/'\nprofile = 'https_web'";
+    house.write("served.toml", served);
+    let valid = house.run(&["server", "validate", "--config", "served.toml"]).succeeded();
+    assert_eq!(valid.property("bundle"), "https_spiffe on 127.0.0.1:8446 (svid)");
+    assert_eq!(
+        (valid.property("federation"), valid.property("polled")),
+        ("other.org", "public addresses, 10.0.0.0/8, fd00::/8")
+    );
+    assert!(valid.property("lifetimes").contains("JWT-SVIDs 2m"), "{valid}");
+    let valid = house.run(&["server", "validate", "--config", "served.toml", "-o", "json"]).succeeded().json();
+    assert_eq!((valid["web"][0]["profile"].as_str(), valid["oidc_issuer"].as_str()), (Some("https_spiffe"), None));
 
     // The files that it names are read.
     let upstream = "authority.upstream = { certificate = '/nonexistent/ca.pem', key = '/nonexistent/ca.key' }";
@@ -38,6 +55,9 @@ fn server_run_and_validate() {
     house
         .run(&["server", "validate", "--config", "bad.toml"])
         .failed(1, &["authority.upstream.certificate: /nonexistent/ca.pem: ", "No such file or directory"]);
+    let web = "web.https_web = { listen = '127.0.0.1:0', certificate = '/nonexistent/web.pem', key = '/nonexistent/web.key' }";
+    house.write("bad.toml", &format!("trust_domain = 'example.org'\ndata_dir = 'x'\n{web}"));
+    house.run(&["server", "validate", "--config", "bad.toml"]).failed(1, &["/nonexistent/web.pem"]);
     house.run(&["server", "validate", "--config", "none.toml"]).failed(1, &["none.toml cannot be read"]);
 
     assert!(house.server().log().contains("the server answers"), "{}", house.server().log());
