@@ -149,6 +149,10 @@ impl Verb {
                 output.show(&document, || sheet(&document, moments::now()))
             }
             Self::Update { trust_domain, url, profile, endpoint_id, first, wait } => {
+                if url.is_none() && profile.is_none() && endpoint_id.is_none() && first.bundle.is_none() {
+                    let text = "nothing would change: give --url, --profile, --endpoint-id or --bundle";
+                    return Err(Failure::Usage(text.into()));
+                }
                 let bundle = first.read(&trust_domain)?;
                 let mut admin = connect::admin(globals).await?;
                 let mut relationship = show(&mut admin, &trust_domain).await?.relationship.unwrap_or_default();

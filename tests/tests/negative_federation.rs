@@ -298,6 +298,7 @@ async fn an_endpoint_with_an_svid_must_be_the_very_one() {
     let bundle = other.operator().await.bundle().await;
     let error = scene.refused_at(OTHER, &url, "spiffe://other.org/somebody/else", Some(&bundle)).await;
     assert!(error.contains("spiffe://other.org/chancery/server") && error.contains("somebody/else"), "{error}");
+    assert!(!error.contains("OtherError"), "{error}");
     // An endpoint of a trust domain of which nothing is known.
     let error = scene.refused_at("third.org", &url, "spiffe://unknown.org/x", None).await;
     assert!(error.contains("no bundle of unknown.org"), "{error}");

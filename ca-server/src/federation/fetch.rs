@@ -58,7 +58,7 @@ pub enum FetchError {
     #[error("the endpoint's answer cannot be read: {0}")]
     Http(String),
     /// Another status than 200.
-    #[error("the endpoint answers with status {0}, and only 200 brings a bundle")]
+    #[error("the endpoint answers with status {0}, and only 200 brings a bundle: is its URL right?")]
     Status(u16),
     /// A redirect without a good target.
     #[error("the endpoint redirects to a URL that is refused: {0}")]

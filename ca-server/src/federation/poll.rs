@@ -281,6 +281,7 @@ impl Federation {
                 String::new()
             }
             Ok((Outcome::Updated, remark)) => {
+                let remark = Some(remark).filter(|remark| !remark.is_empty());
                 info!(trust_domain = %name, profile = %relationship.profile.name(), %url, remark, "there is a newer bundle");
                 String::new()
             }

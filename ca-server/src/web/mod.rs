@@ -29,6 +29,7 @@ use rustls::ServerConfig;
 use rustls::server::{NoServerSessionStorage, ResolvesServerCert};
 use rustls::version::{TLS12, TLS13};
 use spiffe::crypto;
+use spiffe::federation::ProfileName;
 use spiffe::mtls::CurrentSvid;
 use spiffe::time::{Clock, TlsTime};
 use tokio::net::TcpListener;
@@ -125,11 +126,14 @@ pub fn serve(ports: Ports, parts: &Parts<'_>) -> Result<Addresses, WebError> {
                 address
             }
         };
+        info!(%address, profile = %ProfileName::HttpsWeb, "the bundle is served");
         addresses.https_web = Some(address);
     }
     if let Some(port) = ports.https_spiffe {
         let tls = tls(Arc::new(parts.svid.clone()), parts)?;
-        addresses.https_spiffe = Some(begin(port, tls, site, parts)?);
+        let address = begin(port, tls, site, parts)?;
+        info!(%address, profile = %ProfileName::HttpsSpiffe, "the bundle is served");
+        addresses.https_spiffe = Some(address);
     }
     Ok(addresses)
 }
@@ -154,7 +158,6 @@ fn begin(port: TcpListener, tls: ServerConfig, site: Site, parts: &Parts<'_>) ->
         views: Arc::clone(&parts.views),
     };
     parts.loops.spawn(listen::accept(port, door, parts.config.connections, parts.stop.clone()));
-    info!(%address, "the bundle is served");
     Ok(address)
 }
 
