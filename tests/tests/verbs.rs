@@ -74,7 +74,8 @@ fn federation_create_list_show_update_refresh_delete() {
     assert_eq!(federation(&["list"]).succeeded().stdout, "no federation relationships\n");
     let pem = house.run(&["bundle", "show", "--format", "pem"]).succeeded().stdout;
     let spiffe = house.run(&["bundle", "show", "--format", "spiffe"]).succeeded().stdout;
-    (house.write("theirs.pem", &pem), house.write("theirs.json", &spiffe));
+    house.write("theirs.pem", &pem);
+    house.write("theirs.json", &spiffe);
 
     // The usual mistakes.
     let id = "spiffe://other.org/chancery/server";
@@ -519,6 +520,11 @@ fn an_admin_works_from_afar() {
 #[test]
 fn a_wait_whose_time_is_up_says_who_is_behind() {
     let mut house = House::with_agent("", "");
+    let is_connected = || {
+        let list = house.run(&["agent", "list", "-o", "json"]).succeeded().json();
+        (list["agents"][0]["connected"] == true).then_some(())
+    };
+    wait_for(60, is_connected).expect("an agent that is up opens its stream soon");
     house.agent().signal(Signal::SIGSTOP);
     let words = ["entry", "create", "--spiffe-id", "spiffe://example.org/a", "--parent", House::NODE];
     let made = house.run(&[&words[..], &["--selector", "unix:uid:1", "--wait=2s"][..]].concat());
