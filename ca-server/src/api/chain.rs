@@ -2,13 +2,15 @@
 //! connections with it, not only handshakes to come.
 //!
 //! - The law is that of the handshake: a tainted root counts as long as it is in the bundle.
+//! - It is asked for a moment of the SVID's own life: its end is looked at elsewhere, and a clock that was put back must
+//!   not shut out an agent that comes to renew.
 //! - What was found is kept with the sequence of the bundle, which is a revision, and so tells all our bundles apart.
 //!   While the bundle stays, a request costs one comparison: no lock, no signature.
 
 use arc_swap::ArcSwapOption;
 use spiffe::bundle::Bundle;
 use spiffe::time::Timestamp;
-use spiffe::x509_svid::{Purpose, SvidError, X509Svid};
+use spiffe::x509_svid::{Purpose, X509Svid};
 
 /// See the head of this file.
 #[derive(Debug)]
@@ -42,12 +44,10 @@ impl Chain {
         if let Some(judged) = judged.as_deref().filter(|judged| judged.sequence == sequence) {
             return judged.is_trusted;
         }
-        let verified = self.svid.clone().verify_as(bundle, now, Purpose::Client);
-        let is_trusted = verified.is_ok();
-        // Whether a moment is within a certificate's life says nothing about the next moment.
-        if !matches!(verified, Err(SvidError::Expired { .. } | SvidError::NotYetValid { .. })) {
-            self.judged.store(Some(Judged { sequence, is_trusted }.into()));
-        }
+        let life = self.svid.lifetime();
+        let at = now.max(life.not_before).min(life.not_after);
+        let is_trusted = self.svid.clone().verify_as(bundle, at, Purpose::Client).is_ok();
+        self.judged.store(Some(Judged { sequence, is_trusted }.into()));
         is_trusted
     }
 }
@@ -128,10 +128,11 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_clock_that_was_wrong_for_a_moment_is_not_remembered() {
-        let old = root();
+    fn a_clock_that_was_put_back_shuts_nobody_out() {
+        let (old, new) = (root(), root());
         let chain = Chain::new(svid_below(&old, "web"));
-        assert!(!chain.is_trusted(&bundle(1, &[(&old, false)]), NOW.minus(Duration::from_secs(1))));
-        assert!(chain.is_trusted(&bundle(1, &[(&old, false)]), NOW));
+        let before = NOW.minus(Duration::from_secs(3600));
+        assert!(chain.is_trusted(&bundle(1, &[(&old, false), (&new, false)]), before));
+        assert!(!chain.is_trusted(&bundle(2, &[(&new, false)]), before));
     }
 }
