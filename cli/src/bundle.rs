@@ -19,6 +19,9 @@ use crate::svid_files::pem;
 use crate::wait::Wait;
 use crate::{files, refusal};
 
+/// Somewhere in every PEM file.
+const PEM: &[u8] = b"-----BEGIN ";
+
 /// In which form bundles travel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
@@ -147,15 +150,24 @@ pub(crate) async fn show(admin: &mut Admin, trust_domain: String) -> Outcome<v1:
 
 /// The bundle of `trust_domain` in a file.
 pub(crate) fn read_file(trust_domain: &TrustDomain, format: Format, file: &Path) -> Outcome<Bundle> {
+    let content = files::read(file)?;
+    let first = content.iter().find(|byte| !byte.is_ascii_whitespace());
+    let hint = match format {
+        Format::Pem if first == Some(&b'{') => " (it looks like a SPIFFE bundle: its form is spiffe)",
+        Format::Spiffe if content.windows(PEM.len()).any(|window| window == PEM) => {
+            " (it looks like PEM: its form is pem)"
+        }
+        _ => "",
+    };
     let bundle = match format {
-        Format::Pem => Bundle::from_pem(trust_domain.clone(), &files::read(file)?),
-        Format::Spiffe => Bundle::from_jwks(trust_domain.clone(), &files::read(file)?),
+        Format::Pem => Bundle::from_pem(trust_domain.clone(), &content),
+        Format::Spiffe => Bundle::from_jwks(trust_domain.clone(), &content),
         Format::Jwt | Format::Wit => {
-            let text = "a JWK set of one kind of token is no whole bundle: give one with --format spiffe or pem";
+            let text = "a JWK set of one kind of token is no whole bundle: give one in the form spiffe or pem";
             return Err(Failure::Usage(text.into()));
         }
     };
-    bundle.map_err(|error| Failure::Refused(format!("{}: {error}", file.display())))
+    bundle.map_err(|error| Failure::Refused(format!("{}: {error}{hint}", file.display())))
 }
 
 /// `1 root, 2 JWT keys, no WIT key`.

@@ -173,8 +173,8 @@ impl Verb {
             }
             Self::Update { trust_domain, url, profile, endpoint_id, first, wait } => {
                 if url.is_none() && profile.is_none() && endpoint_id.is_none() && first.bundle.is_none() {
-                    let text = format!("no flag says what to change of the relationship with {trust_domain}");
-                    return Err(Failure::Usage(text));
+                    let text = "nothing would change: give --url, --profile, --endpoint-id or --bundle";
+                    return Err(Failure::Usage(text.into()));
                 }
                 let bundle = first.read(&trust_domain)?;
                 let mut admin = connect::admin(globals).await?;

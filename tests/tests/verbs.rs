@@ -21,7 +21,9 @@ fn server_run_and_validate() {
     let valid = house.run(&["server", "validate", "--config", "server.toml"]).succeeded();
     assert!(valid.stdout.starts_with("the config is right\n"), "{valid}");
     assert_eq!(valid.property("trust domain"), "example.org");
-    assert_eq!(valid.property("lifetimes"), "CA 30d, SVIDs 30m");
+    let lifetimes = |ttl| format!("CA 30d, X.509-SVIDs {ttl}, JWT-SVIDs 5m, WIT-SVIDs 1h");
+    assert_eq!(valid.property("lifetimes"), lifetimes("30m"));
+    assert_eq!(valid.property("bundle"), "served nowhere ([web.https_web], [web.https_spiffe])");
     assert_eq!(valid.property("operators"), house.path("admin.sock").display().to_string());
     let valid = house.run(&["server", "validate", "--config", "server.toml", "-o", "json"]).succeeded().json();
     assert_eq!((valid["trust_domain"].as_str(), valid["svid_ttl"].as_str()), (Some("example.org"), Some("30m")));
@@ -30,7 +32,22 @@ fn server_run_and_validate() {
     let over = house.command(&["server", "validate", "--config", "server.toml", "--trust-domain", "other.org"]);
     let over = over.env("CHANCERY_SERVER__SVID__TTL", "10m").run().succeeded();
     assert_eq!(over.property("trust domain"), "other.org");
-    assert_eq!(over.property("lifetimes"), "CA 30d, SVIDs 10m");
+    assert_eq!(over.property("lifetimes"), lifetimes("10m"));
+
+    // What others may reach, and whom this server reaches.
+    let served = "trust_domain = 'example.org'\nweb.https_spiffe.listen = '127.0.0.1:8446'\n\
+                  federation.allow_networks = ['10.0.0.0/8', 'fd00::/8']\njwt.ttl = '2m'\n\
+                  [[federation.relationship]]\ntrust_domain = 'other.org'\nurl = 'https://other.org/'\nprofile = 'https_web'";
+    house.write("served.toml", served);
+    let valid = house.run(&["server", "validate", "--config", "served.toml"]).succeeded();
+    assert_eq!(valid.property("bundle"), "https_spiffe on 127.0.0.1:8446 (svid)");
+    assert_eq!(
+        (valid.property("federation"), valid.property("polled")),
+        ("other.org", "public addresses, 10.0.0.0/8, fd00::/8")
+    );
+    assert!(valid.property("lifetimes").contains("JWT-SVIDs 2m"), "{valid}");
+    let valid = house.run(&["server", "validate", "--config", "served.toml", "-o", "json"]).succeeded().json();
+    assert_eq!((valid["web"][0]["profile"].as_str(), valid["oidc_issuer"].as_str()), (Some("https_spiffe"), None));
 
     // The files that it names are read.
     let upstream = "authority.upstream = { certificate = '/nonexistent/ca.pem', key = '/nonexistent/ca.key' }";
@@ -38,6 +55,9 @@ fn server_run_and_validate() {
     house
         .run(&["server", "validate", "--config", "bad.toml"])
         .failed(1, &["authority.upstream.certificate: /nonexistent/ca.pem: ", "No such file or directory"]);
+    let web = "web.https_web = { listen = '127.0.0.1:0', certificate = '/nonexistent/web.pem', key = '/nonexistent/web.key' }";
+    house.write("bad.toml", &format!("trust_domain = 'example.org'\ndata_dir = 'x'\n{web}"));
+    house.run(&["server", "validate", "--config", "bad.toml"]).failed(1, &["/nonexistent/web.pem"]);
     house.run(&["server", "validate", "--config", "none.toml"]).failed(1, &["none.toml cannot be read"]);
 
     assert!(house.server().log().contains("the server answers"), "{}", house.server().log());
@@ -45,6 +65,40 @@ fn server_run_and_validate() {
     house.server().signal(Signal::SIGTERM);
     assert!(house.server().wait_for_end(20).success());
     assert!(house.server().log().contains("the server has stopped"));
+}
+
+#[test]
+fn federation_create_list_show_update_refresh_delete() {
+    let house = House::with_server("");
+    let federation = |words: &[&str]| house.run(&[&["federation"], words].concat());
+    assert_eq!(federation(&["list"]).succeeded().stdout, "no federation relationships\n");
+    let pem = house.run(&["bundle", "show", "--format", "pem"]).succeeded().stdout;
+    let spiffe = house.run(&["bundle", "show", "--format", "spiffe"]).succeeded().stdout;
+    house.write("theirs.pem", &pem);
+    house.write("theirs.json", &spiffe);
+
+    // The usual mistakes.
+    let id = "spiffe://other.org/chancery/server";
+    let create =
+        ["create", "other.org", "--url", "https://127.0.0.1:1/", "--profile", "https_spiffe", "--endpoint-id", id];
+    federation(&create).failed(1, &["there is none yet: give its bundle too (--bundle with --bundle-format)"]);
+    let with = |file, format| [&create[..], &["--bundle", file, "--bundle-format", format]].concat();
+    federation(&with("theirs.json", "pem")).failed(1, &["looks like a SPIFFE bundle: its form is spiffe"]);
+    federation(&with("theirs.pem", "spiffe")).failed(1, &["looks like PEM: its form is pem"]);
+    federation(&with("theirs.pem", "jwt")).failed(2, &["give one in the form spiffe or pem"]);
+
+    federation(&with("theirs.pem", "pem")).succeeded().says(&["chancery federation show other.org"]);
+    federation(&create).failed(1, &["change it with \"chancery federation update other.org\""]);
+    federation(&["update", "other.org"]).failed(2, &["nothing would change: give --url"]);
+    federation(&["update", "other.org", "--profile", "https_web"]).succeeded();
+    let shown = federation(&["show", "other.org", "-o", "json"]).succeeded().json();
+    assert_eq!((shown["profile"].as_str(), shown["endpoint_spiffe_id"].as_str()), (Some("https_web"), Some("")));
+    federation(&["refresh", "other.org"]).failed(1, &["a loopback address", "federation.allow_networks"]);
+    let list = federation(&["list", "-o", "json"]).succeeded().json();
+    assert_eq!(list["relationships"][0]["last_outcome"], "failed");
+    house.run(&["bundle", "delete", "other.org"]).failed(1, &["use \"chancery federation delete other.org\""]);
+    federation(&["delete", "other.org"]).succeeded();
+    federation(&["show", "other.org"]).failed(1, &["list them with \"chancery federation list\""]);
 }
 
 #[test]
@@ -472,6 +526,11 @@ fn an_admin_works_from_afar() {
 #[test]
 fn a_wait_whose_time_is_up_says_who_is_behind() {
     let mut house = House::with_agent("", "");
+    let is_connected = || {
+        let list = house.run(&["agent", "list", "-o", "json"]).succeeded().json();
+        (list["agents"][0]["connected"] == true).then_some(())
+    };
+    wait_for(60, is_connected).expect("an agent that is up opens its stream soon");
     house.agent().signal(Signal::SIGSTOP);
     let words = ["entry", "create", "--spiffe-id", "spiffe://example.org/a", "--parent", House::NODE];
     let made = house.run(&[&words[..], &["--selector", "unix:uid:1", "--wait=2s"][..]].concat());
