@@ -10,6 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use futures_util::FutureExt as _;
 use futures_util::future::try_join_all;
 use spiffe::entry::{EntryId, RegistrationEntry};
 use spiffe::id::SpiffeId;
@@ -69,6 +70,10 @@ impl Door {
             told.extend(self.wait_for(admitted, missing, &wish.audience).await?);
             // Meanwhile entries may have gone or changed.
             entries = self.wished(admitted, &wish).await?;
+        }
+        // So may the right of who asks, and be it while the process was looked at.
+        if let Some(denial) = self.ends(admitted.asker.clone()).come().now_or_never() {
+            return Err(denial);
         }
         let (mut answers, mut refused, mut hints) = (Vec::new(), None, BTreeSet::new());
         for entry in &entries {
@@ -137,13 +142,14 @@ mod tests {
     use tokio::task::JoinHandle;
 
     use super::super::door::Asker;
-    use super::super::door::tests::{NOW, domain, end, entry, named};
+    use super::super::door::tests::{NOW, broker, domain, end, entry, named, roots};
     use super::super::places::{Holder, Places};
     use super::*;
     use crate::cache::Mailbox;
     use crate::cache::directory::Directory;
-    use crate::cache::tokens::Token;
+    use crate::cache::tokens::{Token, Tokens};
     use crate::client::Update;
+    use crate::test_house::Authority;
     use crate::test_tokens::{TokenKey, audience, with_keys};
 
     type Asked = JoinHandle<Result<Vec<JwtAnswer>, Denial>>;
@@ -200,6 +206,22 @@ mod tests {
         }
         let denial = asked.await.unwrap().map(drop).unwrap_err();
         assert!(matches!(denial, Denial::NoIdentity { .. }), "{denial}");
+        end(child);
+    }
+
+    #[tokio::test]
+    async fn a_token_that_is_held_is_not_given_to_a_broker_whose_root_has_gone() {
+        let (asker, trust) = broker(&Authority::new("root", NOW));
+        let (door, mailbox, _clock, child, admitted) = named(asker);
+        say(&mailbox, &[entry("web")]);
+        let Told::Token(held) = token(&entry("web")) else { panic!("a token") };
+        let name = (entry("web").id, audience(&["reports"]));
+        mailbox.tokens.store(Arc::new(Tokens::new_sync().insert(name, held)));
+        let wish = || JwtWish { audience: audience(&["reports"]), id: None };
+        assert_eq!(door.jwt_svids(&admitted, wish()).await.unwrap().len(), 1);
+        trust.send_replace(roots(&[]));
+        let denial = door.jwt_svids(&admitted, wish()).await.map(drop).unwrap_err();
+        assert!(matches!(denial, Denial::CallerRefused(_)), "{denial}");
         end(child);
     }
 
