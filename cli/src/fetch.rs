@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use spiffe::proto::workload as wire;
 use spiffe::time::{Backoff, Clock as _, System, Timestamp};
 use spiffe::x509_svid::X509Svid;
-use tonic::Streaming;
+use tonic::{Code, Status, Streaming};
 
 use crate::args::Globals;
 use crate::documents::{Svid, Svids};
@@ -97,7 +97,7 @@ impl Verb {
         match self {
             Self::X509(x509) => {
                 let take = |answer: &_| take_x509(answer, &x509, globals.output);
-                x509.fetch.each(async |workload: &mut Workload| plainly(workload.x509().await), take).await
+                x509.fetch.each(async |workload: &mut Workload| Ok(workload.x509().await?), take).await
             }
             Self::Jwt(jwt) => jwt.run(globals.output).await,
             Self::Wit(wit) => wit.run(globals.output).await,
@@ -106,17 +106,12 @@ impl Verb {
     }
 }
 
-/// What opened a stream, or the plain words of the refusal.
-pub(crate) fn plainly<T>(opened: Result<T, tonic::Status>) -> Outcome<T> {
-    opened.map_err(|status| workload::failure(&status))
-}
-
 impl Fetch {
     /// Opens the stream and hands its answers to `take`: the first one, or, with `--watch`, all of them, for as
     /// long as this process lives, however often the agent goes away.
     pub(crate) async fn each<T>(
         &self,
-        open: impl AsyncFn(&mut Workload) -> Outcome<Streaming<T>>,
+        open: impl AsyncFn(&mut Workload) -> Result<Streaming<T>, Broken>,
         mut take: impl FnMut(&T) -> Outcome,
     ) -> Outcome {
         if let Some(folder) = &self.write {
@@ -124,7 +119,7 @@ impl Fetch {
         }
         let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(15));
         loop {
-            let broken = match self.stream(&open).await {
+            let Broken { failure, again } = match self.stream(&open).await {
                 Ok((mut stream, first)) => {
                     take(&first)?;
                     if !self.watch {
@@ -134,40 +129,72 @@ impl Fetch {
                     loop {
                         match stream.message().await {
                             Ok(Some(answer)) => take(&answer)?,
-                            Ok(None) => break Failure::Unreachable("the agent ended the stream".into()),
-                            Err(status) => break workload::failure(&status),
+                            Ok(None) => break ended().into(),
+                            Err(status) => break status.into(),
                         }
                     }
                 }
-                Err(failure) => failure,
+                Err(broken) => broken,
             };
-            if !self.watch || matches!(broken, Failure::Usage(_)) {
-                return Err(broken);
+            if !self.watch || !again {
+                return Err(failure);
             }
             let chance = spiffe::crypto::random().map_or(0, u32::from_be_bytes);
             let pause = backoff.after_failure(chance);
-            output::remark(&format!("{}  {broken}; trying again", moments::now()));
+            output::remark(&format!("{}  {failure}; trying again", moments::now()));
             System.sleep(pause).await;
         }
     }
 
     async fn stream<T>(
         &self,
-        open: &impl AsyncFn(&mut Workload) -> Outcome<Streaming<T>>,
-    ) -> Outcome<(Streaming<T>, T)> {
+        open: &impl AsyncFn(&mut Workload) -> Result<Streaming<T>, Broken>,
+    ) -> Result<(Streaming<T>, T), Broken> {
         let mut workload = Workload::connect(self.workload_socket.as_deref()).await?;
         let first = async {
             let mut stream = open(&mut workload).await?;
-            let first = stream.message().await.map_err(|status| workload::failure(&status))?;
-            let first = first.ok_or_else(|| Failure::Unreachable("the agent ended the stream".into()))?;
+            let first = stream.message().await?.ok_or_else(ended)?;
             Ok((stream, first))
         };
         in_time(first).await
     }
 }
 
+fn ended() -> Failure {
+    Failure::Unreachable("the agent ended the stream".into())
+}
+
+/// Why a stream does not come, or goes no further.
+pub(crate) struct Broken {
+    failure: Failure,
+    /// Whether another attempt could do better.
+    again: bool,
+}
+
+impl Broken {
+    /// By `status`, which is said in the words of `failure`.
+    pub(crate) fn said(status: &Status, failure: Failure) -> Self {
+        // SPIFFE_Workload_Endpoint.md appendix A says after which codes a client does not try again: they are its own
+        // mistake, or an agent that does not know the call.
+        let again = !matches!(status.code(), Code::InvalidArgument | Code::Unimplemented);
+        Self { failure, again }
+    }
+}
+
+impl From<Status> for Broken {
+    fn from(status: Status) -> Self {
+        Self::said(&status, workload::failure(&status))
+    }
+}
+
+impl From<Failure> for Broken {
+    fn from(failure: Failure) -> Self {
+        Self { again: !matches!(failure, Failure::Usage(_)), failure }
+    }
+}
+
 /// What the agent answers, if it does so soon.
-pub(crate) async fn in_time<T>(answer: impl Future<Output = Outcome<T>>) -> Outcome<T> {
+pub(crate) async fn in_time<T, E: From<Failure>>(answer: impl Future<Output = Result<T, E>>) -> Result<T, E> {
     #[expect(clippy::disallowed_methods, reason = "input and output: an agent that does not answer")]
     let answer = tokio::time::timeout(ANSWER_TIMEOUT, answer).await;
     answer.map_err(|_| Failure::Unreachable(format!("the agent did not answer within {ANSWER_TIMEOUT:?}")))?
@@ -261,4 +288,28 @@ fn files_of(fetched: &[Fetched]) -> String {
         sheet.line(&format!("  {}", names.join(" ")), fetched.svid.id().as_str())
     };
     fetched.iter().enumerate().fold(Sheet::default(), line).text()
+}
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_asks_wrongly_does_not_ask_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("agent.sock");
+        let _agent = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let fetch = Fetch { workload_socket: Some(socket.display().to_string()), write: None, watch: true };
+        for (last, code) in [(Code::InvalidArgument, 1), (Code::Unimplemented, 1)] {
+            let asked = Cell::new(0);
+            let open = async |_: &mut Workload| -> Result<Streaming<wire::X509svidResponse>, Broken> {
+                asked.set(asked.get() + 1);
+                // At first it has no identity yet, which may come.
+                Err(Status::new(if asked.get() == 1 { Code::PermissionDenied } else { last }, "no").into())
+            };
+            let failure = fetch.each(open, |_| Ok(())).await.unwrap_err();
+            assert_eq!((failure.exit(), asked.get()), (code, 2), "{failure}");
+        }
+    }
 }

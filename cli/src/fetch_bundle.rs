@@ -12,7 +12,7 @@ use spiffe::proto::workload as wire;
 
 use crate::documents::{TrustBundle, TrustBundles};
 use crate::exit::{Failure, Outcome};
-use crate::fetch::{Fetch, plainly};
+use crate::fetch::Fetch;
 use crate::files::{self, PUBLIC};
 use crate::moments;
 use crate::output::{self, Output, plain};
@@ -63,15 +63,15 @@ impl FetchBundle {
                     let bundles = foreign(&answer.bundles)?.into_iter();
                     self.take(bundles.map(|(name, pem)| (name, TrustBundle::Roots(pem))).collect(), output)
                 };
-                self.fetch.each(async |workload: &mut Workload| plainly(workload.bundles().await), take).await
+                self.fetch.each(async |workload: &mut Workload| Ok(workload.bundles().await?), take).await
             }
             Kind::Jwt => {
                 let take = |answer: &wire::JwtBundlesResponse| self.take(key_sets(&answer.bundles)?, output);
-                self.fetch.each(async |workload: &mut Workload| plainly(workload.jwt_bundles().await), take).await
+                self.fetch.each(async |workload: &mut Workload| Ok(workload.jwt_bundles().await?), take).await
             }
             Kind::Wit => {
                 let take = |answer: &wire::WitBundlesResponse| self.take(key_sets(&answer.bundles)?, output);
-                self.fetch.each(async |workload: &mut Workload| plainly(workload.wit_bundles().await), take).await
+                self.fetch.each(async |workload: &mut Workload| Ok(workload.wit_bundles().await?), take).await
             }
         }
     }

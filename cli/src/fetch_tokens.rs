@@ -9,7 +9,7 @@ use spiffe::wit_svid::WitSvid;
 
 use crate::documents::{JwtSvids, TokenSvid, WitSvids};
 use crate::exit::{Failure, Outcome};
-use crate::fetch::{Fetch, in_time};
+use crate::fetch::{Broken, Fetch, in_time};
 use crate::files::{self, PRIVATE, PUBLIC};
 use crate::jwt::parse_audience;
 use crate::moments::{self, Moment};
@@ -96,7 +96,7 @@ impl Wit {
         let open =
             async |workload: &mut Workload| match workload.wit(id.map(ToString::to_string).unwrap_or_default()).await {
                 Ok(stream) => Ok(stream),
-                Err(status) => Err(workload.failure_of(&status, id).await),
+                Err(status) => Err(Broken::said(&status, workload.failure_of(&status, id).await)),
             };
         self.fetch.each(open, |answer: &wire::WitsvidResponse| self.take(answer, output)).await
     }

@@ -147,6 +147,7 @@ impl Agent {
                 first_answer: config.limits.first_answer,
                 svid: current.clone(),
                 bundles: bundles.clone(),
+                trust: trusted.clone(),
                 trust_domain: config.trust_domain,
                 clock: clock.clone(),
             };

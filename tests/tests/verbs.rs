@@ -68,40 +68,6 @@ fn server_run_and_validate() {
 }
 
 #[test]
-fn federation_create_list_show_update_refresh_delete() {
-    let house = House::with_server("");
-    let federation = |words: &[&str]| house.run(&[&["federation"], words].concat());
-    assert_eq!(federation(&["list"]).succeeded().stdout, "no federation relationships\n");
-    let pem = house.run(&["bundle", "show", "--format", "pem"]).succeeded().stdout;
-    let spiffe = house.run(&["bundle", "show", "--format", "spiffe"]).succeeded().stdout;
-    house.write("theirs.pem", &pem);
-    house.write("theirs.json", &spiffe);
-
-    // The usual mistakes.
-    let id = "spiffe://other.org/chancery/server";
-    let create =
-        ["create", "other.org", "--url", "https://127.0.0.1:1/", "--profile", "https_spiffe", "--endpoint-id", id];
-    federation(&create).failed(1, &["there is none yet: give its bundle too (--bundle with --bundle-format)"]);
-    let with = |file, format| [&create[..], &["--bundle", file, "--bundle-format", format]].concat();
-    federation(&with("theirs.json", "pem")).failed(1, &["looks like a SPIFFE bundle: its form is spiffe"]);
-    federation(&with("theirs.pem", "spiffe")).failed(1, &["looks like PEM: its form is pem"]);
-    federation(&with("theirs.pem", "jwt")).failed(2, &["give one in the form spiffe or pem"]);
-
-    federation(&with("theirs.pem", "pem")).succeeded().says(&["chancery federation show other.org"]);
-    federation(&create).failed(1, &["change it with \"chancery federation update other.org\""]);
-    federation(&["update", "other.org"]).failed(2, &["nothing would change: give --url"]);
-    federation(&["update", "other.org", "--profile", "https_web"]).succeeded();
-    let shown = federation(&["show", "other.org", "-o", "json"]).succeeded().json();
-    assert_eq!((shown["profile"].as_str(), shown["endpoint_spiffe_id"].as_str()), (Some("https_web"), Some("")));
-    federation(&["refresh", "other.org"]).failed(1, &["a loopback address", "federation.allow_networks"]);
-    let list = federation(&["list", "-o", "json"]).succeeded().json();
-    assert_eq!(list["relationships"][0]["last_outcome"], "failed");
-    house.run(&["bundle", "delete", "other.org"]).failed(1, &["use \"chancery federation delete other.org\""]);
-    federation(&["delete", "other.org"]).succeeded();
-    federation(&["show", "other.org"]).failed(1, &["list them with \"chancery federation list\""]);
-}
-
-#[test]
 fn agent_validate() {
     let house = House::with_server("");
     house.write_agent_config(&house.token(), "");

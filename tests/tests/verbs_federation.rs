@@ -29,7 +29,7 @@ fn a_relationship_from_its_beginning_to_its_end() {
     house.run(&plain).failed(2, &["--url", "https"]);
     let anybody = ["federation", "create", "other.org", "--url", &url, "--profile", "https_spiffe"];
     house.run(&anybody).failed(2, &["--endpoint-id", "spiffe://other.org/chancery/server"]);
-    house.run(&["federation", "update", "other.org"]).failed(2, &["no flag says what to change"]);
+    house.run(&["federation", "update", "other.org"]).failed(2, &["nothing would change: give --url"]);
     create(&first)
         .succeeded()
         .says(&[&format!("the bundle of other.org is fetched from {url}"), "federation show other.org"]);
@@ -84,4 +84,36 @@ fn a_relationship_from_its_beginning_to_its_end() {
     house.run(&["federation", "list"]).succeeded().says(&["no federation relationships"]);
     assert!(!house.run(&["bundle", "list"]).succeeded().stdout.contains("other.org"));
     house.run(&["federation", "refresh", "other.org"]).failed(1, &["not found: "]);
+}
+
+#[test]
+fn the_usual_mistakes_get_their_answers() {
+    let house = House::with_server("");
+    let federation = |words: &[&str]| house.run(&[&["federation"], words].concat());
+    let pem = house.run(&["bundle", "show", "--format", "pem"]).succeeded().stdout;
+    let spiffe = house.run(&["bundle", "show", "--format", "spiffe"]).succeeded().stdout;
+    house.write("theirs.pem", &pem);
+    house.write("theirs.json", &spiffe);
+
+    let id = "spiffe://other.org/chancery/server";
+    let create =
+        ["create", "other.org", "--url", "https://127.0.0.1:1/", "--profile", "https_spiffe", "--endpoint-id", id];
+    federation(&create).failed(1, &["there is none yet: give its bundle too (--bundle with --bundle-format)"]);
+    let with = |file, format| [&create[..], &["--bundle", file, "--bundle-format", format]].concat();
+    federation(&with("theirs.json", "pem")).failed(1, &["looks like a SPIFFE bundle: its form is spiffe"]);
+    federation(&with("theirs.pem", "spiffe")).failed(1, &["looks like PEM: its form is pem"]);
+    federation(&with("theirs.pem", "jwt")).failed(2, &["give one in the form spiffe or pem"]);
+
+    federation(&with("theirs.pem", "pem")).succeeded().says(&["chancery federation show other.org"]);
+    federation(&create).failed(1, &["change it with \"chancery federation update other.org\""]);
+    federation(&["update", "other.org"]).failed(2, &["nothing would change: give --url"]);
+    federation(&["update", "other.org", "--profile", "https_web"]).succeeded();
+    let shown = federation(&["show", "other.org", "-o", "json"]).succeeded().json();
+    assert_eq!((shown["profile"].as_str(), shown["endpoint_spiffe_id"].as_str()), (Some("https_web"), Some("")));
+    federation(&["refresh", "other.org"]).failed(1, &["a loopback address", "federation.allow_networks"]);
+    let list = federation(&["list", "-o", "json"]).succeeded().json();
+    assert_eq!(list["relationships"][0]["last_outcome"], "failed");
+    house.run(&["bundle", "delete", "other.org"]).failed(1, &["use \"chancery federation delete other.org\""]);
+    federation(&["delete", "other.org"]).succeeded();
+    federation(&["show", "other.org"]).failed(1, &["list them with \"chancery federation list\""]);
 }
