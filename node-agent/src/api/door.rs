@@ -353,7 +353,10 @@ pub(super) mod tests {
             clock: Arc::new(clock.clone()),
             shutdown: CancellationToken::new(),
         };
-        let child = Command::new("sleep").arg("600").stdin(Stdio::null()).spawn().unwrap();
+        // Without our output: a test that fails does not end it, and whoever reads that would wait for it.
+        let mut sleep = Command::new("sleep");
+        let sleep = sleep.arg("600").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = sleep.spawn().unwrap();
         let peer = Arc::new(Peer::named(child.id()).unwrap());
         let place = Places::new(1, 1).take(Holder::User(0)).unwrap();
         let selectors = Selectors::parse(["unix:uid:0"]).unwrap();
