@@ -101,3 +101,47 @@ fn a_laptop_has_identities_that_rotate_and_survive_a_crash() {
     assert!(dev.says("fetch x509").starts_with("spiffe id  spiffe://dev.local/chancery-itself\n"));
     assert_eq!(dev.says("entry count --spiffe-id spiffe://dev.local/chancery-itself"), "1\n");
 }
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "another process works in real time")]
+fn identities_are_delivered_to_files_once_and_again() {
+    let home = tempfile::tempdir().unwrap();
+    let (folder, entries, files) =
+        (home.path().join("dev"), home.path().join("entries.yaml"), home.path().join("files"));
+    std::fs::write(&entries, "[]").unwrap();
+    let dev = Dev::start(&folder, &entries);
+    let config = format!(
+        "[[deliver]]\nname = 'web'\ndir = '{}'\n[[deliver.file]]\nkind = 'combined'\nname = '{{{{spiffe_id_path}}}}.pem'\n",
+        files.display()
+    );
+    std::fs::write(home.path().join("deliver.toml"), &config).unwrap();
+    std::fs::write(home.path().join("wrong.toml"), config.replace("'combined'", "'combine'")).unwrap();
+    assert!(dev.says("deliver validate --config deliver.toml").contains("1 file to "));
+    let wrong = dev.command("deliver validate --config wrong.toml");
+    assert_eq!(wrong.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&wrong.stderr).contains("unknown variant `combine`"));
+
+    dev.says("deliver --config deliver.toml --once");
+    let delivered = || {
+        let mut names = std::fs::read_dir(&files).unwrap().map(|file| file.unwrap().path());
+        std::fs::read_to_string(names.find(|path| path.extension().is_some_and(|end| end == "pem")).unwrap()).unwrap()
+    };
+    let first = delivered();
+    assert!(first.starts_with("-----BEGIN CERTIFICATE") && first.contains("-----BEGIN PRIVATE KEY"));
+
+    // As long as it runs, renewals follow; told to stop, it leaves the files.
+    let mut running = Command::new(CHANCERY);
+    running.args(["deliver", "--config", "deliver.toml"]).current_dir(home.path()).stderr(Stdio::null());
+    running.env("SPIFFE_ENDPOINT_SOCKET", format!("unix://{}", folder.join("workload.sock").display()));
+    let mut running = running.spawn().unwrap();
+    for _ in 0..2 {
+        let before = delivered();
+        while delivered() == before {
+            assert!(running.try_wait().unwrap().is_none());
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+    }
+    assert!(Command::new("kill").arg(running.id().to_string()).status().unwrap().success());
+    assert!(running.wait().unwrap().success());
+    assert!(delivered().starts_with("-----BEGIN CERTIFICATE"));
+}
