@@ -8,8 +8,8 @@ use spiffe::jwt_svid::JwtSvid;
 
 use super::*;
 use crate::config::deliver::{Delivery, Standalone};
-use crate::deliver::deliver_once;
 use crate::deliver::source::Source;
+use crate::deliver::{deliver_all, deliver_once};
 
 const FILES: &str = "[[deliver.file]]\nkind = 'chain'\nname = 'tls.crt'\n[[deliver.file]]\nkind = 'key'\nname = 'tls.key'\n\
     [[deliver.file]]\nkind = 'jwt'\nname = 'token'\naudience = 'db'\n[[deliver.file]]\nkind = 'jwks'\nname = 'keys'\n";
@@ -78,5 +78,30 @@ async fn a_process_of_its_own_delivers_by_the_workload_api() {
     let clock = Arc::new(house.clock());
     soon(deliver_once(delivery.clone(), source(agent.workload_socket()), clock.clone())).await.unwrap();
     assert_eq!((delivered(&dir).unwrap().id().path(), token(&dir).id().path()), ("/web", "/web"));
+    soon(agent.shutdown()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_process_of_its_own_outlives_the_agent_and_finds_it_again() {
+    let (house, place) = (House::new(NOW), TempDir::new().unwrap());
+    let (agent, serving, _) = delivering(&house, &place).await;
+    let (dir, shutdown) = (place.path().join("own"), CancellationToken::new());
+    let delivery: Delivery = Standalone::parse(&written(&dir), []).unwrap().deliveries.remove(0);
+    let source = Source::socket(agent.workload_socket().to_owned(), &delivery);
+    let watchers = Watchers { clock: Arc::new(house.clock()), ..Watchers::default() };
+    let running = tokio::spawn(deliver_all(vec![(delivery, source)], watchers.clone(), shutdown.clone()));
+    until(|| delivered(&dir).is_some()).await;
+    let first = delivered(&dir).unwrap();
+    soon(agent.shutdown()).await.unwrap();
+    until(|| watchers.status.deliveries()[0].failure.is_some()).await;
+    assert_eq!(delivered(&dir).unwrap(), first, "an outage takes nothing away");
+
+    // Keys are in no file of the agent: whoever it serves after a start gets a new one.
+    let _ticking = tick(&house);
+    let agent = start(&house, config(&house, &place, &serving.address, "none is left")).await.unwrap();
+    until(|| delivered(&dir).is_some_and(|now| now.serial() != first.serial())).await;
+    until(|| watchers.status.deliveries()[0].failure.is_none()).await;
+    shutdown.cancel();
+    soon(running).await.unwrap();
     soon(agent.shutdown()).await.unwrap();
 }

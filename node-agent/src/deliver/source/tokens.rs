@@ -55,3 +55,47 @@ impl Tokens {
         self.0.iter().filter_map(held).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::deliver::test_material::{HOUR, NOW, token};
+
+    fn audience(name: &str) -> Audience {
+        Audience::parse(&[name.to_owned()]).unwrap()
+    }
+
+    #[test]
+    fn a_token_is_asked_for_again_at_half_and_patiently_until_there_is_another() {
+        let db = audience("db");
+        let mut tokens = Tokens::new([db.clone()]);
+        assert_eq!(tokens.due(NOW), std::slice::from_ref(&db));
+        let first = token(&db, NOW);
+        tokens.answered(&db, Some(first.clone()), NOW);
+        assert_eq!((tokens.due(NOW), tokens.next_wake()), (vec![], Some(NOW.plus(HOUR / 2))));
+        // The same again: an eighth of what it has left.
+        let half = NOW.plus(HOUR / 2);
+        tokens.answered(&db, Some(first.clone()), half);
+        assert_eq!(tokens.next_wake(), Some(half.plus(HOUR / 16)));
+        // None at all: what is held stays.
+        tokens.answered(&db, None, half);
+        assert_eq!(tokens.held()[&db], first);
+        let second = token(&db, half);
+        tokens.answered(&db, Some(second.clone()), half);
+        assert_eq!((&tokens.held()[&db], tokens.next_wake()), (&second, Some(half.plus(HOUR / 2))));
+    }
+
+    #[test]
+    fn who_gets_none_asks_again_soon_and_not_at_once() {
+        let (db, api) = (audience("db"), audience("api"));
+        let mut tokens = Tokens::new([db.clone(), api.clone()]);
+        tokens.answered(&db, None, NOW);
+        assert_eq!(tokens.due(NOW), std::slice::from_ref(&api), "one that is missing holds up no other");
+        tokens.answered(&api, Some(token(&api, NOW)), NOW);
+        assert_eq!((tokens.next_wake(), tokens.held().len()), (Some(NOW.plus(SHORTEST_WAIT)), 1));
+        // Long after its end it is still not asked for without a pause.
+        let late = NOW.plus(4 * HOUR);
+        tokens.answered(&api, None, late);
+        assert!(tokens.next_wake() <= Some(late.plus(SHORTEST_WAIT)) && !tokens.due(late).contains(&api));
+    }
+}

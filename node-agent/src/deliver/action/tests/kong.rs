@@ -15,11 +15,14 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use serde_json::{Map, Value, json};
 use spiffe::bundle::X509Authority;
 use spiffe::x509_svid::X509Svid;
+use tokio_rustls::TlsAcceptor;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::*;
@@ -131,6 +134,10 @@ impl Kong {
 }
 
 async fn serve(kong: Arc<Mutex<Kong>>) -> SocketAddr {
+    serve_by(kong, None).await
+}
+
+async fn serve_by(kong: Arc<Mutex<Kong>>, tls: Option<TlsAcceptor>) -> SocketAddr {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
@@ -155,7 +162,18 @@ async fn serve(kong: Arc<Mutex<Kong>>) -> SocketAddr {
                     Ok::<_, Infallible>(response)
                 }
             });
-            tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+            let tls = tls.clone();
+            tokio::spawn(async move {
+                let http = hyper::server::conn::http1::Builder::new();
+                match tls {
+                    None => http.serve_connection(TokioIo::new(stream), service).await.unwrap(),
+                    Some(tls) => {
+                        // Whoever is refused is told so by TLS.
+                        let Ok(stream) = tls.accept(stream).await else { return };
+                        let _ = http.serve_connection(TokioIo::new(stream), service).await;
+                    }
+                }
+            });
         }
     });
     address
@@ -259,4 +277,47 @@ async fn contract_kong_without_a_database_is_handed_the_file() {
     fs::write(place.path().join("kong.yml"), "_format_version: '3.0'\n").unwrap();
     put(&delivery, &material(), place.path()).await.unwrap();
     assert_eq!(kong.lock().unwrap().config, "_format_version: '3.0'\n");
+}
+
+/// A self-signed certificate for localhost and its key; both are written to `dir`.
+fn localhost(dir: &Path, name: &str) -> (CertificateDer<'static>, PrivatePkcs8KeyDer<'static>) {
+    let key = spiffe::crypto::generate_key(spiffe::entry::KeyType::P256).unwrap();
+    let certificate = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap().self_signed(&key).unwrap();
+    fs::write(dir.join(format!("{name}.crt")), certificate.pem()).unwrap();
+    fs::write(dir.join(format!("{name}.key")), key.serialize_pem()).unwrap();
+    (certificate.der().clone(), key.serialize_der().into())
+}
+
+#[tokio::test]
+async fn contract_kong_is_known_by_its_certificate_and_knows_us_by_ours() {
+    let (kong, place) = (Arc::new(Mutex::new(Kong::default())), TempDir::new().unwrap());
+    let (server, key) = localhost(place.path(), "server");
+    let (client, _) = localhost(place.path(), "client");
+    localhost(place.path(), "other");
+    let mut clients = RootCertStore::empty();
+    clients.add(client).unwrap();
+    let provider = spiffe::crypto::provider();
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(clients), provider.clone()).build().unwrap();
+    let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let config = config.with_client_cert_verifier(verifier).with_single_cert(vec![server], key.into()).unwrap();
+    let port = serve_by(kong.clone(), Some(TlsAcceptor::from(Arc::new(config)))).await.port();
+    let action = |root: &str, client: &str| {
+        let dir = place.path().display();
+        let client = match client {
+            "" => String::new(),
+            name => format!("client_certificate = '{dir}/{name}.crt'\nclient_key = '{dir}/{name}.key'\n"),
+        };
+        let text = format!(
+            "[[deliver]]\nname = 'web'\ndir = '/d'\n[[deliver.file]]\nkind = 'chain'\nname = 'a'\n[[deliver.action]]\n\
+             kind = 'kong'\nadmin_url = 'https://localhost:{port}'\nca_file = '{dir}/{root}.crt'\n{client}"
+        );
+        Standalone::parse(&text, []).unwrap().deliveries.remove(0)
+    };
+    for (root, client) in [("other", "client"), ("server", "other"), ("server", "")] {
+        let error = put(&action(root, client), &material(), place.path()).await.unwrap_err();
+        assert!(error.contains("cannot be reached"), "{root} {client}: {error}");
+    }
+    assert!(kong.lock().unwrap().entities.is_empty());
+    put(&action("server", "client"), &material(), place.path()).await.unwrap();
+    assert_eq!(ids(&kong, "certificates").len(), 1);
 }
