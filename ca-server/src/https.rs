@@ -5,12 +5,13 @@
 //! - A server of the web shows a certificate for the host of the URL below a root of the operating system, or of the config.
 //!   TLS 1.2 and 1.3: the web's servers speak both.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustls::version::{TLS12, TLS13};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{CertificateError, ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateDer, ServerName};
 use spiffe::crypto;
 use spiffe::federation::{EndpointUrl, Host};
@@ -142,7 +143,22 @@ pub async fn connect(
         Host::Name(name) => ServerName::try_from(name.clone()).map_err(|_| ConnectError::NoAddress(name.clone()))?,
         Host::Address(address) => ServerName::IpAddress((*address).into()),
     };
-    TlsConnector::from(tls).connect(name, stream).await.map_err(|error| ConnectError::Tls(error.to_string()))
+    TlsConnector::from(tls).connect(name, stream).await.map_err(|error| ConnectError::Tls(in_words(&error)))
+}
+
+/// Why there is no TLS: our own words where the verifier is ours, and what to do where rustls says none.
+fn in_words(error: &io::Error) -> String {
+    use rustls::Error::{InvalidCertificate, InvalidMessage};
+    match error.get_ref().and_then(|inner| inner.downcast_ref()) {
+        Some(InvalidCertificate(CertificateError::Other(ours))) => ours.to_string(),
+        Some(InvalidCertificate(CertificateError::UnknownIssuer)) => {
+            "its certificate is below no CA that is known here (UnknownIssuer): if it is meant, name that CA in the \
+             server's config (federation.web_roots; for an ACME CA web.https_web.acme.roots)"
+                .into()
+        }
+        Some(InvalidMessage(_)) => format!("it does not speak TLS, or no good one: {error}"),
+        _ => error.to_string(),
+    }
 }
 
 async fn dial(url: &EndpointUrl, objection: Objection<'_>) -> Result<TcpStream, ConnectError> {

@@ -17,6 +17,7 @@ pub mod health;
 pub mod https;
 pub mod issuance;
 pub mod metrics;
+pub mod origin;
 pub mod own_svid;
 pub mod prune;
 pub mod rotate;

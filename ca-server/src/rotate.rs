@@ -279,7 +279,7 @@ impl Rotator {
             let after = plan::apply(&read.authorities, &steps, &made, read.now);
             match self.parts.store.commit(transaction(&read, &after)).await {
                 Ok(revision) => {
-                    log(&steps, &made);
+                    log(&steps, &read.authorities, &made);
                     let is_made = |authority: &&Authority| made.iter().any(|made| made.id == authority.id);
                     let made: Vec<Authority> = after.iter().filter(is_made).cloned().collect();
                     read.keys.extend(made.iter().map(|made| made.id.clone()));
@@ -384,8 +384,10 @@ impl Rotator {
             return;
         }
         for id in read.keys.iter().filter(|id| !needed.contains(id)) {
+            let kind = read.authorities.iter().find(|authority| authority.id == *id).map(Authority::kind);
+            let kind = kind.map(tracing::field::display);
             match self.parts.keys.remove(id).await {
-                Ok(()) => tracing::info!(authority = %id, "private key wiped: its authority signs no more"),
+                Ok(()) => tracing::info!(authority = %id, kind, "private key wiped: its authority signs no more"),
                 Err(error) => tracing::warn!(%error, "private key could not be wiped"),
             }
         }
@@ -419,11 +421,14 @@ fn transaction(read: &Read, after: &[Authority]) -> Txn {
     unchanged.into_iter().take(room).fold(txn, |txn, (key, revision)| txn.expect(key.clone(), revision))
 }
 
-fn log(steps: &[Step], made: &[Authority]) {
+/// `before` is what was read: what a step removes is in it alone.
+fn log(steps: &[Step], before: &[Authority], made: &[Authority]) {
     for step in steps {
-        let new = || made.iter().find(|made| Some(made.kind()) == step.makes()).map(|made| &made.id);
-        let id = step.id().or_else(new).map_or("", |id| id);
-        tracing::info!(step = step.name(), authority = id, reason = %step.reason(), "authority changed");
+        let known = || before.iter().chain(made).find(|authority| Some(&authority.id) == step.id());
+        let new = || made.iter().find(|made| Some(made.kind()) == step.makes());
+        let Some(authority) = known().or_else(new) else { continue };
+        let (kind, id) = (authority.kind(), &authority.id);
+        tracing::info!(step = step.name(), %kind, authority = %id, reason = %step.reason(), "authority changed");
     }
 }
 

@@ -26,28 +26,51 @@ pub(crate) enum Verb {
 Example, as `chancery token create` prints it:
   chancery agent run --server ca.example.org:8443 --trust-domain example.org --join-token TOKEN \\
       --ca-fingerprint sha256:...
+
 Every key of the config can also be set from the environment: CHANCERY_AGENT__PREFETCH=50 is prefetch.")]
     Run(agent_run::Settings),
-    /// Say whether a config is right, without running it.
+    /// Say whether a config is right, the bootstrap bundle included, without running it.
+    #[command(after_help = "\
+Example:
+  chancery agent validate --config /etc/chancery/agent.toml")]
     Validate(agent_run::Settings),
     /// Ask the agent of this machine how it is: its server, the SVIDs that it holds, the proxies and deliveries that it
     /// serves.
     Status(agent_status::Settings),
     /// List the agents that match every given flag; all of them without one.
+    #[command(after_help = "\
+Examples:
+  chancery agent list
+  chancery agent list --connected=false --attestor join_token")]
     List(Filter),
     /// Show one agent.
+    #[command(after_help = "\
+Example, with an ID that `chancery agent list` shows:
+  chancery agent show spiffe://example.org/chancery/agent/join_token/4a1c")]
     Show {
         /// Its SPIFFE ID.
         id: SpiffeId,
     },
     /// Count the agents that match every given flag.
+    #[command(after_help = "\
+Example:
+  chancery agent count --connected")]
     Count(Filter),
     /// Make an agent's SVID good no more. It may attest again (by a join token: with a new one).
+    #[command(after_help = "\
+Example, with an ID that `chancery agent list` shows:
+  chancery agent evict spiffe://example.org/chancery/agent/join_token/4a1c")]
     Evict(One),
     /// Make an agent's SVID good no more, and let it not attest again until it is evicted. What its workloads hold
     /// stays good until it expires.
+    #[command(after_help = "\
+Example, with an ID that `chancery agent list` shows:
+  chancery agent ban spiffe://example.org/chancery/agent/join_token/4a1c --wait")]
     Ban(One),
     /// Forget agents whose SVIDs have been expired for long. Banned ones stay.
+    #[command(after_help = "\
+Example:
+  chancery agent purge --expired-for 90d")]
     Purge {
         /// For how long they have been expired.
         #[arg(long, value_name = "DURATION", default_value = "30d", value_parser = spiffe::settings::parse_duration)]
@@ -97,7 +120,7 @@ impl Verb {
     pub(crate) async fn run(self, globals: &Globals) -> Outcome {
         let output = globals.output;
         match self {
-            Self::Run(settings) => settings.run(globals).await,
+            Self::Run(settings) => settings.run().await,
             Self::Validate(settings) => settings.validate(globals),
             Self::Status(settings) => settings.run(globals).await,
             Self::List(filter) => {

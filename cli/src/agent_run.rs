@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
-use node_agent::app::{Agent, AppError};
+use node_agent::app::{self, Agent, AppError};
 use node_agent::config::{Bootstrap, Config, ENVIRONMENT_PREFIX};
 use serde::Serialize;
 use spiffe::id::TrustDomain;
@@ -16,7 +16,7 @@ use crate::files;
 use crate::folders::Folders;
 use crate::open_files;
 use crate::output::Sheet;
-use crate::overrides::{Overrides, wrong};
+use crate::overrides::{Overrides, with_flags, wrong};
 use crate::running::told_to_stop;
 
 const USUAL_CONFIG: &str = "/etc/chancery/agent.toml";
@@ -31,7 +31,7 @@ const FLAGS: &[(&str, &str)] = &[
     ("workload_socket", "--workload-socket"),
 ];
 
-/// The flags; --server is a global one.
+/// The flags.
 #[derive(Debug, Args)]
 pub(crate) struct Settings {
     /// The config file; /etc/chancery/agent.toml where none is given and that exists. Flags win over it.
@@ -40,6 +40,10 @@ pub(crate) struct Settings {
     /// The agent's trust domain.
     #[arg(long, value_name = "NAME")]
     trust_domain: Option<TrustDomain>,
+    /// The server that the agent belongs to; several with commas between them are tried in turn.
+    // In place of the global flag of this name, which is for admin verbs.
+    #[arg(long = "server", id = "server", value_name = "HOST:PORT", value_delimiter = ',')]
+    servers: Vec<String>,
     /// The token that `chancery token create` printed. Not needed again once the agent was let in.
     #[arg(long, env = "CHANCERY_JOIN_TOKEN", hide_env_values = true, value_name = "TOKEN")]
     join_token: Option<String>,
@@ -64,17 +68,19 @@ struct Valid {
     servers: Vec<String>,
     data_dir: PathBuf,
     workload_socket: PathBuf,
+    /// Where brokers ask: a socket, an address, or both; none where there is no such endpoint.
+    brokers: Vec<String>,
 }
 
 impl Settings {
-    fn config(self, servers: &[String]) -> Outcome<Config> {
+    fn config(self) -> Outcome<Config> {
         let folders = Folders::of_this_process();
         let over = Overrides::new(ENVIRONMENT_PREFIX)
             .default("data_dir", folders.state("agent"))
             .default("workload_socket", Some(folders.own_workload_socket()))
             .default("attest.kind", Some("join_token"))
             .flag("trust_domain", self.trust_domain)
-            .flag("servers", (!servers.is_empty()).then_some(servers))
+            .flag("servers", (!self.servers.is_empty()).then_some(self.servers))
             .flag("attest.token", self.join_token)
             .flag("ca_fingerprint", self.ca_fingerprint)
             .flag("bootstrap_bundle", self.bootstrap_bundle)
@@ -86,8 +92,8 @@ impl Settings {
     }
 
     /// `agent run`.
-    pub(crate) async fn run(self, globals: &Globals) -> Outcome {
-        let config = self.config(&globals.server)?;
+    pub(crate) async fn run(self) -> Outcome {
+        let config = self.config()?;
         // The connection itself, and the process at its other end.
         open_files::make_room("limits.connections", config.limits.connections, 2);
         // Below /run/user nobody else makes it.
@@ -110,11 +116,20 @@ impl Settings {
 
     /// `agent validate`.
     pub(crate) fn validate(self, globals: &Globals) -> Outcome {
-        let config = self.config(&globals.server)?;
-        if let Some(Bootstrap::Bundle(path)) = &config.bootstrap {
-            files::read(path)?;
-        }
+        let config = self.config()?;
+        app::check(&config).map_err(|error| Failure::Refused(with_flags(error.to_string(), FLAGS)))?;
+        let known_by = match &config.bootstrap {
+            Some(Bootstrap::Bundle(path)) => format!("the roots in {}", path.display()),
+            Some(Bootstrap::Fingerprint(sha256)) => format!("the root sha256:{}", spiffe::crypto::hex(sha256)),
+            None => "the bundle that an earlier start left in its folder; the first start needs bootstrap_bundle or \
+                     ca_fingerprint (--bootstrap-bundle, --ca-fingerprint)"
+                .into(),
+        };
+        let (at, listen) =
+            config.broker.as_ref().map_or((None, None), |broker| (broker.socket.as_ref(), broker.listen));
+        let brokers = at.map(|path| path.display().to_string()).into_iter().chain(listen.map(|at| at.to_string()));
         let valid = Valid {
+            brokers: brokers.collect(),
             trust_domain: config.trust_domain.to_string(),
             servers: config.servers.iter().map(ToString::to_string).collect(),
             data_dir: config.data_dir,
@@ -124,8 +139,10 @@ impl Settings {
             let sheet = Sheet::default()
                 .line("trust domain", &valid.trust_domain)
                 .lines("servers", &valid.servers)
+                .line("known by", &known_by)
                 .line("state in", valid.data_dir.display().to_string())
-                .line("workloads", valid.workload_socket.display().to_string());
+                .line("workloads", valid.workload_socket.display().to_string())
+                .lines("brokers", &valid.brokers);
             format!("the config is right\n\n{}", sheet.text())
         })
     }

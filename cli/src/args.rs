@@ -48,7 +48,7 @@ pub(crate) struct Globals {
     /// /run/chancery/admin.sock, /var/lib/chancery/server/admin.sock, that of a server of your own, that of `chancery dev`.
     #[arg(long, global = true, env = "CHANCERY_ADMIN_SOCKET", value_name = "PATH")]
     pub(crate) socket: Option<PathBuf>,
-    /// The server's address. Admin verbs then use mutual TLS instead of the socket, and need --svid.
+    /// For admin verbs from afar: the server's address. They then use mutual TLS instead of the socket, and need --svid.
     #[arg(long, global = true, value_name = "HOST:PORT", value_delimiter = ',')]
     pub(crate) server: Vec<String>,
     /// The SVID of an entry marked admin, for --server: the folder that `fetch x509 --write` wrote, or three
@@ -154,7 +154,7 @@ impl Chancery {
 impl Chancery {
     /// The command line of this process. It ends the process where there is only help to give.
     pub(crate) fn of_this_process() -> Self {
-        let mut command = without_empty(Self::command(), |name| std::env::var_os(name));
+        let mut command = without_empty(with_whole_usage(), |name| std::env::var_os(name));
         let words: Vec<OsString> = std::env::args_os().collect();
         if let Some(time) = loose_time(&words) {
             let text = format!("--wait takes its time behind an equals sign: write --wait={time}");
@@ -162,6 +162,20 @@ impl Chancery {
         }
         Self::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit())
     }
+}
+
+/// The command line with the usage of each verb as its `--help` has it. Beside a complaint it would otherwise name all that
+/// is set, in the environment too, as if it had to be given: `--socket <PATH>`, for example.
+fn with_whole_usage() -> Command {
+    fn fixed(mut command: Command) -> Command {
+        let usage = command.render_usage().to_string();
+        let usage = usage.strip_prefix("Usage: ").unwrap_or(&usage).to_owned();
+        command.override_usage(usage).mut_subcommands(fixed)
+    }
+    let mut command = Chancery::command();
+    // Only then does a verb know the nouns before it.
+    command.build();
+    fixed(command)
 }
 
 /// The time in `--wait 5s`: without the equals sign it would be read as the name of something.
@@ -209,8 +223,43 @@ mod tests {
     }
 
     #[test]
+    fn a_complaint_shows_the_usage_of_the_help() {
+        let complaint = |line: &str| with_whole_usage().try_get_matches_from(line.split(' ')).unwrap_err().to_string();
+        let usage = "Usage: chancery fetch jwt [OPTIONS] --audience <AUDIENCE>\n";
+        assert!(complaint("chancery --socket /a fetch jwt --workload-socket /b").contains(usage));
+        assert!(complaint("chancery fetch jwt --help").contains(usage));
+        assert!(complaint("chancery fetch").contains("Usage: chancery fetch [OPTIONS] <COMMAND>\n"));
+    }
+
+    #[test]
     fn the_command_line_holds_together() {
         Chancery::command().debug_assert();
+    }
+
+    #[test]
+    fn every_verb_has_an_example_that_is_right() {
+        fn look(command: &Command, path: &str) {
+            if command.has_subcommands() {
+                command.get_subcommands().for_each(|sub| look(sub, &format!("{path} {}", sub.get_name())));
+                return;
+            }
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let examples = examples(&help, path);
+            assert!(help.starts_with("Example") && !examples.is_empty(), "`{path} --help` has no example of it");
+            for example in examples {
+                let read = Chancery::try_parse_from(example.split_whitespace());
+                assert!(read.is_ok(), "`{path} --help` has a wrong example: {example}\n{}", read.unwrap_err());
+            }
+        }
+        look(&Chancery::command(), "chancery");
+    }
+
+    /// The command lines of `verb` in a help text, each up to a remark, a pipe or a redirection.
+    fn examples(help: &str, verb: &str) -> Vec<String> {
+        let whole = help.replace("\\\n      ", "");
+        let lines = whole.lines().filter_map(|line| line.strip_prefix("  ")).filter(|line| line.starts_with(verb));
+        let end = |line: &str| ["  ", " | ", " > ", " < "].iter().filter_map(|sign| line.find(sign)).min();
+        lines.map(|line| line[..end(line).unwrap_or(line.len())].to_owned()).collect()
     }
 
     #[test]

@@ -23,8 +23,18 @@ To replace a CA whose key may be stolen:
   chancery authority revoke OLD --wait       the old root leaves every bundle")]
 pub(crate) enum Verb {
     /// List the authorities and what each will do next.
+    #[command(after_help = "\
+Example:
+  chancery authority list
+
+FINGERPRINT OR KID: of a CA the SHA-256 of its root, as configs and command lines have it; of a key for tokens its kid,
+as the header of each token that it signed has it.")]
     List,
-    /// Make a new authority now, and bring its root or key to every agent.
+    /// Make a new authority now, and bring its root or key to every agent. Its ID is printed, for `activate`.
+    #[command(after_help = "\
+Examples:
+  chancery authority prepare --wait
+  chancery authority prepare --kind jwt --wait")]
     Prepare {
         /// What it will sign: X.509-SVIDs, JWT-SVIDs or WIT-SVIDs.
         #[arg(long, value_name = "KIND", default_value = "x509")]
@@ -33,11 +43,20 @@ pub(crate) enum Verb {
         wait: Wait,
     },
     /// Let a prepared authority sign from now on; the active one retires.
+    #[command(after_help = "\
+Example, with the ID that `chancery authority prepare` printed (`chancery authority list` shows it too):
+  chancery authority activate 9b1e --wait")]
     Activate(One),
     /// Mark a retired authority: every SVID that it signed is replaced at once.
+    #[command(after_help = "\
+Example, with an ID that `chancery authority list` shows:
+  chancery authority taint 77c0 --wait")]
     Taint(One),
     /// Take a retired authority's root or key out of the bundle at once: what it signed is good no more. Taint it first, so
     /// that nobody holds an SVID below it any more.
+    #[command(after_help = "\
+Example, with an ID that `chancery authority list` shows:
+  chancery authority revoke 77c0 --wait")]
     Revoke {
         #[command(flatten)]
         one: One,
@@ -128,7 +147,7 @@ pub(crate) fn next(authority: &v1::Authority, now: Timestamp) -> String {
 }
 
 fn table(authorities: &[v1::Authority], now: Timestamp) -> String {
-    let mut table = Table::new(["ID", "KIND", "STATE", "EXPIRES", "NEXT", "OWNER", "FINGERPRINT"]);
+    let mut table = Table::new(["ID", "KIND", "STATE", "EXPIRES", "NEXT", "OWNER", "FINGERPRINT OR KID"]);
     for authority in authorities {
         let mut state = authority.state.clone();
         if authority.tainted {
@@ -144,10 +163,18 @@ fn table(authorities: &[v1::Authority], now: Timestamp) -> String {
             moments::expires(authority.not_after, now),
             next(authority, now),
             authority.owner.clone(),
-            authority.fingerprint.clone(),
+            fingerprint(authority),
         ]);
     }
     table.text_or("no authorities")
+}
+
+/// What the authority is known by elsewhere: a root in configs and on command lines, a key in the headers of its tokens.
+fn fingerprint(authority: &v1::Authority) -> String {
+    match authority.kind.as_str() {
+        "x509" if !authority.fingerprint.is_empty() => format!("sha256:{}", authority.fingerprint),
+        _ => authority.fingerprint.clone(),
+    }
 }
 
 #[cfg(test)]
@@ -170,8 +197,10 @@ mod tests {
         };
         assert!(
             table(std::slice::from_ref(&active), now)
-                .contains("a1  x509  active, tainted  in 24h   retires in 29m  ca-1   ab\n")
+                .contains("a1  x509  active, tainted  in 24h   retires in 29m  ca-1   sha256:ab\n")
         );
+        let key = v1::Authority { kind: "jwt".into(), fingerprint: "u5Zc".into(), ..active.clone() };
+        assert!(table(std::slice::from_ref(&key), now).ends_with("  u5Zc\n"), "as it stands in the header of a token");
         let prepared = v1::Authority { state: "prepared".into(), unacknowledged: 2, ..active };
         assert_eq!(next(&prepared, now), "signs in 29m (2 agents have yet to apply it)");
     }

@@ -8,6 +8,9 @@ use crate::output;
 
 /// Print the completions of a shell. For bash: `source <(chancery completions bash)`.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  chancery completions bash > ~/.local/share/bash-completion/completions/chancery")]
 pub(crate) struct Completions {
     /// The shell.
     shell: clap_complete::Shell,

@@ -34,6 +34,10 @@ const ALIAS: &str = "spiffe://dev.local/dev/agent";
 /// Run a server and an agent for yourself, in the foreground: every process of yours has an identity.
 #[derive(Debug, Args)]
 #[command(after_help = "\
+Examples:
+  chancery dev
+  chancery dev --ttl 1m --ca-ttl 10m --entries entries.yaml
+
 An --entries file is like that of `entry create --file`; where an entry has no parent, it is this agent:
 
   - spiffe_id: spiffe://dev.local/web

@@ -271,6 +271,21 @@ pub(crate) struct Bundle {
     pub(crate) refresh_hint: Option<String>,
     /// Its X.509 roots.
     pub(crate) x509_authorities: Vec<Root>,
+    /// What its JWT-SVIDs are verified with.
+    pub(crate) jwt_authorities: Vec<TokenKey>,
+    /// What its WIT-SVIDs are verified with.
+    pub(crate) wit_authorities: Vec<TokenKey>,
+}
+
+/// One key for tokens of a bundle.
+#[derive(Debug, Serialize)]
+pub(crate) struct TokenKey {
+    /// Its name in the header of the tokens that it signed.
+    pub(crate) kid: String,
+    /// Whether what it signed is replaced at once.
+    pub(crate) tainted: bool,
+    /// The public key, a JWK.
+    pub(crate) jwk: serde_json::Value,
 }
 
 /// One X.509 root of a bundle.
@@ -354,6 +369,8 @@ pub(crate) struct Authority {
     pub(crate) not_after: Moment,
     /// SHA-256 of its root certificate, hexadecimal; of a key for tokens its `kid`.
     pub(crate) fingerprint: String,
+    /// The name of a key for tokens, in the header of those that it signed; null for X.509.
+    pub(crate) kid: Option<String>,
     /// Whether an upstream CA signed it.
     pub(crate) upstream: bool,
     /// How many agents have not applied it yet; only for a prepared one.
@@ -366,6 +383,7 @@ impl From<v1::Authority> for Authority {
     fn from(wire: v1::Authority) -> Self {
         Self {
             id: wire.id,
+            kid: (wire.kind != "x509").then(|| wire.fingerprint.clone()),
             owner: wire.owner,
             kind: wire.kind,
             state: wire.state,
@@ -434,8 +452,37 @@ pub(crate) struct Svids {
 /// `fetch bundle`.
 #[derive(Debug, Serialize)]
 pub(crate) struct TrustBundles {
-    /// PEM by the names of the trust domains.
-    pub(crate) bundles: std::collections::BTreeMap<String, String>,
+    /// By the names of the trust domains.
+    pub(crate) bundles: std::collections::BTreeMap<String, TrustBundle>,
+}
+
+/// What one trust domain is verified with.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub(crate) enum TrustBundle {
+    /// X.509 roots: PEM, a string.
+    Roots(String),
+    /// Keys for tokens (`--kind jwt|wit`): a JWK set, an object.
+    Keys(serde_json::Value),
+}
+
+impl TrustBundle {
+    /// As it stands in a file of its own.
+    pub(crate) fn text(&self) -> String {
+        match self {
+            Self::Roots(pem) => pem.clone(),
+            Self::Keys(set) => format!("{set:#}\n"),
+        }
+    }
+
+    /// `1 root`, `2 keys`.
+    pub(crate) fn size(&self) -> String {
+        let (count, word) = match self {
+            Self::Roots(pem) => (pem.matches("-----BEGIN").count(), "root"),
+            Self::Keys(set) => (set["keys"].as_array().map_or(0, Vec::len), "key"),
+        };
+        if count == 1 { format!("1 {word}") } else { format!("{count} {word}s") }
+    }
 }
 
 /// `fetch jwt` and `fetch wit`: one token.
@@ -469,13 +516,6 @@ pub(crate) struct JwtSvids {
 pub(crate) struct WitSvids {
     /// The default identity first.
     pub(crate) svids: Vec<TokenSvid>,
-}
-
-/// `fetch bundle --kind jwt|wit`.
-#[derive(Debug, Serialize)]
-pub(crate) struct JwkSets {
-    /// JWK sets by the names of the trust domains.
-    pub(crate) bundles: std::collections::BTreeMap<String, serde_json::Value>,
 }
 
 /// `validate jwt`.

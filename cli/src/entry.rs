@@ -38,17 +38,38 @@ A file is JSON or YAML: a list of entries with the fields of `entry list -o json
 selectors have to be there.")]
     Create(Create),
     /// Show one entry.
+    #[command(after_help = "\
+Example, with an ID that `chancery entry list` shows:
+  chancery entry show 5f0c")]
     Show {
         /// Its ID.
         id: EntryId,
     },
     /// List the entries that match every given flag; all of them without one.
+    #[command(after_help = "\
+Examples:
+  chancery entry list
+  chancery entry list --spiffe-id spiffe://example.org/web
+  chancery entry list --selector unix:uid:1000 -o json")]
     List(Filter),
     /// Count the entries that match every given flag.
+    #[command(after_help = "\
+Example:
+  chancery entry count --federates-with other.org")]
     Count(Filter),
     /// Change one entry by flags (what is not given stays), or replace many from a file.
+    #[command(after_help = "\
+Examples, with an ID that `chancery entry list` shows:
+  chancery entry update 5f0c --x509-ttl 30m --wait
+  chancery entry update 5f0c --federates-with other.org --federates-with third.org
+  chancery entry update --file entries.yaml
+
+A flag that may be repeated replaces all values of before.")]
     Update(Update),
     /// Delete entries.
+    #[command(after_help = "\
+Example, with IDs that `chancery entry list` shows:
+  chancery entry delete 5f0c 77aa --wait")]
     Delete {
         /// Their IDs.
         #[arg(required = true)]
@@ -357,15 +378,16 @@ fn table(entries: &[v1::Entry], now: Timestamp) -> String {
             entry.spiffe_id.clone(),
             entry.selectors.join(" "),
             entry.parent.clone(),
-            ttl(entry),
+            length(entry.x509_ttl),
             marks.join(", "),
         ]);
     }
     table.text_or("no entries")
 }
 
-fn ttl(entry: &v1::Entry) -> String {
-    match entry.x509_ttl {
+/// A life in seconds; nothing where the server's config says it.
+fn length(seconds: u64) -> String {
+    match seconds {
         0 => String::new(),
         seconds => spiffe::settings::write_duration(Duration::from_secs(seconds)),
     }
@@ -382,7 +404,10 @@ fn sheet(entry: &v1::Entry, now: Timestamp) -> String {
         .line("spiffe id", &entry.spiffe_id)
         .line("parent", &entry.parent)
         .lines("selectors", &entry.selectors)
-        .line("x509 ttl", ttl(entry))
+        .line("x509 ttl", length(entry.x509_ttl))
+        .line("jwt ttl", length(entry.jwt_ttl))
+        .line("wit ttl", length(entry.wit_ttl))
+        .line("jti", if entry.jti { "yes" } else { "" })
         .lines("dns names", &entry.dns_names)
         .line("hint", &entry.hint)
         .line("admin", if entry.admin { "yes" } else { "" })
@@ -420,7 +445,8 @@ mod tests {
             "web-1  spiffe://example.org/web  unix:gid:1 unix:uid:1  spiffe://example.org/chancery/agent/x509pop/1  10m  \
              admin, expires in 59m"
         );
-        let sheet = sheet(&entry(), now);
+        let sheet = sheet(&v1::Entry { jwt_ttl: 90, jti: true, ..entry() }, now);
+        assert!(sheet.contains("x509 ttl   10m\njwt ttl    1m 30s\njti        yes\n"), "{sheet}");
         assert!(sheet.contains("\nselectors  unix:gid:1\n           unix:uid:1\n"), "{sheet}");
         assert!(sheet.contains("created    60s ago (1970-01-12T13:46:40Z)"), "{sheet}");
     }

@@ -50,13 +50,23 @@ change them on the way can be anybody of that trust domain.")]
         wait: Wait,
     },
     /// List the relationships, and how their polls have gone.
+    #[command(after_help = "\
+Example:
+  chancery federation list")]
     List,
     /// Show one relationship.
+    #[command(after_help = "\
+Example:
+  chancery federation show other.org")]
     Show {
         /// With whom.
         trust_domain: TrustDomain,
     },
     /// Change a relationship; what is not given stays.
+    #[command(after_help = "\
+Examples:
+  chancery federation update other.org --url https://bundles.other.org:8443/
+  chancery federation update other.org --bundle other.json --bundle-format spiffe")]
     Update {
         /// With whom.
         trust_domain: TrustDomain,
@@ -75,11 +85,17 @@ change them on the way can be anybody of that trust domain.")]
         wait: Wait,
     },
     /// Poll the endpoint now, and say what came.
+    #[command(after_help = "\
+Example:
+  chancery federation refresh other.org")]
     Refresh {
         /// Whose bundle to fetch.
         trust_domain: TrustDomain,
     },
     /// End a relationship: its bundle is dropped too.
+    #[command(after_help = "\
+Example:
+  chancery federation delete other.org --dissociate")]
     Delete {
         /// With whom.
         trust_domain: TrustDomain,
@@ -117,6 +133,13 @@ impl Verb {
         let output = globals.output;
         match self {
             Self::Create { trust_domain, url, profile, endpoint_id, first, wait } => {
+                if profile == ProfileName::HttpsSpiffe && endpoint_id.is_none() {
+                    return Err(Failure::Usage(format!(
+                        "--profile https_spiffe needs --endpoint-id, the SPIFFE ID that the endpoint shows: ask whoever runs \
+                         {trust_domain} (a server of ours shows {})",
+                        trust_domain.server_id()
+                    )));
+                }
                 let relationship = v1::Relationship {
                     trust_domain: trust_domain.to_string(),
                     url: url.to_string(),
@@ -149,6 +172,10 @@ impl Verb {
                 output.show(&document, || sheet(&document, moments::now()))
             }
             Self::Update { trust_domain, url, profile, endpoint_id, first, wait } => {
+                if url.is_none() && profile.is_none() && endpoint_id.is_none() && first.bundle.is_none() {
+                    let text = "nothing would change: give --url, --profile, --endpoint-id or --bundle";
+                    return Err(Failure::Usage(text.into()));
+                }
                 let bundle = first.read(&trust_domain)?;
                 let mut admin = connect::admin(globals).await?;
                 let mut relationship = show(&mut admin, &trust_domain).await?.relationship.unwrap_or_default();

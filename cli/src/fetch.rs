@@ -1,25 +1,24 @@
 //! `chancery fetch`: what this process gets from the Workload API, to the screen or to files.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use spiffe::id::TrustDomain;
 use spiffe::proto::workload as wire;
 use spiffe::time::{Backoff, Clock as _, System, Timestamp};
 use spiffe::x509_svid::X509Svid;
-use tonic::Streaming;
+use tonic::{Code, Status, Streaming};
 
 use crate::args::Globals;
-use crate::documents::{Svid, Svids, TrustBundles};
+use crate::documents::{Svid, Svids};
 use crate::exit::{Failure, Outcome};
-use crate::fetch_tokens::{self, Kind};
-use crate::files::{self, PUBLIC};
+use crate::fetch_bundle::{foreign, write_bundles};
+use crate::files;
 use crate::moments::{self, Moment};
 use crate::output::{self, Output, Sheet, plain};
 use crate::svid_files::{BUNDLE, KEY, PemSvid, SVID, suffix, with_suffix};
 use crate::workload::{self, SOCKET_VARIABLE, Workload};
+use crate::{fetch_bundle, fetch_tokens};
 
 /// The agent itself gives up after ten seconds, and says why.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
@@ -29,31 +28,45 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 pub(crate) enum Verb {
     /// Fetch the X.509-SVIDs of this process, the default identity first.
     #[command(after_help = "\
+Examples:
+  chancery fetch x509
+  chancery fetch x509 --write ./me
+  chancery fetch x509 --watch
+
 Files with --write: svid.pem, key.pem (readable by you alone) and bundle.pem of the default identity; those of
 further identities as svid.2.pem, key.2.pem, bundle.2.pem, and so on; bundle.<trust domain>.pem of each foreign
 trust domain. Each is replaced whole.")]
     X509(X509),
     /// Fetch a JWT-SVID for an audience, of each identity of this process.
     #[command(after_help = "\
-Example, to call something that takes bearer tokens:
+Examples:
+  chancery fetch jwt --audience https://api.example.org
+  chancery fetch jwt --audience https://api.example.org --spiffe-id spiffe://example.org/web --raw
+
+To call something that takes bearer tokens:
   curl -H \"Authorization: Bearer $(chancery fetch jwt --audience https://api.example.org --raw)\" ...")]
     Jwt(fetch_tokens::Jwt),
     /// Fetch the WIT-SVIDs of this process, the default identity first.
     #[command(after_help = "\
-Files with --write: svid.wit and key.jwk (readable by you alone) of the default identity; those of further identities
-as svid.2.wit, key.2.jwk, and so on. Each is replaced whole.")]
+Examples:
+  chancery fetch wit
+  chancery fetch wit --write ./me --watch
+
+A WIT-SVID is worth nothing without its private key. The agent makes that key and hands it out with the token: without
+--write it is written nowhere, and shown with --keys only. With --write FOLDER it goes to key.jwk there, readable by you
+alone (mode 0600), and the token to svid.wit; those of further identities to key.2.jwk and svid.2.wit, and so on. Each
+file is replaced whole.")]
     Wit(fetch_tokens::Wit),
     /// Fetch the trust bundles that this process gets.
     #[command(after_help = "\
+Examples:
+  chancery fetch bundle --write ./trust
+  chancery fetch bundle --kind jwt --trust-domain example.org > keys.json
+
 Files with --write: bundle.<trust domain>.pem of each trust domain; with --kind jwt or wit, bundle.<trust domain>.jwt.json
-or bundle.<trust domain>.wit.json.")]
-    Bundle {
-        /// What is to be verified with them.
-        #[arg(long, value_enum, default_value_t, value_name = "KIND")]
-        kind: Kind,
-        #[command(flatten)]
-        fetch: Fetch,
-    },
+or bundle.<trust domain>.wit.json. On the screen: PEM, or with --kind jwt or wit a JWK set; of several trust domains one
+after the other.")]
+    Bundle(fetch_bundle::FetchBundle),
 }
 
 #[derive(Debug, Args)]
@@ -84,29 +97,11 @@ impl Verb {
         match self {
             Self::X509(x509) => {
                 let take = |answer: &_| take_x509(answer, &x509, globals.output);
-                x509.fetch.each(async |workload: &mut Workload| workload.x509().await, take).await
+                x509.fetch.each(async |workload: &mut Workload| Ok(workload.x509().await?), take).await
             }
             Self::Jwt(jwt) => jwt.run(globals.output).await,
             Self::Wit(wit) => wit.run(globals.output).await,
-            Self::Bundle { kind: Kind::X509, fetch } => {
-                let take = |answer: &_| take_bundles(answer, &fetch, globals.output);
-                fetch.each(async |workload: &mut Workload| workload.bundles().await, take).await
-            }
-            Self::Bundle { kind: Kind::Jwt, fetch } => {
-                let take = |answer: &wire::JwtBundlesResponse| {
-                    let text = |document: &bytes::Bytes| String::from_utf8_lossy(document).into_owned();
-                    let bundles = answer.bundles.iter().map(|(id, document)| (id.as_str(), text(document)));
-                    fetch_tokens::take_bundles(bundles, ("jwt", &fetch), globals.output)
-                };
-                fetch.each(async |workload: &mut Workload| workload.jwt_bundles().await, take).await
-            }
-            Self::Bundle { kind: Kind::Wit, fetch } => {
-                let take = |answer: &wire::WitBundlesResponse| {
-                    let bundles = answer.bundles.iter().map(|(id, document)| (id.as_str(), document.clone()));
-                    fetch_tokens::take_bundles(bundles, ("wit", &fetch), globals.output)
-                };
-                fetch.each(async |workload: &mut Workload| workload.wit_bundles().await, take).await
-            }
+            Self::Bundle(bundle) => bundle.run(globals.output).await,
         }
     }
 }
@@ -116,7 +111,7 @@ impl Fetch {
     /// long as this process lives, however often the agent goes away.
     pub(crate) async fn each<T>(
         &self,
-        open: impl AsyncFn(&mut Workload) -> Result<Streaming<T>, tonic::Status>,
+        open: impl AsyncFn(&mut Workload) -> Result<Streaming<T>, Broken>,
         mut take: impl FnMut(&T) -> Outcome,
     ) -> Outcome {
         if let Some(folder) = &self.write {
@@ -124,7 +119,7 @@ impl Fetch {
         }
         let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(15));
         loop {
-            let broken = match self.stream(&open).await {
+            let Broken { failure, again } = match self.stream(&open).await {
                 Ok((mut stream, first)) => {
                     take(&first)?;
                     if !self.watch {
@@ -134,40 +129,72 @@ impl Fetch {
                     loop {
                         match stream.message().await {
                             Ok(Some(answer)) => take(&answer)?,
-                            Ok(None) => break Failure::Unreachable("the agent ended the stream".into()),
-                            Err(status) => break workload::failure(&status),
+                            Ok(None) => break ended().into(),
+                            Err(status) => break status.into(),
                         }
                     }
                 }
-                Err(failure) => failure,
+                Err(broken) => broken,
             };
-            if !self.watch || matches!(broken, Failure::Usage(_)) {
-                return Err(broken);
+            if !self.watch || !again {
+                return Err(failure);
             }
             let chance = spiffe::crypto::random().map_or(0, u32::from_be_bytes);
             let pause = backoff.after_failure(chance);
-            output::remark(&format!("{}  {broken}; trying again", moments::now()));
+            output::remark(&format!("{}  {failure}; trying again", moments::now()));
             System.sleep(pause).await;
         }
     }
 
     async fn stream<T>(
         &self,
-        open: &impl AsyncFn(&mut Workload) -> Result<Streaming<T>, tonic::Status>,
-    ) -> Outcome<(Streaming<T>, T)> {
+        open: &impl AsyncFn(&mut Workload) -> Result<Streaming<T>, Broken>,
+    ) -> Result<(Streaming<T>, T), Broken> {
         let mut workload = Workload::connect(self.workload_socket.as_deref()).await?;
         let first = async {
-            let mut stream = open(&mut workload).await.map_err(|status| workload::failure(&status))?;
-            let first = stream.message().await.map_err(|status| workload::failure(&status))?;
-            let first = first.ok_or_else(|| Failure::Unreachable("the agent ended the stream".into()))?;
+            let mut stream = open(&mut workload).await?;
+            let first = stream.message().await?.ok_or_else(ended)?;
             Ok((stream, first))
         };
         in_time(first).await
     }
 }
 
+fn ended() -> Failure {
+    Failure::Unreachable("the agent ended the stream".into())
+}
+
+/// Why a stream does not come, or goes no further.
+pub(crate) struct Broken {
+    failure: Failure,
+    /// Whether another attempt could do better.
+    again: bool,
+}
+
+impl Broken {
+    /// By `status`, which is said in the words of `failure`.
+    pub(crate) fn said(status: &Status, failure: Failure) -> Self {
+        // SPIFFE_Workload_Endpoint.md appendix A says after which codes a client does not try again: they are its own
+        // mistake, or an agent that does not know the call.
+        let again = !matches!(status.code(), Code::InvalidArgument | Code::Unimplemented);
+        Self { failure, again }
+    }
+}
+
+impl From<Status> for Broken {
+    fn from(status: Status) -> Self {
+        Self::said(&status, workload::failure(&status))
+    }
+}
+
+impl From<Failure> for Broken {
+    fn from(failure: Failure) -> Self {
+        Self { again: !matches!(failure, Failure::Usage(_)), failure }
+    }
+}
+
 /// What the agent answers, if it does so soon.
-pub(crate) async fn in_time<T>(answer: impl Future<Output = Outcome<T>>) -> Outcome<T> {
+pub(crate) async fn in_time<T, E: From<Failure>>(answer: impl Future<Output = Result<T, E>>) -> Result<T, E> {
     #[expect(clippy::disallowed_methods, reason = "input and output: an agent that does not answer")]
     let answer = tokio::time::timeout(ANSWER_TIMEOUT, answer).await;
     answer.map_err(|_| Failure::Unreachable(format!("the agent did not answer within {ANSWER_TIMEOUT:?}")))?
@@ -262,47 +289,27 @@ fn files_of(fetched: &[Fetched]) -> String {
     };
     fetched.iter().enumerate().fold(Sheet::default(), line).text()
 }
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
 
-fn take_bundles(answer: &wire::X509BundlesResponse, fetch: &Fetch, output: Output) -> Outcome {
-    let bundles = foreign(&answer.bundles)?;
-    if let Some(folder) = &fetch.write {
-        write_bundles(folder, &bundles)?;
-    }
-    let roots = |pem: &str| pem.matches("-----BEGIN").count();
-    let line = |(name, pem): (&String, &String)| match roots(pem) {
-        1 => format!("{name}: 1 root"),
-        roots => format!("{name}: {roots} roots"),
-    };
-    let document = TrustBundles { bundles };
-    if fetch.watch {
-        let names = || document.bundles.iter().map(line).collect::<Vec<_>>().join(", ");
-        return output.show_line(&document, || format!("{}  {}", moments::now(), names()));
-    }
-    output.show(&document, || match &fetch.write {
-        Some(folder) => {
-            let bundles = if document.bundles.len() == 1 { "bundle" } else { "bundles" };
-            format!("{} {bundles} written to {}", document.bundles.len(), folder.display())
+    use super::*;
+
+    #[tokio::test]
+    async fn who_asks_wrongly_does_not_ask_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("agent.sock");
+        let _agent = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let fetch = Fetch { workload_socket: Some(socket.display().to_string()), write: None, watch: true };
+        for (last, code) in [(Code::InvalidArgument, 1), (Code::Unimplemented, 1)] {
+            let asked = Cell::new(0);
+            let open = async |_: &mut Workload| -> Result<Streaming<wire::X509svidResponse>, Broken> {
+                asked.set(asked.get() + 1);
+                // At first it has no identity yet, which may come.
+                Err(Status::new(if asked.get() == 1 { Code::PermissionDenied } else { last }, "no").into())
+            };
+            let failure = fetch.each(open, |_| Ok(())).await.unwrap_err();
+            assert_eq!((failure.exit(), asked.get()), (code, 2), "{failure}");
         }
-        None => document.bundles.values().cloned().collect(),
-    })
-}
-
-/// Bundles by the bare names of their trust domains, as PEM.
-fn foreign<'a>(
-    bundles: impl IntoIterator<Item = (&'a String, &'a (impl AsRef<[u8]> + 'a))>,
-) -> Outcome<BTreeMap<String, String>> {
-    let one = |(id, der): (&String, &_)| {
-        // Parsed, because it becomes the name of a file.
-        let name = TrustDomain::parse(id)
-            .map_err(|error| Failure::Refused(format!("the agent named the trust domain {}: {error}", plain(id))))?;
-        let roots = workload::certificates(AsRef::as_ref(der))?;
-        Ok((name.to_string(), roots.iter().map(|der| spiffe::pem::certificate(der)).collect()))
-    };
-    bundles.into_iter().map(one).collect()
-}
-
-fn write_bundles(folder: &Path, bundles: &BTreeMap<String, String>) -> Outcome {
-    bundles.iter().try_for_each(|(name, pem)| {
-        files::write(folder, &BUNDLE.replace(".pem", &format!(".{name}.pem")), PUBLIC, pem.as_bytes())
-    })
+    }
 }

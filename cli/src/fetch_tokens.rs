@@ -1,39 +1,30 @@
-//! `chancery fetch jwt` and `chancery fetch wit`: tokens from the Workload API, and the keys to verify them with.
+//! `chancery fetch jwt` and `chancery fetch wit`: tokens from the Workload API.
 
-use std::collections::BTreeMap;
-
-use clap::{Args, ValueEnum};
-use spiffe::id::{SpiffeId, TrustDomain};
+use clap::Args;
+use spiffe::id::SpiffeId;
 use spiffe::jwt_svid::JwtSvid;
 use spiffe::proto::workload as wire;
 use spiffe::time::Timestamp;
 use spiffe::wit_svid::WitSvid;
 
-use crate::documents::{JwkSets, JwtSvids, TokenSvid, WitSvids};
+use crate::documents::{JwtSvids, TokenSvid, WitSvids};
 use crate::exit::{Failure, Outcome};
-use crate::fetch::{Fetch, in_time};
+use crate::fetch::{Broken, Fetch, in_time};
 use crate::files::{self, PRIVATE, PUBLIC};
+use crate::jwt::parse_audience;
 use crate::moments::{self, Moment};
 use crate::output::{self, Output, Sheet, plain};
 use crate::svid_files::{suffix, with_suffix};
-use crate::workload::{self, SOCKET_VARIABLE, Workload};
+use crate::workload::{SOCKET_VARIABLE, Workload};
 
-/// What bundles are for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Kind {
-    /// X.509-SVIDs: roots, as PEM.
-    #[default]
-    X509,
-    /// JWT-SVIDs: keys, as JWK sets.
-    Jwt,
-    /// WIT-SVIDs: keys, as JWK sets.
-    Wit,
-}
+/// The files of a WIT-SVID: the token, and its private key.
+const TOKEN: &str = "svid.wit";
+const KEY: &str = "key.jwk";
 
 #[derive(Debug, Args)]
 pub(crate) struct Jwt {
     /// For whom the token is; may be repeated, and one is best.
-    #[arg(long = "audience", required = true, value_name = "AUDIENCE")]
+    #[arg(long = "audience", required = true, value_name = "AUDIENCE", value_parser = parse_audience)]
     audiences: Vec<String>,
     /// Of this identity alone.
     #[arg(long, value_name = "ID")]
@@ -49,10 +40,19 @@ pub(crate) struct Jwt {
 impl Jwt {
     /// Does it.
     pub(crate) async fn run(self, output: Output) -> Outcome {
+        if self.raw && output == Output::Json {
+            let text =
+                "--raw prints the token and nothing else, --output json a document with it: leave one of them out";
+            return Err(Failure::Usage(text.into()));
+        }
         let mut workload = Workload::connect(self.workload_socket.as_deref()).await?;
-        let id = self.spiffe_id.map(|id| id.to_string()).unwrap_or_default();
-        let fetched =
-            in_time(async { workload.jwt(self.audiences, id).await.map_err(|status| workload::failure(&status)) });
+        let id = self.spiffe_id.as_ref();
+        let fetched = in_time(async {
+            match workload.jwt(self.audiences, id.map(ToString::to_string).unwrap_or_default()).await {
+                Ok(svids) => Ok(svids),
+                Err(status) => Err(workload.failure_of(&status, id).await),
+            }
+        });
         let svids = fetched.await?.iter().map(jwt_document).collect::<Outcome<Vec<_>>>()?;
         if let (true, Some(first)) = (self.raw, svids.first()) {
             return output::print(&first.token);
@@ -84,7 +84,7 @@ pub(crate) struct Wit {
     /// Of this identity alone.
     #[arg(long, value_name = "ID")]
     spiffe_id: Option<SpiffeId>,
-    /// Print the private keys, too: a JWK each.
+    /// Print the private keys, too: a JWK each. They are on the screen then, and wherever that goes.
     #[arg(long)]
     keys: bool,
 }
@@ -92,9 +92,13 @@ pub(crate) struct Wit {
 impl Wit {
     /// Does it.
     pub(crate) async fn run(self, output: Output) -> Outcome {
-        let id = self.spiffe_id.as_ref().map(ToString::to_string).unwrap_or_default();
-        let take = |answer: &wire::WitsvidResponse| self.take(answer, output);
-        self.fetch.each(async |workload: &mut Workload| workload.wit(id.clone()).await, take).await
+        let id = self.spiffe_id.as_ref();
+        let open =
+            async |workload: &mut Workload| match workload.wit(id.map(ToString::to_string).unwrap_or_default()).await {
+                Ok(stream) => Ok(stream),
+                Err(status) => Err(Broken::said(&status, workload.failure_of(&status, id).await)),
+            };
+        self.fetch.each(open, |answer: &wire::WitsvidResponse| self.take(answer, output)).await
     }
 
     fn take(&self, answer: &wire::WitsvidResponse, output: Output) -> Outcome {
@@ -102,8 +106,8 @@ impl Wit {
         if let Some(folder) = &self.fetch.write {
             for (at, svid) in answer.svids.iter().enumerate() {
                 let name = |name| with_suffix(name, &suffix(at));
-                files::write(folder, &name("key.jwk"), PRIVATE, svid.wit_svid_key.as_bytes())?;
-                files::write(folder, &name("svid.wit"), PUBLIC, svid.wit_svid.as_bytes())?;
+                files::write(folder, &name(KEY), PRIVATE, svid.wit_svid_key.as_bytes())?;
+                files::write(folder, &name(TOKEN), PUBLIC, svid.wit_svid.as_bytes())?;
             }
         }
         let now = moments::now();
@@ -116,13 +120,27 @@ impl Wit {
             return output.show_line(&document, lines);
         }
         output.show(&document, || {
-            let mut text = document.svids.iter().map(|svid| wit_text(svid, now)).collect::<Vec<_>>().join("\n");
+            let texts = document.svids.iter().map(|svid| match &self.fetch.write {
+                Some(_) => sheet(svid, now),
+                None => wit_text(svid, now),
+            });
+            let mut text = texts.collect::<Vec<_>>().join("\n");
             if let Some(folder) = &self.fetch.write {
                 text.push_str(&format!("\nwritten to {}\n", plain(&folder.display().to_string())));
+                text.push_str(&files_of(&document.svids));
             }
             text
         })
     }
+}
+
+/// Which files are whose.
+fn files_of(svids: &[TokenSvid]) -> String {
+    let line = |sheet: Sheet, (at, svid): (usize, &TokenSvid)| {
+        let names = [TOKEN, KEY].map(|name| with_suffix(name, &suffix(at)));
+        sheet.line(&format!("  {}", names.join(" ")), &svid.spiffe_id)
+    };
+    svids.iter().enumerate().fold(Sheet::default(), line).text()
 }
 
 fn wit_document(wire: &wire::Witsvid, with_key: bool) -> Outcome<TokenSvid> {
@@ -151,38 +169,4 @@ fn sheet(svid: &TokenSvid, now: Timestamp) -> String {
         .line("audience", svid.audience.as_ref().map(|audience| audience.join(" ")).unwrap_or_default())
         .line("expires", format!("{} ({})", moments::expires(expires_at, now), Timestamp::from_unix(expires_at)))
         .text()
-}
-
-/// Takes JWK sets by the SPIFFE IDs of their trust domains.
-pub(crate) fn take_bundles<'a>(
-    bundles: impl Iterator<Item = (&'a str, String)>,
-    (kind, fetch): (&str, &Fetch),
-    output: Output,
-) -> Outcome {
-    let one = |(id, document): (&str, String)| {
-        // Parsed, because it becomes the name of a file.
-        let name = TrustDomain::parse(id)
-            .map_err(|error| Failure::Refused(format!("the agent named the trust domain {}: {error}", plain(id))))?;
-        let keys = serde_json::from_str(&document)
-            .map_err(|error| Failure::Refused(format!("the agent sent a JWK set that is none: {error}")))?;
-        Ok((name.to_string(), keys))
-    };
-    let bundles = bundles.map(one).collect::<Outcome<BTreeMap<String, serde_json::Value>>>()?;
-    let pretty = |keys: &serde_json::Value| format!("{keys:#}");
-    if let Some(folder) = &fetch.write {
-        for (name, keys) in &bundles {
-            files::write(folder, &format!("bundle.{name}.{kind}.json"), PUBLIC, pretty(keys).as_bytes())?;
-        }
-    }
-    let document = JwkSets { bundles };
-    if fetch.watch {
-        let names = || document.bundles.keys().cloned().collect::<Vec<_>>().join(", ");
-        return output.show_line(&document, || format!("{}  {}", moments::now(), names()));
-    }
-    output.show(&document, || match &fetch.write {
-        Some(folder) => {
-            format!("{} JWK sets written to {}", document.bundles.len(), plain(&folder.display().to_string()))
-        }
-        None => document.bundles.iter().map(|(name, keys)| format!("{name}\n{}\n", pretty(keys))).collect(),
-    })
 }

@@ -29,6 +29,10 @@ const AGENT_TIMEOUT: Duration = Duration::from_secs(15);
 /// is, 1 if not, 3 if nobody answers.
 #[derive(Debug, Args)]
 #[group(skip)]
+#[command(after_help = "\
+Examples:
+  chancery healthcheck --health 127.0.0.1:8444
+  chancery healthcheck --workload-socket /run/chancery/workload.sock --timeout 60s")]
 #[command(group(ArgGroup::new("whom").required(true).args(["health", "workload_socket"])))]
 pub(crate) struct Healthcheck {
     /// Ask a server: its health address, host:port.

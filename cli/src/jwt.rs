@@ -18,8 +18,9 @@ use crate::{connect, moments, refusal};
 pub(crate) enum Verb {
     /// Have a JWT-SVID signed. Whoever has it can use it: keep it short-lived, and out of logs.
     #[command(after_help = "\
-Example:
-  chancery jwt mint --spiffe-id spiffe://example.org/backup --audience reports --ttl 5m")]
+Examples:
+  chancery jwt mint --spiffe-id spiffe://example.org/backup --audience reports --ttl 5m
+  chancery jwt mint --spiffe-id spiffe://example.org/backup --audience reports -o json")]
     Mint(Mint),
 }
 
@@ -29,11 +30,19 @@ pub(crate) struct Mint {
     #[arg(long, value_name = "ID")]
     spiffe_id: SpiffeId,
     /// Whom it is for; may be repeated, though a token for one is best.
-    #[arg(long = "audience", value_name = "AUDIENCE", required = true)]
+    #[arg(long = "audience", value_name = "AUDIENCE", required = true, value_parser = parse_audience)]
     audience: Vec<String>,
     /// How long it lives; as the server's config says where it is not given.
     #[arg(long, value_name = "DURATION", value_parser = moments::parse_some_time)]
     ttl: Option<Duration>,
+}
+
+/// One value of an audience from the command line.
+pub(crate) fn parse_audience(text: &str) -> Result<String, String> {
+    if text.is_empty() {
+        return Err("it is empty: name whom the token is for, for example https://api.example.org".into());
+    }
+    Ok(text.to_owned())
 }
 
 impl Verb {

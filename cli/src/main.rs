@@ -26,6 +26,7 @@ mod exit;
 mod fake_server;
 mod federation;
 mod fetch;
+mod fetch_bundle;
 mod fetch_tokens;
 mod files;
 mod folders;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ca_server::app::{self, Server};
-use ca_server::config::{Config, PREFIX};
+use ca_server::config::{Config, PREFIX, WebCertificate};
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use spiffe::id::TrustDomain;
@@ -39,9 +39,13 @@ pub(crate) enum Verb {
     #[command(after_help = "\
 Example:
   chancery server run --trust-domain example.org --listen 0.0.0.0:8443
+
 Every key of the config can also be set from the environment: CHANCERY_SERVER__SVID__TTL=30m is svid.ttl.")]
     Run(Settings),
     /// Say whether a config is right, the files that it names included, without running it.
+    #[command(after_help = "\
+Example:
+  chancery server validate --config /etc/chancery/server.toml")]
     Validate(Settings),
 }
 
@@ -80,6 +84,29 @@ struct Valid {
     admin_socket: PathBuf,
     ca_ttl: String,
     svid_ttl: String,
+    jwt_ttl: String,
+    wit_ttl: String,
+    web: Vec<Served>,
+    oidc_issuer: Option<String>,
+    federation: Federation,
+}
+
+/// One listener where the bundle is served.
+#[derive(Debug, Serialize)]
+struct Served {
+    profile: &'static str,
+    listen: SocketAddr,
+    /// What the listener shows: `files`, `acme` or `svid`.
+    certificate: &'static str,
+}
+
+/// Whose bundles are fetched, and from where.
+#[derive(Debug, Serialize)]
+struct Federation {
+    /// The relationships of the config.
+    relationships: Vec<String>,
+    /// Networks that are not public and may be polled.
+    allow_networks: Vec<String>,
 }
 
 impl Settings {
@@ -106,15 +133,7 @@ impl Verb {
             Self::Validate(settings) => {
                 let config = settings.config()?;
                 app::check(&config, System.now()).map_err(|error| Failure::Refused(error.to_string()))?;
-                let valid = Valid {
-                    trust_domain: config.trust_domain.to_string(),
-                    data_dir: config.data_dir.clone(),
-                    listen: config.listen,
-                    address: config.address.as_str().to_owned(),
-                    admin_socket: config.admin_socket.as_path().to_owned(),
-                    ca_ttl: write_duration(config.authority.ca_ttl),
-                    svid_ttl: write_duration(config.svid.ttl),
-                };
+                let valid = Valid::of(&config);
                 globals.output.show(&valid, || valid.text())
             }
         }
@@ -122,13 +141,53 @@ impl Verb {
 }
 
 impl Valid {
+    fn of(config: &Config) -> Self {
+        let https_web = config.web.https_web.as_ref().map(|web| Served {
+            profile: "https_web",
+            listen: web.listen,
+            certificate: match web.certificate {
+                WebCertificate::Files(_) => "files",
+                WebCertificate::Acme(_) => "acme",
+            },
+        });
+        let https_spiffe = config.web.https_spiffe.as_ref();
+        let https_spiffe =
+            https_spiffe.map(|web| Served { profile: "https_spiffe", listen: web.listen, certificate: "svid" });
+        let relationships = config.federation.relationships.iter();
+        let relationships = relationships.map(|one| one.relationship.trust_domain.to_string()).collect();
+        let allow_networks = config.federation.allow_networks.iter().map(ToString::to_string).collect();
+        Self {
+            trust_domain: config.trust_domain.to_string(),
+            data_dir: config.data_dir.clone(),
+            listen: config.listen,
+            address: config.address.as_str().to_owned(),
+            admin_socket: config.admin_socket.as_path().to_owned(),
+            ca_ttl: write_duration(config.authority.ca_ttl),
+            svid_ttl: write_duration(config.svid.ttl),
+            jwt_ttl: write_duration(config.jwt.ttl),
+            wit_ttl: write_duration(config.wit.ttl),
+            web: https_web.into_iter().chain(https_spiffe).collect(),
+            oidc_issuer: config.web.oidc.as_ref().map(|oidc| oidc.issuer.as_str().to_owned()),
+            federation: Federation { relationships, allow_networks },
+        }
+    }
+
     fn text(&self) -> String {
+        let Self { ca_ttl, svid_ttl, jwt_ttl, wit_ttl, .. } = self;
+        let served = |one: &Served| format!("{} on {} ({})", one.profile, one.listen, one.certificate);
+        let served: Vec<String> = self.web.iter().map(served).collect();
+        let Federation { relationships, allow_networks } = &self.federation;
+        let listed = |names: &[String], none: &str| if names.is_empty() { none.to_owned() } else { names.join(", ") };
         let sheet = Sheet::default()
             .line("trust domain", &self.trust_domain)
             .line("state in", self.data_dir.display().to_string())
             .line("agents", format!("listens on {}, told as {}", self.listen, self.address))
             .line("operators", self.admin_socket.display().to_string())
-            .line("lifetimes", format!("CA {}, SVIDs {}", self.ca_ttl, self.svid_ttl));
+            .line("lifetimes", format!("CA {ca_ttl}, X.509-SVIDs {svid_ttl}, JWT-SVIDs {jwt_ttl}, WIT-SVIDs {wit_ttl}"))
+            .line("bundle", listed(&served, "served nowhere ([web.https_web], [web.https_spiffe])"))
+            .line("oidc issuer", self.oidc_issuer.as_deref().unwrap_or("none ([web.oidc])"))
+            .line("federation", listed(relationships, "no relationship in the config, others in the store"))
+            .line("polled", [&["public addresses".to_owned()], allow_networks.as_slice()].concat().join(", "));
         format!("the config is right\n\n{}", sheet.text())
     }
 }

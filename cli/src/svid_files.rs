@@ -21,15 +21,18 @@ pub(crate) const KEY: &str = "key.pem";
 /// The roots of its trust domain.
 pub(crate) const BUNDLE: &str = "bundle.pem";
 
-/// What stands before `.pem` in the files of the identity at this place: nothing for the default one, `.2` for the
+/// What stands before the ending in the files of the identity at this place: nothing for the default one, `.2` for the
 /// next.
 pub(crate) fn suffix(at: usize) -> String {
     if at == 0 { String::new() } else { format!(".{}", at + 1) }
 }
 
-/// One of the three names with a suffix in it: `svid.2.pem`.
+/// The name of a file with a suffix before its ending: `svid.2.pem`, `key.2.jwk`.
 pub(crate) fn with_suffix(name: &str, suffix: &str) -> String {
-    name.replace(".pem", &format!("{suffix}.pem"))
+    match name.rsplit_once('.') {
+        Some((stem, ending)) => format!("{stem}{suffix}.{ending}"),
+        None => format!("{name}{suffix}"),
+    }
 }
 
 /// How many further identities a hint names at most.
@@ -155,6 +158,16 @@ mod tests {
         assert_eq!(read[0].as_ref(), one);
         assert_eq!(read[1].as_ref(), two);
         assert!(text.lines().all(|line| line.len() <= 64));
+    }
+
+    #[test]
+    fn each_identity_has_files_of_its_own() {
+        for name in ["svid.pem", "svid.wit", "key.jwk"] {
+            let all: std::collections::BTreeSet<_> = (0..3).map(|at| with_suffix(name, &suffix(at))).collect();
+            assert_eq!(all.len(), 3, "{all:?}");
+            assert!(all.contains(name), "{all:?}");
+        }
+        assert_eq!(with_suffix("key.jwk", &suffix(1)), "key.2.jwk");
     }
 
     #[test]

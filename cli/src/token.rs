@@ -20,6 +20,10 @@ use crate::wait::Wait;
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
     /// Create a token, and print the command to run on the node.
+    #[command(after_help = "\
+Examples:
+  chancery token create
+  chancery token create --ttl 1h --alias spiffe://example.org/pool/web")]
     Create {
         /// For how long it can be used.
         #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = moments::parse_some_time)]
@@ -31,8 +35,14 @@ pub(crate) enum Verb {
         wait: Wait,
     },
     /// List the tokens that nobody has used.
+    #[command(after_help = "\
+Example:
+  chancery token list")]
     List,
     /// Make a token good no more.
+    #[command(after_help = "\
+Example, with an ID that `chancery token list` shows:
+  chancery token revoke 4a1c")]
     Revoke {
         /// Its ID, as `token list` prints it.
         id: String,

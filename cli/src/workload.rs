@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use rustls_pki_types::CertificateDer;
+use spiffe::id::SpiffeId;
 use spiffe::proto::workload as wire;
 use spiffe::proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use spiffe::time::{Timestamp, renew_at};
@@ -104,6 +105,18 @@ impl Workload {
         Ok(self.client.fetch_wit_bundles(request(wire::WitBundlesRequest {})).await?.into_inner())
     }
 
+    /// What to say to who asked for `id` alone and was refused: a process that is not `id` may well be others.
+    pub(crate) async fn failure_of(&mut self, status: &Status, id: Option<&SpiffeId>) -> Failure {
+        let (Some(id), Code::PermissionDenied) = (id, status.code()) else { return failure(status) };
+        let own = async { self.x509().await?.message().await };
+        let Ok(Some(own)) = own.await else { return failure(status) };
+        let own: Vec<String> = own.svids.iter().map(|svid| plain(&svid.spiffe_id)).collect();
+        if own.iter().any(|own| own == id.as_str()) {
+            return failure(status);
+        }
+        Failure::Refused(format!("this process is not {id}: it is {}", own.join(", ")))
+    }
+
     /// The bundles that this process gets, now and at each change.
     pub(crate) async fn bundles(&mut self) -> Result<Streaming<wire::X509BundlesResponse>, Status> {
         Ok(self.client.fetch_x509_bundles(request(wire::X509BundlesRequest {})).await?.into_inner())
@@ -119,12 +132,16 @@ fn request<T>(message: T) -> Request<T> {
 
 /// A refusal of the Workload API.
 pub(crate) fn failure(status: &Status) -> Failure {
-    if status.code() == Code::PermissionDenied {
+    // One code says that there is no identity, and that there is one and it may not have this (the server refuses to
+    // sign, for example).
+    if status.code() == Code::PermissionDenied && status.message().starts_with("no identity") {
         let uid = nix::unistd::geteuid();
+        // What our own agent says at first is what we have just said.
+        let why = status.message().trim_start_matches("no identity is issued to this process: ");
         return Failure::Refused(format!(
-            "this process has no identity ({}): create an entry whose selectors match it, for example `chancery entry \
+            "this process has no identity: {}: create an entry whose selectors match it, for example `chancery entry \
              create --selector unix:uid:{uid} ...`",
-            plain(status.message())
+            plain(why)
         ));
     }
     refusal::failure(status)
@@ -171,6 +188,17 @@ mod tests {
         let apart = certificates(&[one.clone(), two.clone()].concat()).unwrap();
         assert_eq!(apart.iter().map(|der| der.to_vec()).collect::<Vec<_>>(), [one.clone(), two]);
         assert!(certificates(&one[1..]).is_err());
+    }
+
+    #[test]
+    fn a_refusal_is_no_want_of_an_identity_unless_it_says_so() {
+        let none = failure(&Status::permission_denied("no identity is issued to this process: no entry")).to_string();
+        assert!(
+            none.starts_with("this process has no identity: no entry: ") && none.contains("chancery entry create"),
+            "{none}"
+        );
+        let other = failure(&Status::permission_denied("the server refuses to issue it: x")).to_string();
+        assert_eq!(other, "not allowed: the server refuses to issue it: x");
     }
 
     #[tokio::test]

@@ -26,6 +26,7 @@ pub(crate) enum Verb {
     #[command(after_help = "\
 Example:
   chancery x509 mint --spiffe-id spiffe://example.org/backup --ttl 1d --write /etc/backup/identity
+
 writes svid.pem, key.pem (readable by you alone) and bundle.pem.")]
     Mint(Mint),
 }

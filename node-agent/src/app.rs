@@ -22,11 +22,11 @@ use crate::attestor::{Attestors, WorkloadAttestor};
 use crate::cache::tokens::machine::Bounds;
 use crate::cache::{self, run};
 use crate::client::{self, Client, ClientError};
-use crate::config::{self, Config};
+use crate::config::{self, Bootstrap, Config};
 use crate::deliver::{Watchers, deliver};
 use crate::health::{self, Health};
 use crate::metrics::Metrics;
-use crate::node::attest::Attestor;
+use crate::node::attest::{Attestor, read_bundle};
 use crate::node::folder::Folder;
 use crate::node::keep::{Keeper, attest_until_done};
 use crate::node::{NodeError, NodeIdentity};
@@ -67,6 +67,14 @@ pub struct Agent {
     metrics: Metrics,
     tasks: JoinSet<Result<(), AppError>>,
     shutdown: CancellationToken,
+}
+
+/// Whether an agent could start by `config`, as far as the roots go that it is to know its server by. Changes nothing.
+pub fn check(config: &Config) -> Result<(), AppError> {
+    if let Some(Bootstrap::Bundle(path)) = &config.bootstrap {
+        read_bundle(path, &config.trust_domain)?;
+    }
+    Ok(())
 }
 
 impl Agent {
@@ -135,7 +143,7 @@ impl Agent {
             metrics: metrics.clone(),
         };
         tasks.spawn(ended("cache", shutdown.clone(), run::run(parts, shutdown.clone())));
-        let attestors = Arc::new(attestors(&config.attestors));
+        let attestors = Arc::new(attestors(&config.attestors, &clock));
         if let (Some(sockets), Some(broker)) = (brokers, config.broker) {
             let endpoint = broker::Endpoint {
                 cache: cache.clone(),
@@ -145,6 +153,7 @@ impl Agent {
                 first_answer: config.limits.first_answer,
                 svid: current.clone(),
                 bundles: bundles.clone(),
+                trust: trusted.clone(),
                 trust_domain: config.trust_domain,
                 clock: clock.clone(),
             };
@@ -273,10 +282,10 @@ async fn own_identity(folder: &Folder, attestor: &Attestor) -> Result<(NodeIdent
     Ok((identity, bundle))
 }
 
-fn attestors(config: &config::Attestors) -> Attestors {
+fn attestors(config: &config::Attestors, clock: &Arc<dyn Clock>) -> Attestors {
     let mut list: Vec<Box<dyn WorkloadAttestor>> = Vec::new();
     if let Some(unix) = &config.unix {
-        list.push(Box::new(Unix::new(unix.sha256_limit.0)));
+        list.push(Box::new(Unix::new(unix.sha256_limit.0, Arc::clone(clock))));
     }
     if config.systemd.is_some() {
         list.push(Box::new(Systemd));

@@ -6,6 +6,8 @@ use std::sync::Arc;
 pub const MAX_AUDIENCES: usize = 32;
 /// The longest value, in bytes.
 pub const MAX_AUDIENCE_BYTES: usize = 512;
+/// The most bytes of all values together: a token travels in a header, and many servers take none of more than 8 KiB.
+pub const MAX_BYTES_IN_ALL: usize = 4096;
 
 /// Why something is no audience.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -22,6 +24,9 @@ pub enum AudienceError {
     /// A value is longer than [`MAX_AUDIENCE_BYTES`].
     #[error("an audience has {0} bytes: at most 512 are allowed")]
     TooLong(usize),
+    /// All values together are longer than [`MAX_BYTES_IN_ALL`].
+    #[error("the audiences have {0} bytes together: at most 4096 are allowed; ask for several tokens")]
+    TooLongInAll(usize),
     /// In a token: neither a string nor an array of strings.
     #[error("it is neither a string nor an array of strings")]
     Form,
@@ -47,12 +52,23 @@ impl Audience {
         let mut values = values.to_vec();
         values.sort_unstable();
         values.dedup();
-        if values.is_empty() { Err(AudienceError::None) } else { Ok(Self(values.into())) }
+        match values.iter().map(String::len).sum() {
+            0 => Err(AudienceError::None),
+            1..=MAX_BYTES_IN_ALL => Ok(Self(values.into())),
+            long => Err(AudienceError::TooLongInAll(long)),
+        }
     }
 
     /// The values, sorted.
     pub fn values(&self) -> &[String] {
         &self.0
+    }
+
+    /// How many bytes the values take in JSON, as a token has them: an array of strings.
+    pub fn json_bytes(&self) -> usize {
+        let string = |value: &String| 2 + value.bytes().map(json_bytes).sum::<usize>();
+        // A comma or a bracket behind each, and a bracket before the first.
+        1 + self.0.iter().map(|value| string(value) + 1).sum::<usize>()
     }
 
     /// Whether `value` is one of them.
@@ -61,8 +77,19 @@ impl Audience {
     }
 }
 
+/// How many bytes one byte of a string takes (RFC 8259 section 7).
+fn json_bytes(byte: u8) -> usize {
+    match byte {
+        b'"' | b'\\' | 0x08 | b'\t' | b'\n' | 0x0c | b'\r' => 2,
+        0..=0x1f => 6,
+        _ => 1,
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn parse(values: &[&str]) -> Result<Audience, AudienceError> {
@@ -84,5 +111,18 @@ mod tests {
         assert_eq!(parse(&["a"; MAX_AUDIENCES + 1]), Err(AudienceError::TooMany(33)));
         assert_eq!(parse(&[&"a".repeat(MAX_AUDIENCE_BYTES + 1)]), Err(AudienceError::TooLong(513)));
         assert!(parse(&[&"a".repeat(MAX_AUDIENCE_BYTES)]).is_ok());
+        let long = |count: usize| (0..count).map(|at| format!("{at:0512}")).collect::<Vec<_>>();
+        assert!(Audience::parse(&long(8)).is_ok());
+        assert_eq!(Audience::parse(&long(9)), Err(AudienceError::TooLongInAll(4608)));
+        // What is there twice counts once.
+        assert!(parse(&[&*"a".repeat(MAX_AUDIENCE_BYTES); MAX_AUDIENCES]).is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn what_it_takes_in_json_is_known(values in prop::collection::vec("[\\x00-\\x7fäλ\u{1f512}]{1,40}", 1..8)) {
+            let audience = Audience::parse(&values).unwrap();
+            prop_assert_eq!(audience.json_bytes(), serde_json::to_string(audience.values()).unwrap().len());
+        }
     }
 }

@@ -4,7 +4,8 @@
 //! - The header has `alg` and may have `kid` and `typ` (`JWT` or `JOSE`), nothing else (section 2): a WIT-SVID is no
 //!   bearer token.
 //! - `sub`, `aud` and `exp` are required (section 3); other claims are kept as they are.
-//! - Without a `kid`, which is optional (section 2.2), each key of the bundle that fits the algorithm is tried.
+//! - Without a `kid`, which is optional (section 2.2), each key of the bundle that fits the algorithm is tried, up to
+//!   [`MAX_TRIED`](crate::token::MAX_TRIED).
 //! - Whoever has a JWT-SVID can use it: it is never shown by `Debug`.
 
 use std::fmt;
@@ -188,7 +189,7 @@ mod tests {
     use crate::jose::JwsError;
     use crate::test_certificates::NOW;
     use crate::test_tokens::{Key, bundle, seconds};
-    use crate::token::LEEWAY;
+    use crate::token::{LEEWAY, MAX_TRIED};
 
     const WEB: &str = "spiffe://example.org/web";
 
@@ -301,6 +302,25 @@ mod tests {
         let wrong = || Err(JwsError::from(SignatureError::Wrong).into());
         assert_eq!(verify(&[&p256, &p384]), wrong());
         assert_eq!(verify(&[&p384]), wrong());
+    }
+
+    #[test]
+    fn without_a_kid_no_more_than_sixteen_keys_are_tried() {
+        let keys: Vec<Key> = (0..=MAX_TRIED).map(|_| Key::of_kind(KeyType::P256)).collect();
+        let other = Key::of_kind(KeyType::P384);
+        let verify = |key: &Key, header: Value, most: usize| {
+            let known: Vec<&Key> = keys.iter().take(most).chain([&other]).collect();
+            let svid = JwtSvid::parse(&key.sign(&header, &usual())).unwrap();
+            svid.verify(&bundle("example.org", &known, &[]), "reports", NOW).map(drop)
+        };
+        let last = &keys[MAX_TRIED - 1];
+        assert_eq!(verify(last, json!({"alg": "ES256"}), MAX_TRIED), Ok(()));
+        let trust_domain = TrustDomain::parse("example.org").unwrap();
+        let too_many = TokenError::TooManyKeys { trust_domain, fitting: MAX_TRIED + 1 };
+        assert_eq!(verify(last, json!({"alg": "ES256"}), MAX_TRIED + 1), Err(too_many));
+        // A key that is named is found among any number of them, and one of another kind is not counted.
+        assert_eq!(verify(last, json!({"alg": "ES256", "kid": last.kid()}), MAX_TRIED + 1), Ok(()));
+        assert_eq!(verify(&other, json!({"alg": "ES384"}), MAX_TRIED + 1), Ok(()));
     }
 
     #[test]

@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use zeroize::Zeroize as _;
+
 use crate::bundle::{Bundle, BundleError, JwkAuthority, X509Authority};
 use crate::entry::{
     DnsName, EntryError, EntryId, MAX_DNS_NAMES, MAX_FEDERATES_WITH, MAX_HINT_BYTES, RegistrationEntry,
@@ -125,6 +127,13 @@ pub enum WireError {
     /// A federation relationship is wrong.
     #[error(transparent)]
     Relationship(#[from] RelationshipError),
+}
+
+impl Drop for workload::Witsvid {
+    /// Wipes the private key: of each copy of the message, those that streams keep to compare with among them.
+    fn drop(&mut self) {
+        self.wit_svid_key.zeroize();
+    }
 }
 
 impl TryFrom<v1::Entry> for RegistrationEntry {

@@ -3,6 +3,7 @@
 //! - The subject is a SPIFFE ID, and only the bundle of its trust domain counts (SPIFFE_Workload_API.md section 6.3): a
 //!   key of ours says nothing about the identities of others.
 //! - Keys are asked that the bundle has for this kind of token, no others; with a `kid`, the key of that name alone.
+//!   Without one at most [`MAX_TRIED`] are tried: a token costs a bounded number of signatures, whoever sent it.
 //! - `exp` is required; at that second the token has ended. `nbf` counts where it is there, `iat` refuses nothing
 //!   (WIT-SVID.md section 3.6). Clocks may differ by [`LEEWAY`].
 //! - Moments are numbers of seconds from 0 to the end of the year 9999; fractions are dropped (RFC 7519 section 2).
@@ -20,6 +21,9 @@ use crate::time::Timestamp;
 
 /// By how much the clocks of issuer and validator may differ (RFC 7519 sections 4.1.4 and 4.1.5).
 pub const LEEWAY: Duration = Duration::from_secs(5);
+
+/// How many keys are tried for a token that names none: a trust domain that rotates has two or three.
+pub const MAX_TRIED: usize = 16;
 
 /// The last moment that a token may name: the end of the year 9999.
 const LAST_SECOND: u64 = 253_402_300_799;
@@ -121,6 +125,17 @@ pub enum TokenError {
         /// The name, shortened if it is long.
         kid: String,
     },
+    /// The token names no key, and too many could have signed it.
+    #[error(
+        "token has no kid, and {fitting} keys of the bundle of {trust_domain} could have signed it: at most 16 are tried, \
+         have its issuer name the key"
+    )]
+    TooManyKeys {
+        /// Whose bundle it is.
+        trust_domain: TrustDomain,
+        /// How many keys sign by the token's algorithm.
+        fitting: usize,
+    },
 }
 
 /// Why a `cnf` confirms no key (RFC 7800 section 3, WIT-SVID.md section 3.2).
@@ -198,8 +213,13 @@ impl Token {
             let unknown = || TokenError::UnknownKey { trust_domain: trust_domain(), kind, kid: shown(kid) };
             return Ok(self.is_signed_with(named.ok_or_else(unknown)?)?);
         }
+        let fits = |authority: &&JwkAuthority| authority.key().fits(self.parsed.header.algorithm);
+        let fitting = authorities.iter().filter(fits).count();
+        if fitting > MAX_TRIED {
+            return Err(TokenError::TooManyKeys { trust_domain: trust_domain(), fitting });
+        }
         let mut refusal = SignatureError::Wrong.into();
-        for authority in authorities.iter().filter(|authority| authority.key().fits(self.parsed.header.algorithm)) {
+        for authority in authorities.iter().filter(fits) {
             match self.is_signed_with(authority) {
                 Ok(()) => return Ok(()),
                 Err(error) => refusal = error,

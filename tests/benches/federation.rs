@@ -63,6 +63,9 @@ async fn measure() -> Result<()> {
     // From here on as after any start: all bundles are known.
     let server = Server::start_with(&folder, &more).await?;
     let cpu = server.process.cpu()?;
+    // Moments are whole seconds there: looked at in the middle of one, no second is counted as two.
+    let past = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.subsec_millis();
+    tokio::time::sleep(Duration::from_millis(u64::from(1500 - past) % 1000)).await;
     let mut each_second = Vec::with_capacity(WATCHED);
     let (started, mut before) = (Instant::now(), endpoint.asked());
     for second in 1..=WATCHED {

@@ -1,5 +1,5 @@
-//! Issuing over gRPC with mTLS, client on the same machine: SVIDs per second, latency, and the server's CPU time for
-//! each SVID against the limit: one CSR verification and one signature with ring alone, measured in the same run.
+//! Issuing over gRPC with mTLS, client on the same machine: X.509-SVIDs and JWT-SVIDs per second, latency, and the server's
+//! CPU time for each against the limit, measured in the same run: the work with ring alone that nobody can leave out.
 
 #![allow(clippy::disallowed_methods, clippy::print_stdout, reason = "a benchmark measures and prints")]
 
@@ -11,9 +11,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use ring::rand::SystemRandom;
-use ring::signature::{ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, UnparsedPublicKey};
+use ring::signature::{
+    ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair,
+    EcdsaSigningAlgorithm, UnparsedPublicKey,
+};
 use spiffe::proto::v1;
+use spiffe::proto::v1::node_client::NodeClient;
 use support::{Figures, Identity, Server, create, entry};
+use tonic::transport::Channel;
 use x509_parser::prelude::{FromDer as _, X509CertificationRequest};
 
 const CONNECTIONS: usize = 4;
@@ -28,12 +33,15 @@ fn main() -> Result<()> {
         let identity = server.attest().await?;
         let ids = create(&mut server.admin().await?, vec![entry("/bench", &identity.id)]).await?;
         let entry_id = ids.first().context("no entry")?.clone();
-        let csrs = Arc::new(csrs(200)?);
-        println!("| batch | SVIDs/s | p50 ms | p99 ms | server CPU us/SVID | ring alone us | of the limit |");
-        println!("|---|---|---|---|---|---|---|");
-        for (batch, at_once) in [(1, 8), (10, 2), (100, 1)] {
-            let run = Run { server: &server, identity: &identity, entry_id: &entry_id, csrs: &csrs, batch, at_once };
-            run.measure().await?;
+        for kind in [Kind::X509(Arc::new(csrs(200)?)), Kind::Jwt] {
+            println!("\n| batch | {kind}s/s | p50 ms | p99 ms | server CPU us/SVID | ring alone us | of the limit |");
+            println!("|---|---|---|---|---|---|---|");
+            for (batch, at_once) in [(1, 8), (10, 2), (100, 1)] {
+                let (kind, entry_id) = (kind.clone(), entry_id.clone());
+                Run { server: &server, identity: &identity, order: Order { kind, entry_id, batch }, at_once }
+                    .measure()
+                    .await?;
+            }
         }
         server.process.stop()
     })
@@ -45,41 +53,84 @@ fn csrs(count: usize) -> Result<Vec<Vec<u8>>> {
     (0..count).map(csr).collect()
 }
 
-/// The limit: microseconds of CPU time for one verification and one signature with ring alone. Measured on every core
-/// at once, as the server works: two threads that share a core slow each other.
-fn limit(csrs: &Arc<Vec<Vec<u8>>>) -> Result<f64> {
-    let cores = std::thread::available_parallelism()?.get();
-    let measure = |_| {
-        let csrs = Arc::clone(csrs);
-        std::thread::spawn(move || limit_of_this_thread(&csrs))
-    };
-    let threads: Vec<_> = (0..cores).map(measure).collect();
-    let mut sum = 0.0;
-    for thread in threads {
-        sum += thread.join().map_err(|_| anyhow::anyhow!("a thread ended in a panic"))??;
-    }
-    Ok(sum / cores as f64)
+/// What is issued.
+#[derive(Clone)]
+enum Kind {
+    /// For these CSRs.
+    X509(Arc<Vec<Vec<u8>>>),
+    Jwt,
 }
 
-/// The median of several rounds.
-fn limit_of_this_thread(csrs: &[Vec<u8>]) -> Result<f64> {
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::X509(_) => "X.509-SVID",
+            Self::Jwt => "JWT-SVID",
+        })
+    }
+}
+
+impl Kind {
+    /// The limit: microseconds of CPU time for what ring does for one SVID. Measured on every core at once, as the server
+    /// works: two threads that share a core slow each other.
+    fn limit(&self) -> Result<f64> {
+        let cores = std::thread::available_parallelism()?.get();
+        let measure = |_| {
+            let kind = self.clone();
+            std::thread::spawn(move || kind.limit_of_this_thread())
+        };
+        let threads: Vec<_> = (0..cores).map(measure).collect();
+        let mut sum = 0.0;
+        for thread in threads {
+            sum += thread.join().map_err(|_| anyhow::anyhow!("a thread ended in a panic"))??;
+        }
+        Ok(sum / cores as f64)
+    }
+
+    /// One verification and one signature for each CSR; one signature, as long as header and claims of the tokens that are
+    /// asked for, for each token. The median of several rounds.
+    fn limit_of_this_thread(&self) -> Result<f64> {
+        match self {
+            Self::X509(csrs) => {
+                let mut sign = signer(&ECDSA_P256_SHA256_ASN1_SIGNING, 420)?;
+                median(csrs.len(), |number| {
+                    let (_, csr) = X509CertificationRequest::from_der(csrs.get(number).context("csr")?)?;
+                    let info = &csr.certification_request_info;
+                    let key =
+                        UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, &info.subject_pki.subject_public_key.data);
+                    if key.verify(info.raw, &csr.signature_value.data).is_err() {
+                        bail!("a CSR does not verify");
+                    }
+                    sign()
+                })
+            }
+            Self::Jwt => {
+                let mut sign = signer(&ECDSA_P256_SHA256_FIXED_SIGNING, 300)?;
+                median(500, |_| sign())
+            }
+        }
+    }
+}
+
+/// Signs that many bytes.
+fn signer(kind: &'static EcdsaSigningAlgorithm, bytes: usize) -> Result<impl FnMut() -> Result<()>> {
     let random = SystemRandom::new();
-    let pkcs8 = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &random).ok().context("no key")?;
-    let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, pkcs8.as_ref(), &random).ok().context("key")?;
-    let to_be_signed = [7; 420];
+    let pkcs8 = EcdsaKeyPair::generate_pkcs8(kind, &random).ok().context("no key")?;
+    let key = EcdsaKeyPair::from_pkcs8(kind, pkcs8.as_ref(), &random).ok().context("key")?;
+    let to_be_signed = vec![7; bytes];
+    Ok(move || {
+        std::hint::black_box(key.sign(&random, &to_be_signed).ok().context("no signature")?);
+        Ok(())
+    })
+}
+
+/// What one of `each` pieces of work costs this thread in microseconds, as the median of several rounds.
+fn median(each: usize, mut work: impl FnMut(usize) -> Result<()>) -> Result<f64> {
     let mut rounds = Vec::new();
     for _ in 0..15 {
         let started = thread_cpu()?;
-        for csr in csrs {
-            let (_, csr) = X509CertificationRequest::from_der(csr)?;
-            let info = &csr.certification_request_info;
-            let public = UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, &info.subject_pki.subject_public_key.data);
-            if public.verify(info.raw, &csr.signature_value.data).is_err() {
-                bail!("a CSR does not verify");
-            }
-            std::hint::black_box(key.sign(&random, &to_be_signed).ok().context("no signature")?);
-        }
-        rounds.push((thread_cpu()? - started).as_secs_f64() * 1e6 / csrs.len() as f64);
+        (0..each).try_for_each(&mut work)?;
+        rounds.push((thread_cpu()? - started).as_secs_f64() * 1e6 / each as f64);
     }
     rounds.sort_by(f64::total_cmp);
     rounds.get(rounds.len() / 2).copied().context("no rounds")
@@ -91,46 +142,72 @@ fn thread_cpu() -> Result<Duration> {
     Ok(Duration::from_nanos(nanos))
 }
 
+/// What one call asks for.
+#[derive(Clone)]
+struct Order {
+    kind: Kind,
+    entry_id: String,
+    batch: usize,
+}
+
+impl Order {
+    async fn send(&self, node: &mut NodeClient<Channel>) -> Result<()> {
+        let signed = match &self.kind {
+            Kind::X509(csrs) => {
+                let csrs = csrs.iter().take(self.batch).map(|csr| csr.clone().into());
+                let requests = csrs.map(|csr| v1::X509SvidRequest { entry_id: self.entry_id.clone(), csr }).collect();
+                let answer = node.issue_x509_svids(v1::IssueX509SvidsRequest { requests }).await?.into_inner();
+                let is_signed = |result: &&v1::X509SvidResult| {
+                    matches!(result.outcome, Some(v1::x509_svid_result::Outcome::Svid(_)))
+                };
+                answer.results.iter().filter(is_signed).count()
+            }
+            Kind::Jwt => {
+                let audience = vec!["https://reports.example.org".to_owned()];
+                let request = v1::JwtSvidRequest { entry_id: self.entry_id.clone(), audience };
+                let request = v1::IssueJwtSvidsRequest { requests: vec![request; self.batch] };
+                let answer = node.issue_jwt_svids(request).await?.into_inner();
+                let is_signed =
+                    |result: &&v1::TokenResult| matches!(result.outcome, Some(v1::token_result::Outcome::Token(_)));
+                answer.results.iter().filter(is_signed).count()
+            }
+        };
+        if signed != self.batch {
+            bail!("only {signed} of {} were issued", self.batch);
+        }
+        Ok(())
+    }
+}
+
 struct Run<'a> {
     server: &'a Server,
     identity: &'a Identity,
-    entry_id: &'a str,
-    csrs: &'a Arc<Vec<Vec<u8>>>,
-    batch: usize,
+    order: Order,
     at_once: usize,
 }
 
 impl Run<'_> {
     async fn measure(&self) -> Result<()> {
-        let before = limit(self.csrs)?;
+        let before = self.order.kind.limit()?;
         let (counting, stop) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let count = Arc::new(AtomicU64::new(0));
-        let request = |csr: &Vec<u8>| v1::X509SvidRequest { entry_id: self.entry_id.into(), csr: csr.clone().into() };
-        let requests: Vec<_> = self.csrs.iter().take(self.batch).map(request).collect();
         let mut tasks = Vec::new();
         for _ in 0..CONNECTIONS {
             let node = self.server.node(self.identity).await?;
             for _ in 0..self.at_once {
-                let (mut node, requests) = (node.clone(), requests.clone());
+                let (mut node, order) = (node.clone(), self.order.clone());
                 let (counting, stop, count) = (Arc::clone(&counting), Arc::clone(&stop), Arc::clone(&count));
                 tasks.push(tokio::spawn(async move {
                     let mut figures = Figures::default();
                     while !stop.load(Ordering::Relaxed) {
                         let started = Instant::now();
-                        let request = v1::IssueX509SvidsRequest { requests: requests.clone() };
-                        let results = node.issue_x509_svids(request).await?.into_inner().results;
-                        let signed = |result: &&v1::X509SvidResult| {
-                            matches!(result.outcome, Some(v1::x509_svid_result::Outcome::Svid(_)))
-                        };
-                        if results.iter().filter(signed).count() != requests.len() {
-                            bail!("something was refused: {:?}", results.first());
-                        }
+                        order.send(&mut node).await?;
                         if counting.load(Ordering::Relaxed) {
-                            count.fetch_add(requests.len() as u64, Ordering::Relaxed);
+                            count.fetch_add(order.batch as u64, Ordering::Relaxed);
                             figures.add(started.elapsed());
                         }
                     }
-                    Ok(figures)
+                    anyhow::Ok(figures)
                 }));
             }
         }
@@ -146,11 +223,11 @@ impl Run<'_> {
             figures.extend(task.await??);
         }
         // Before and after, so that a machine whose speed drifts is measured at the same speed.
-        let limit = (before + limit(self.csrs)?) / 2.0;
+        let limit = (before + self.order.kind.limit()?) / 2.0;
         let each = cpu.as_secs_f64() * 1e6 / signed as f64;
         println!(
             "| {} | {:.0} | {:.2} | {:.2} | {each:.1} | {limit:.1} | {:.2} |",
-            self.batch,
+            self.order.batch,
             signed as f64 / elapsed.as_secs_f64(),
             figures.percentile(50),
             figures.percentile(99),

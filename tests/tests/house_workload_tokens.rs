@@ -229,7 +229,7 @@ async fn a_wit_svid_comes_on_the_stream_and_is_replaced_when_its_key_is_tainted(
     let mut stream = setting.door.clone().fetch_witsvid(request).await.unwrap().into_inner();
     let mut next = async || {
         let wire = soon("a WIT-SVID comes", stream.message()).await.unwrap().unwrap().svids.remove(0);
-        (WitSvid::parse(&wire.wit_svid).unwrap(), wire.wit_svid_key)
+        (WitSvid::parse(&wire.wit_svid).unwrap(), wire.wit_svid_key.clone())
     };
     let (first, key) = next().await;
     first.verify(&setting.operator.bundle().await, setting.house.now()).unwrap();

@@ -30,7 +30,7 @@ const CA_SERVER: Order = Order {
         &["view", "connected"],
         &["issuance", "attest"],
         &["authority"],
-        &["store", "audit", "metrics", "https"],
+        &["store", "audit", "metrics", "https", "origin"],
         &["config"],
     ],
     beside: &[("metrics", "audit")],

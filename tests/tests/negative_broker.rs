@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "tests")]
 
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::unistd::getuid;
@@ -20,7 +21,7 @@ use tests::certificates::{root, svid_params};
 use tests::house::id;
 use tests::patience::{soon, that};
 use tokio::io::AsyncReadExt as _;
-use tokio::net::{TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpSocket, TcpStream, UnixListener, UnixStream};
 use tonic::{Code, Request, Streaming};
 use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_reflection::pb::v1::{ServerReflectionRequest, server_reflection_request, server_reflection_response};
@@ -278,7 +279,7 @@ async fn pids_come_again_in_a_pid_namespace() {
     if std::env::var_os(PIDS_COME_AGAIN).is_none() {
         return;
     }
-    let attestors = Attestors::new(vec![Box::new(Unix::new(0))]);
+    let attestors = Attestors::new(vec![Box::new(Unix::new(0, Arc::new(spiffe::time::System)))]);
     // A thread may come between and take the number.
     for _ in 0..100 {
         let mut first = Sleeper::start();
@@ -384,6 +385,7 @@ async fn the_svid_of_a_broker_counts_only_as_long_as_its_root_is_in_the_bundle()
         api.subscribe_to_x509_bundles(request).await.map(drop)
     };
     ask().await.unwrap();
+    let mut open = scene.svids(&scene.proxy, pid(web.pid())).await.unwrap();
     let operator = scene.house.operator().await;
     let old = operator.active().await;
     let fresh = operator.prepare().await;
@@ -399,6 +401,32 @@ async fn the_svid_of_a_broker_counts_only_as_long_as_its_root_is_in_the_bundle()
         })
         .await;
     assert_eq!(refused.code(), Code::Unauthenticated, "{refused}");
+    // Nor does a stream go on that was open before.
+    let ended = loop {
+        match next(&mut open).await {
+            Ok(_) => {}
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(ended.code(), Code::Unauthenticated, "{ended}");
+    assert!(ended.message().contains("is not good any more"), "{ended}");
+}
+
+#[tokio::test]
+async fn who_knocks_from_afar_takes_no_place_from_brokers_beside_us() {
+    let scene = Scene::start(&[PIDS]).await;
+    let Door::Port(address) = scene.port() else { panic!("a port") };
+    let mut silent = Vec::new();
+    for network in 2..6 {
+        for _ in 0..64 {
+            let socket = TcpSocket::new_v4().unwrap();
+            socket.bind(([127, 0, 0, network], 0).into()).unwrap();
+            silent.push(socket.connect(address).await.unwrap());
+        }
+    }
+    let mut beyond = TcpStream::connect(address).await.unwrap();
+    soon("it is turned away", beyond.read_u8()).await.unwrap_err();
+    scene.proxy.knock(&scene.socket()).await.unwrap();
 }
 
 #[tokio::test]

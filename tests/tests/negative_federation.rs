@@ -105,6 +105,26 @@ async fn a_sequence_that_goes_back_is_refused_until_an_operator_says_otherwise()
 }
 
 #[tokio::test]
+async fn a_sequence_that_jumps_to_its_end_blocks_nobody_for_ever() {
+    let scene = Scene::federated(&[]).await;
+    scene.endpoint.set(Answer::Document(document(&["last"], Some(u64::MAX))));
+    let polled = scene.operator.refresh(OTHER).await;
+    assert_eq!((polled.last_outcome.as_str(), polled.sequence), ("updated", u64::MAX));
+    // Whatever comes now has a smaller number, and the status says what to do.
+    let right = document(&["right"], Some(6));
+    let error = scene.refused(Answer::Document(right.clone())).await;
+    assert!(error.contains("went back from 18446744073709551615 to 6"), "{error}");
+    assert!(error.contains("\"chancery bundle set other.org\"") && error.contains("counts from there"), "{error}");
+    let bundle = Bundle::from_jwks(TrustDomain::parse(OTHER).unwrap(), right.as_bytes()).unwrap();
+    let request = v1::SetBundleRequest { bundle: Some((&bundle).into()) };
+    scene.operator.door.clone().set_bundle(request).await.unwrap();
+    let polled = scene.operator.refresh(OTHER).await;
+    assert_eq!((polled.last_outcome.as_str(), polled.last_error.as_str(), polled.sequence), ("unchanged", "", 6));
+    scene.endpoint.set(Answer::Document(document(&["next"], Some(7))));
+    assert_eq!(scene.operator.refresh(OTHER).await.last_outcome, "updated");
+}
+
+#[tokio::test]
 async fn an_empty_bundle_is_a_revocation_and_is_taken() {
     let scene = Scene::federated(&[]).await;
     scene.endpoint.set(Answer::Document(json!({ "keys": [], "spiffe_sequence": 6 }).to_string()));
@@ -197,6 +217,25 @@ async fn a_redirect_is_followed_for_this_once_and_to_nowhere_worse() {
 }
 
 #[tokio::test]
+async fn a_network_that_may_be_polled_is_not_one_that_others_may_redirect_into() {
+    let scene = Scene::federated(&[("federation.allow_networks", "[\"127.0.0.0/8\"]")]).await;
+    let port = scene.endpoint.port();
+    for (location, said) in [
+        (
+            format!("https://127.0.0.2:{port}/"),
+            "the endpoint redirects to 127.0.0.2, which is at 127.0.0.2, a loopback",
+        ),
+        (
+            format!("https://localhost:{port}/"),
+            "the endpoint redirects to localhost, which is at 127.0.0.1, a loopback",
+        ),
+    ] {
+        let error = scene.refused(Answer::Head(302, format!("Location: {location}\r\n"))).await;
+        assert!(error.contains(said) && error.contains("give its URL"), "{location}: {error}");
+    }
+}
+
+#[tokio::test]
 async fn a_redirect_leads_to_nobody_who_would_not_be_believed_himself() {
     let scene = Scene::federated(&[]).await;
     let answer = Answer::Document(document(&["elsewhere"], Some(6)));
@@ -259,6 +298,7 @@ async fn an_endpoint_with_an_svid_must_be_the_very_one() {
     let bundle = other.operator().await.bundle().await;
     let error = scene.refused_at(OTHER, &url, "spiffe://other.org/somebody/else", Some(&bundle)).await;
     assert!(error.contains("spiffe://other.org/chancery/server") && error.contains("somebody/else"), "{error}");
+    assert!(!error.contains("OtherError"), "{error}");
     // An endpoint of a trust domain of which nothing is known.
     let error = scene.refused_at("third.org", &url, "spiffe://unknown.org/x", None).await;
     assert!(error.contains("no bundle of unknown.org"), "{error}");

@@ -397,6 +397,44 @@ async fn the_admin_door_is_for_admin_svids_and_operators_only() {
     ask(open).await.unwrap_err();
 }
 
+#[tokio::test]
+async fn a_revoked_authority_takes_open_connections_along_and_a_tainted_one_does_not() {
+    let (house, agent, _) = with_an_agent().await;
+    let operator = house.operator().await;
+    let admin = minted(&house, "/operator").await;
+    operator.register(v1::Entry { admin: true, ..entry(agent.id(), "/operator") }).await;
+    let (old, new) = (operator.active().await, operator.prepare().await);
+    operator.activate(&new.id).await.unwrap();
+
+    let mut syncing = agent.sync(&house).await.unwrap();
+    let (node, admin_channel) = (agent.door(&house).await.unwrap(), admin.channel(&house).await.unwrap());
+    let ask_node = async || node.clone().issue_x509_svids(v1::IssueX509SvidsRequest::default()).await.map(drop);
+    let ask_admin =
+        async || AdminClient::new(admin_channel.clone()).server_info(v1::ServerInfoRequest {}).await.map(drop);
+    operator.taint(&old.id).await.unwrap();
+    ask_node().await.unwrap();
+    ask_admin().await.unwrap();
+    agent.door(&house).await.unwrap();
+
+    let revoke = v1::AuthorityRequest { id: old.id.clone(), force: true };
+    operator.door.clone().revoke_authority(revoke).await.unwrap();
+    let mut told = syncing.incoming.message().await;
+    while let Ok(Some(_)) = told {
+        told = syncing.incoming.message().await;
+    }
+    for (id, refused) in [
+        (agent.id(), ask_node().await.unwrap_err()),
+        (agent.id(), told.unwrap_err()),
+        (admin.id(), ask_admin().await.unwrap_err()),
+    ] {
+        let expected = format!(
+            "the authority that signed your SVID ({id}) was revoked: connect again with a newer SVID, or attest again"
+        );
+        assert_eq!(words(&refused), (Code::Unauthenticated, expected.as_str()));
+    }
+    agent.knock(&house).await.unwrap_err();
+}
+
 #[test]
 fn another_user_of_this_machine_is_no_operator() {
     let view = View::load(trust_domain(), Vec::new(), 0).unwrap();

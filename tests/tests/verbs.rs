@@ -21,7 +21,9 @@ fn server_run_and_validate() {
     let valid = house.run(&["server", "validate", "--config", "server.toml"]).succeeded();
     assert!(valid.stdout.starts_with("the config is right\n"), "{valid}");
     assert_eq!(valid.property("trust domain"), "example.org");
-    assert_eq!(valid.property("lifetimes"), "CA 30d, SVIDs 30m");
+    let lifetimes = |ttl| format!("CA 30d, X.509-SVIDs {ttl}, JWT-SVIDs 5m, WIT-SVIDs 1h");
+    assert_eq!(valid.property("lifetimes"), lifetimes("30m"));
+    assert_eq!(valid.property("bundle"), "served nowhere ([web.https_web], [web.https_spiffe])");
     assert_eq!(valid.property("operators"), house.path("admin.sock").display().to_string());
     let valid = house.run(&["server", "validate", "--config", "server.toml", "-o", "json"]).succeeded().json();
     assert_eq!((valid["trust_domain"].as_str(), valid["svid_ttl"].as_str()), (Some("example.org"), Some("30m")));
@@ -30,7 +32,22 @@ fn server_run_and_validate() {
     let over = house.command(&["server", "validate", "--config", "server.toml", "--trust-domain", "other.org"]);
     let over = over.env("CHANCERY_SERVER__SVID__TTL", "10m").run().succeeded();
     assert_eq!(over.property("trust domain"), "other.org");
-    assert_eq!(over.property("lifetimes"), "CA 30d, SVIDs 10m");
+    assert_eq!(over.property("lifetimes"), lifetimes("10m"));
+
+    // What others may reach, and whom this server reaches.
+    let served = "trust_domain = 'example.org'\nweb.https_spiffe.listen = '127.0.0.1:8446'\n\
+                  federation.allow_networks = ['10.0.0.0/8', 'fd00::/8']\njwt.ttl = '2m'\n\
+                  [[federation.relationship]]\ntrust_domain = 'other.org'\nurl = 'https://other.org/'\nprofile = 'https_web'";
+    house.write("served.toml", served);
+    let valid = house.run(&["server", "validate", "--config", "served.toml"]).succeeded();
+    assert_eq!(valid.property("bundle"), "https_spiffe on 127.0.0.1:8446 (svid)");
+    assert_eq!(
+        (valid.property("federation"), valid.property("polled")),
+        ("other.org", "public addresses, 10.0.0.0/8, fd00::/8")
+    );
+    assert!(valid.property("lifetimes").contains("JWT-SVIDs 2m"), "{valid}");
+    let valid = house.run(&["server", "validate", "--config", "served.toml", "-o", "json"]).succeeded().json();
+    assert_eq!((valid["web"][0]["profile"].as_str(), valid["oidc_issuer"].as_str()), (Some("https_spiffe"), None));
 
     // The files that it names are read.
     let upstream = "authority.upstream = { certificate = '/nonexistent/ca.pem', key = '/nonexistent/ca.key' }";
@@ -38,6 +55,9 @@ fn server_run_and_validate() {
     house
         .run(&["server", "validate", "--config", "bad.toml"])
         .failed(1, &["authority.upstream.certificate: /nonexistent/ca.pem: ", "No such file or directory"]);
+    let web = "web.https_web = { listen = '127.0.0.1:0', certificate = '/nonexistent/web.pem', key = '/nonexistent/web.key' }";
+    house.write("bad.toml", &format!("trust_domain = 'example.org'\ndata_dir = 'x'\n{web}"));
+    house.run(&["server", "validate", "--config", "bad.toml"]).failed(1, &["/nonexistent/web.pem"]);
     house.run(&["server", "validate", "--config", "none.toml"]).failed(1, &["none.toml cannot be read"]);
 
     assert!(house.server().log().contains("the server answers"), "{}", house.server().log());
@@ -54,10 +74,16 @@ fn agent_validate() {
     let valid = house.run(&["agent", "validate", "--config", "agent.toml"]).succeeded();
     assert!(valid.stdout.starts_with("the config is right\n"), "{valid}");
     assert_eq!(valid.property("servers"), house.address());
+    assert_eq!(valid.property("known by"), format!("the root sha256:{}", house.fingerprint()));
     let valid = house.run(&["agent", "validate", "--config", "agent.toml", "-o", "json"]).succeeded().json();
     assert_eq!(valid["workload_socket"], house.path("agent.sock").display().to_string());
+    assert_eq!(valid["brokers"], serde_json::json!([]));
     let flags = ["agent", "validate", "--trust-domain", "example.org", "--server", "a:1", "--bootstrap-bundle", "none"];
-    house.run(&flags).failed(1, &["none cannot be read"]);
+    house
+        .run(&flags)
+        .failed(1, &["none: there is no such file", "chancery bundle show --format pem", "--bootstrap-bundle"]);
+    let unknown = house.run(&flags[..6]).succeeded();
+    assert!(unknown.property("known by").contains("--ca-fingerprint"), "{unknown}");
     // A stored bundle would do: only where there is none is the server unknown.
     let socket = house.path("fresh.sock").display().to_string();
     let run = ["agent", "run", "--trust-domain", "example.org", "--server", "127.0.0.1:1", "--join-token", "chy-x"];
@@ -293,12 +319,12 @@ fn bundles() {
     let set = |domain: &str, format: &str, file: &str| {
         house.run(&["bundle", "set", domain, "--format", format, "--file", file])
     };
-    set("one.org", "pem", "theirs.pem").succeeded().says(&["one.org is trusted by 1 root\n"]);
-    set("two.org", "spiffe", "theirs.json").succeeded().says(&["two.org is trusted by 1 root\n"]);
+    set("one.org", "pem", "theirs.pem").succeeded().says(&["one.org is trusted by 1 root, no JWT key, no WIT key\n"]);
+    set("two.org", "spiffe", "theirs.json").succeeded().says(&["two.org is trusted by 1 root, 1 JWT key, 1 WIT key\n"]);
     set("two.org", "pem", "theirs.json").failed(1, &["theirs.json: "]);
     set("example.org", "pem", "theirs.pem").failed(1, &[]);
     let list = house.run(&["bundle", "list"]).succeeded();
-    let rows = list.table(&["TRUST DOMAIN", "ROOTS", "FIRST EXPIRES", "SEQUENCE"]);
+    let rows = list.table(&["TRUST DOMAIN", "ROOTS", "FIRST EXPIRES", "JWT KEYS", "WIT KEYS", "SEQUENCE"]);
     assert_eq!(rows.iter().map(|row| row[0].as_str()).collect::<Vec<_>>(), ["example.org", "one.org", "two.org"]);
     assert_eq!(house.run(&["bundle", "show", "one.org", "--format", "pem"]).succeeded().stdout, pem.stdout);
     assert_eq!(
@@ -318,7 +344,7 @@ fn bundles() {
 #[test]
 fn authorities() {
     let house = House::with_agent("", "");
-    const HEADS: [&str; 7] = ["ID", "KIND", "STATE", "EXPIRES", "NEXT", "OWNER", "FINGERPRINT"];
+    const HEADS: [&str; 7] = ["ID", "KIND", "STATE", "EXPIRES", "NEXT", "OWNER", "FINGERPRINT OR KID"];
     let list = || house.run(&["authority", "list"]).succeeded().table(&HEADS);
     let old = list()[0][0].clone();
     assert_eq!(list()[0][1..3], ["x509", "active"]);
@@ -494,6 +520,11 @@ fn an_admin_works_from_afar() {
 #[test]
 fn a_wait_whose_time_is_up_says_who_is_behind() {
     let mut house = House::with_agent("", "");
+    let is_connected = || {
+        let list = house.run(&["agent", "list", "-o", "json"]).succeeded().json();
+        (list["agents"][0]["connected"] == true).then_some(())
+    };
+    wait_for(60, is_connected).expect("an agent that is up opens its stream soon");
     house.agent().signal(Signal::SIGSTOP);
     let words = ["entry", "create", "--spiffe-id", "spiffe://example.org/a", "--parent", House::NODE];
     let made = house.run(&[&words[..], &["--selector", "unix:uid:1", "--wait=2s"][..]].concat());

@@ -7,23 +7,39 @@ use std::sync::Arc;
 use rustls_pki_types::CertificateDer;
 use spiffe::id::SpiffeId;
 use spiffe::time::Timestamp;
-use spiffe::x509_svid::SvidError;
+use spiffe::x509_svid::{SvidError, X509Svid};
 
-/// The holder of an SVID of our trust domain whose path was verified in the handshake.
-#[derive(Clone, Debug, PartialEq, Eq)]
+use super::chain::Chain;
+use crate::origin::Origin;
+
+/// The holder of an SVID of our trust domain whose path was verified in the handshake. Clones share what was found of it since.
+#[derive(Clone, Debug)]
 pub struct Holder {
     /// Its identity.
     pub id: SpiffeId,
-    /// The serial number of its SVID.
-    pub serial: Arc<[u8]>,
     /// The last moment of its SVID.
     pub not_after: Timestamp,
+    /// What it showed.
+    pub chain: Arc<Chain>,
     /// Where it called from.
     pub address: SocketAddr,
 }
 
+impl Holder {
+    /// Who showed `svid` from `address`.
+    pub fn new(svid: X509Svid, address: SocketAddr) -> Self {
+        let (id, not_after) = (svid.id().clone(), svid.lifetime().not_after);
+        Self { id, not_after, chain: Arc::new(Chain::new(svid)), address }
+    }
+
+    /// The serial number of its SVID.
+    pub fn serial(&self) -> &[u8] {
+        self.chain.svid().serial()
+    }
+}
+
 /// Who called.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Caller {
     /// Someone on the network without a certificate.
     Stranger(SocketAddr),
@@ -46,13 +62,7 @@ impl Caller {
         let Some(certificates) = certificates.filter(|certificates| !certificates.is_empty()) else {
             return Ok(Self::Stranger(address));
         };
-        let svid = spiffe::mtls::peer(certificates)?;
-        let holder = Holder {
-            id: svid.id().clone(),
-            serial: svid.serial().into(),
-            not_after: svid.lifetime().not_after,
-            address,
-        };
+        let holder = Holder::new(spiffe::mtls::peer(certificates)?, address);
         Ok(if holder.id.is_agent() { Self::Agent(holder) } else { Self::Workload(holder) })
     }
 
@@ -61,6 +71,16 @@ impl Caller {
         match self {
             Self::Agent(holder) | Self::Workload(holder) => Some(holder),
             Self::Stranger(_) | Self::Local { .. } => None,
+        }
+    }
+
+    /// As whom it is counted. A workload can have many SVIDs: it counts with its network.
+    pub fn origin(&self) -> Origin {
+        match self {
+            Self::Stranger(address) => Origin::network(address.ip()),
+            Self::Workload(holder) => Origin::network(holder.address.ip()),
+            Self::Agent(holder) => Origin::Agent(holder.id.clone()),
+            Self::Local { uid, .. } => Origin::Uid(*uid),
         }
     }
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use spiffe::time::Timestamp;
 
-use super::origin::Origin;
+use crate::origin::Origin;
 
 /// What share one origin may take.
 const SHARE: u32 = 4;

@@ -3,10 +3,10 @@
 
 pub mod admin;
 pub mod caller;
+pub mod chain;
 pub mod limits;
 pub mod listen;
 pub mod node;
-pub mod origin;
 pub mod rights;
 pub mod status;
 mod token;
@@ -23,10 +23,10 @@ use crate::connected::Connected;
 use crate::issuance::Profile;
 use crate::issuance::tokens::TokenProfile;
 use crate::metrics::Metrics;
+use crate::origin::Places;
 use crate::store::{Revision, Store, StoreError, Txn};
 use crate::view::follow::Views;
 use limits::Attempts;
-use origin::Places;
 
 /// What every door has behind it.
 #[derive(Debug)]

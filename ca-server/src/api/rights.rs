@@ -1,5 +1,6 @@
 //! The one table of rights: which RPC is open to whom. What is not in it is denied. Checked for each request against
-//! the present View, so that a ban, an eviction and the end of a certificate work at once on open connections too.
+//! the present View, so that a ban, an eviction, the end of a certificate and that of its authority work at once on open
+//! connections too.
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -80,6 +81,9 @@ pub enum Denied {
     /// The caller's SVID has ended.
     #[error("your SVID expired at {0}: renew it, or attest again")]
     Expired(Timestamp),
+    /// No root of the bundle is above the caller's SVID any more.
+    #[error("the authority that signed your SVID ({0}) was revoked: connect again with a newer SVID, or attest again")]
+    Revoked(String),
     /// The agent has no record: it was evicted or purged, or never attested with this server's store.
     #[error("agent {0} is not attested here (it may have been evicted): attest again")]
     NotAttested(String),
@@ -145,12 +149,10 @@ pub fn admit(caller: &Caller, path: &str, view: &View, operators: &Operators, no
     if right == Right::Anyone {
         return Ok(());
     }
-    if let Some(holder) = caller.holder().filter(|holder| holder.not_after < now) {
-        return Err(Denied::Expired(holder.not_after));
-    }
+    caller.holder().map_or(Ok(()), |holder| admit_svid(holder, view, now))?;
     match (right, caller) {
         (Right::Anyone, _) => Ok(()),
-        (Right::Agent, Caller::Agent(holder)) => admit_agent(holder, view),
+        (Right::Agent, Caller::Agent(holder)) => admit_node(holder, view),
         (Right::Agent, other) => Err(Denied::NotAnAgent(other.to_string())),
         (Right::Admin, Caller::Local { uid, .. }) if operators.uids.contains(uid) => Ok(()),
         (Right::Admin, Caller::Workload(holder)) if view.is_admin(&holder.id, now) => Ok(()),
@@ -158,14 +160,31 @@ pub fn admit(caller: &Caller, path: &str, view: &View, operators: &Operators, no
     }
 }
 
-/// Whether this agent's record lets it act with this very SVID.
-pub fn admit_agent(holder: &Holder, view: &View) -> Result<(), Denied> {
+/// Whether this agent may act now, with this very SVID.
+pub fn admit_agent(holder: &Holder, view: &View, now: Timestamp) -> Result<(), Denied> {
+    admit_svid(holder, view, now)?;
+    admit_node(holder, view)
+}
+
+/// Whether the SVID itself still counts.
+fn admit_svid(holder: &Holder, view: &View, now: Timestamp) -> Result<(), Denied> {
+    if holder.not_after < now {
+        return Err(Denied::Expired(holder.not_after));
+    }
+    if !holder.chain.is_trusted(view.bundle(), now) {
+        return Err(Denied::Revoked(holder.id.to_string()));
+    }
+    Ok(())
+}
+
+/// Whether the agent's record lets it act with this very SVID.
+fn admit_node(holder: &Holder, view: &View) -> Result<(), Denied> {
     let name = || holder.id.to_string();
     let node = view.node(&holder.id).ok_or_else(|| Denied::NotAttested(name()))?;
     if node.banned {
         return Err(Denied::Banned(name()));
     }
-    if !node.holds(&holder.serial) {
+    if !node.holds(holder.serial()) {
         return Err(Denied::Superseded(name()));
     }
     Ok(())

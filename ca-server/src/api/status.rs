@@ -116,7 +116,9 @@ impl From<rights::Denied> for Refusal {
         let (code, reason) = match denied {
             Denied::Unknown(_) => (Code::Unimplemented, Reason::NotFound),
             Denied::Expired(_) => (Code::Unauthenticated, Reason::Expired),
-            Denied::NotAttested(_) | Denied::Superseded(_) => (Code::Unauthenticated, Reason::NotAttested),
+            Denied::Revoked(_) | Denied::NotAttested(_) | Denied::Superseded(_) => {
+                (Code::Unauthenticated, Reason::NotAttested)
+            }
             Denied::Banned(_) => (Code::PermissionDenied, Reason::Banned),
             Denied::NotAnAgent(_) | Denied::NotAnAdmin(_) => (Code::PermissionDenied, Reason::Denied),
         };

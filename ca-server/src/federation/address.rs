@@ -2,7 +2,8 @@
 //! owns the name, and where a redirect leads that of whoever runs the endpoint: neither may turn this server into a way
 //! into the networks behind it.
 //!
-//! - Only public unicast addresses; others where the config allows their network.
+//! - Only public unicast addresses; others where the config allows their network. Where clouds answer their machines
+//!   without asking who they are (169.254.169.254 and the like) is not public, nor is Azure's, which looks it.
 //! - An IPv6 address that stands for an IPv4 address is judged by that one, or refused.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -27,6 +28,7 @@ fn objection_to_v4(address: Ipv4Addr) -> Option<&'static str> {
         [10, ..] | [172, 16..=31, ..] | [192, 168, ..] => "private",
         [100, 64..=127, ..] => "carrier-grade NAT",
         [127, ..] => "loopback",
+        [168, 63, 129, 16] => "cloud platform",
         [169, 254, ..] => "link-local",
         [192, 0, 0, _] | [192, 88, 99, _] => "protocol",
         [192, 0, 2, _] | [198, 51, 100, _] | [203, 0, 113, _] => "documentation",
@@ -103,6 +105,24 @@ mod tests {
             ("2002:7f00:1::", "6to4"),
         ] {
             assert_eq!(kind(address), Some(is), "{address}");
+        }
+    }
+
+    #[test]
+    fn what_clouds_tell_their_machines_is_out_of_reach() {
+        for (address, of) in [
+            ("169.254.169.254", "AWS, Azure, Google and most others"),
+            ("169.254.170.2", "AWS containers"),
+            ("168.63.129.16", "Azure"),
+            ("100.100.100.200", "Alibaba"),
+            ("192.0.0.192", "Oracle"),
+            ("fd00:ec2::254", "AWS"),
+            ("fd20:ce::254", "Google"),
+            ("64:ff9b::a83f:8110", "Azure by NAT64"),
+            ("64:ff9b::a9fe:a9fe", "all by NAT64"),
+            ("2002:a9fe:a9fe::", "all by 6to4"),
+        ] {
+            assert!(kind(address).is_some(), "{address}, of {of}");
         }
     }
 

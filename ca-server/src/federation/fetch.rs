@@ -5,7 +5,10 @@
 //! - A body of [`MAX_DOCUMENT_BYTES`] and a head of 64 KiB at most; nothing is decompressed.
 //! - A redirect is followed three times at most, for this once: each is a URL by the rules, its address is looked at
 //!   anew, and what it leads to is known by the same TLS. Only the status 200 brings a bundle.
+//! - A redirect to another host leads to public addresses only: `federation.allow_networks` is the operator's word for
+//!   the URL that he gave, not for one that its endpoint makes up.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -55,11 +58,24 @@ pub enum FetchError {
     #[error("the endpoint's answer cannot be read: {0}")]
     Http(String),
     /// Another status than 200.
-    #[error("the endpoint answers with status {0}, and only 200 brings a bundle")]
+    #[error("the endpoint answers with status {0}, and only 200 brings a bundle: is its URL right?")]
     Status(u16),
     /// A redirect without a good target.
     #[error("the endpoint redirects to a URL that is refused: {0}")]
     Redirect(#[from] UrlError),
+    /// A redirect to another host that is not public.
+    #[error(
+        "the endpoint redirects to {host}, which is at {address}, a {kind} address: redirects to other hosts are followed \
+         to public addresses only; if it is meant, give its URL (\"chancery federation update\" with --url)"
+    )]
+    RedirectInside {
+        /// The host.
+        host: String,
+        /// One of its addresses.
+        address: IpAddr,
+        /// Of which kind that is.
+        kind: &'static str,
+    },
     /// A redirect that says not where to.
     #[error("the endpoint redirects, and does not say where to")]
     NoLocation,
@@ -93,11 +109,18 @@ pub(super) async fn fetch(url: &EndpointUrl, tls: Arc<ClientConfig>, limits: &Li
     fetched.unwrap_or(Err(FetchError::TooSlow(limits.timeout)))
 }
 
-async fn follow(url: &EndpointUrl, tls: Arc<ClientConfig>, limits: &Limits) -> Result<Vec<u8>, FetchError> {
-    let mut url = url.clone();
+async fn follow(given: &EndpointUrl, tls: Arc<ClientConfig>, limits: &Limits) -> Result<Vec<u8>, FetchError> {
+    let mut url = given.clone();
     for _ in 0..=MAX_REDIRECTS {
-        let stream =
-            https::connect(&url, Arc::clone(&tls), &|address| objection(address, &limits.allow_networks)).await?;
+        let is_elsewhere = url.host() != given.host();
+        let allowed: &[Network] = if is_elsewhere { &[] } else { &limits.allow_networks };
+        let connected = https::connect(&url, Arc::clone(&tls), &|address| objection(address, allowed)).await;
+        let stream = connected.map_err(|error| match error {
+            ConnectError::NotPublic { host, address, kind } if is_elsewhere => {
+                FetchError::RedirectInside { host, address, kind }
+            }
+            other => other.into(),
+        })?;
         let address = stream.get_ref().0.peer_addr().ok();
         let asking =
             http1::Builder::new().max_buf_size(MAX_HEAD_BYTES).max_headers(MAX_HEADERS).handshake(TokioIo::new(stream));

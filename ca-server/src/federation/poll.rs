@@ -269,23 +269,24 @@ impl Federation {
         let outcome = polled.as_ref().map_or(Outcome::Failed, |(outcome, _)| *outcome);
         let error = match polled {
             Err(error) => {
-                warn!(trust_domain = %name, %url, %error, "a bundle endpoint brought nothing: the last good bundle stays");
+                warn!(trust_domain = %name, profile = %relationship.profile.name(), %url, %error, "a bundle endpoint brought nothing: the last good bundle stays");
                 error.to_string()
             }
             Ok((Outcome::RolledBack, why)) => {
-                error!(trust_domain = %name, %url, why, "a bundle is refused: the last good one stays");
+                error!(trust_domain = %name, profile = %relationship.profile.name(), %url, why, "a bundle is refused: the last good one stays");
                 why
             }
             Ok((Outcome::Emptied, _)) => {
-                error!(trust_domain = %name, %url, "the bundle is empty now: its trust domain has revoked all of its keys, and nobody of it is trusted");
+                error!(trust_domain = %name, profile = %relationship.profile.name(), %url, "the bundle is empty now: its trust domain has revoked all of its keys, and nobody of it is trusted");
                 String::new()
             }
             Ok((Outcome::Updated, remark)) => {
-                info!(trust_domain = %name, %url, remark, "there is a newer bundle");
+                let remark = Some(remark).filter(|remark| !remark.is_empty());
+                info!(trust_domain = %name, profile = %relationship.profile.name(), %url, remark, "there is a newer bundle");
                 String::new()
             }
             Ok((outcome, _)) => {
-                debug!(trust_domain = %name, %url, outcome = outcome.name(), "a bundle endpoint was polled");
+                debug!(trust_domain = %name, profile = %relationship.profile.name(), %url, outcome = outcome.name(), "a bundle endpoint was polled");
                 String::new()
             }
         };
@@ -319,8 +320,9 @@ impl Federation {
 
     fn refuse(&self, name: &TrustDomain, held: u64, offered: u64) -> Result<(Outcome, String), PollError> {
         let why = format!(
-            "spiffe_sequence went back from {held} to {offered}: if the trust domain was made anew, give its bundle with \
-             \"chancery bundle set {name}\""
+            "spiffe_sequence went back from {held} to {offered}: the bundle is refused, and so is every one below {held}. If \
+             {name} was made anew, or gave that number by mistake, get its bundle by a way that you trust and give it with \
+             \"chancery bundle set {name}\": it counts from there"
         );
         let mut record = self.audit.reserve(1)?;
         record.record(self.event(name, audit::Outcome::Refused(Reason::Invalid, Message::new(&why)), 0));

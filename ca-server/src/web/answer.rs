@@ -1,4 +1,4 @@
-//! Which request gets what. Pure: a head and a View make an answer.
+//! Which request gets what. Pure: a head and what was printed of the bundle make an answer.
 //!
 //! - GET and HEAD of the bundle's path: the bundle as a SPIFFE JWKS document, with an ETag; 304 to who has it already.
 //! - OpenID Connect Discovery, where it is served, answers for its own hosts only: 421 to others.
@@ -13,11 +13,10 @@ use http::header::{ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, ETAG, IF_
 use http::request::Parts;
 use http::{HeaderValue, Method, Response, StatusCode};
 use http_body_util::Full;
-use spiffe::crypto::sha256_hex;
 
 use super::discovery;
+use super::print::{Page, Print};
 use crate::config::Oidc;
-use crate::view::View;
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
@@ -34,57 +33,55 @@ pub(super) struct Site {
 }
 
 impl Site {
-    /// The answer to the request with this head.
-    pub(super) fn answer(&self, head: &Parts, view: &View) -> Response<Full<Bytes>> {
+    /// The answer to the request with this head; `print` is that of this site.
+    pub(super) fn answer(&self, head: &Parts, print: &Print) -> Response<Full<Bytes>> {
         if head.method != Method::GET && head.method != Method::HEAD {
-            let mut response = respond(head, StatusCode::METHOD_NOT_ALLOWED, TEXT, "use GET\n".into());
+            let mut response = respond(head, StatusCode::METHOD_NOT_ALLOWED, TEXT, Bytes::from_static(b"use GET\n"));
             response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
             return response;
         }
         if head.uri.path() == self.path {
-            let document = view.bundle().clone().with_refresh_hint(Some(self.refresh_hint)).to_jwks();
-            return cached(head, document, self.refresh_hint / 2);
+            return cached(head, print.bundle(), self.refresh_hint / 2);
         }
         if let Some(oidc) = &self.oidc
-            && let Some(asked) = discovery::asked(oidc, head)
+            && let Some(page) = discovery::asked(oidc, head).and_then(|asked| print.oidc(asked))
         {
             if !discovery::is_for_us(oidc, head) {
                 let text = "this host is none of those that are answered for: see web.oidc.allowed_hosts\n";
-                return respond(head, StatusCode::MISDIRECTED_REQUEST, TEXT, text.into());
+                return respond(head, StatusCode::MISDIRECTED_REQUEST, TEXT, Bytes::from_static(text.as_bytes()));
             }
-            return cached(head, discovery::document(oidc, asked, view.bundle()), self.refresh_hint / 2);
+            return cached(head, page, self.refresh_hint / 2);
         }
-        respond(head, StatusCode::NOT_FOUND, TEXT, "there is nothing here\n".into())
+        respond(head, StatusCode::NOT_FOUND, TEXT, Bytes::from_static(b"there is nothing here\n"))
     }
 }
 
 /// A JSON document that caches may keep for `age`, or 304 to who has it.
-fn cached(head: &Parts, document: String, age: Duration) -> Response<Full<Bytes>> {
-    let tag = format!("\"{}\"", sha256_hex(document.as_bytes()));
+fn cached(head: &Parts, Page { body, tag }: &Page, age: Duration) -> Response<Full<Bytes>> {
     let known = head.headers.get_all(IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
     let is_known = known.flat_map(|tags| tags.split(',')).any(|known| {
         let known = known.trim();
-        known == "*" || known.strip_prefix("W/").unwrap_or(known) == tag
+        known == "*" || known.strip_prefix("W/").unwrap_or(known) == *tag
     });
     let mut response = if is_known {
         let mut response = Response::new(Full::default());
         *response.status_mut() = StatusCode::NOT_MODIFIED;
         response
     } else {
-        respond(head, StatusCode::OK, JSON, document)
+        respond(head, StatusCode::OK, JSON, body.clone())
     };
     let headers = response.headers_mut();
     let age = HeaderValue::from_str(&format!("public, max-age={}", age.as_secs()));
     headers.insert(CACHE_CONTROL, age.unwrap_or(HeaderValue::from_static("no-store")));
-    if let Ok(tag) = HeaderValue::from_str(&tag) {
+    if let Ok(tag) = HeaderValue::from_str(tag) {
         headers.insert(ETAG, tag);
     }
     response
 }
 
-fn respond(head: &Parts, status: StatusCode, content_type: &'static str, body: String) -> Response<Full<Bytes>> {
+fn respond(head: &Parts, status: StatusCode, content_type: &'static str, body: Bytes) -> Response<Full<Bytes>> {
     let length = HeaderValue::from(body.len());
-    let body = if head.method == Method::HEAD { Bytes::new() } else { Bytes::from(body) };
+    let body = if head.method == Method::HEAD { Bytes::new() } else { body };
     let mut response = Response::new(Full::new(body));
     *response.status_mut() = status;
     let headers = response.headers_mut();
@@ -105,14 +102,17 @@ mod tests {
 
     const SITE: fn() -> Site = || Site { path: "/".into(), refresh_hint: Duration::from_secs(300), oidc: None };
 
+    fn own() -> Bundle {
+        Bundle::empty(TrustDomain::parse("example.org").unwrap())
+    }
+
     fn ask(method: &str, path: &str, tag: Option<&str>) -> (Response<()>, String) {
         let mut request = Request::builder().method(method).uri(path);
         if let Some(tag) = tag {
             request = request.header(IF_NONE_MATCH, tag);
         }
         let (head, ()) = request.body(()).unwrap().into_parts();
-        let view = View::empty(TrustDomain::parse("example.org").unwrap());
-        let (parts, body) = SITE().answer(&head, &view).into_parts();
+        let (parts, body) = SITE().answer(&head, &Print::new(&SITE(), &own())).into_parts();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let body = runtime.block_on(body.collect()).unwrap().to_bytes();
         (Response::from_parts(parts, ()), String::from_utf8(body.to_vec()).unwrap())
@@ -147,10 +147,11 @@ mod tests {
     fn discovery_answers_for_its_own_host_only() {
         let issuer = crate::config::Issuer::try_from("https://oidc.example.org".to_owned()).unwrap();
         let oidc = Some(Oidc { issuer, allowed_hosts: vec!["oidc.example.org".into()] });
-        let view = View::empty(TrustDomain::parse("example.org").unwrap());
+        let site = Site { oidc, ..SITE() };
+        let print = Print::new(&site, &own());
         let ask = |host: &str, path: &str| {
             let request = Request::get(path).header("host", host).body(()).unwrap();
-            Site { oidc: oidc.clone(), ..SITE() }.answer(&request.into_parts().0, &view)
+            site.answer(&request.into_parts().0, &print)
         };
         let answer = ask("oidc.example.org", "/keys");
         assert_eq!(answer.status(), 200);

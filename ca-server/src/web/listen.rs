@@ -1,10 +1,8 @@
-//! Connections of the web, bounded in every way: how many there are, in all and of one address; how long a handshake, a
+//! Connections of the web, bounded in every way: how many there are, in all and of one network; how long a handshake, a
 //! head and a whole connection take; how large a head is. Beyond the bounds a connection is closed at once.
 
-use std::collections::HashMap;
 use std::convert::Infallible;
-use std::net::{IpAddr, Ipv6Addr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::Request;
@@ -20,9 +18,11 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use super::answer::Site;
+use super::print::Press;
+use crate::origin::{Origin, Places};
 use crate::view::follow::Views;
 
-/// Connections of one address, so that one peer never holds all of them: a network behind one address is many pollers.
+/// Connections of one network, so that one peer never holds all of them: behind one address there may be many pollers.
 const OF_ONE: usize = 64;
 /// For a handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -41,12 +41,13 @@ const MAX_STREAMS: u32 = 16;
 pub(super) struct Door {
     pub(super) tls: Arc<ServerConfig>,
     pub(super) site: Arc<Site>,
+    pub(super) press: Arc<Press>,
     pub(super) views: Arc<Views>,
 }
 
 /// Serves on `port` until `stop`, `most` connections at once, then lets open requests end.
 pub(super) async fn accept(port: TcpListener, door: Door, most: usize, stop: CancellationToken) {
-    let (places, connections) = (Places { most, ..Places::default() }, TaskTracker::new());
+    let (places, connections) = (Places::new(most, OF_ONE), TaskTracker::new());
     loop {
         let accepted = tokio::select! {
             accepted = port.accept() => accepted,
@@ -61,7 +62,7 @@ pub(super) async fn accept(port: TcpListener, door: Door, most: usize, stop: Can
                 continue;
             }
         };
-        let Some(place) = places.take(address.ip()) else {
+        let Some(place) = places.take(Origin::network(address.ip())) else {
             debug!(%address, "web: too many connections: turned away");
             continue;
         };
@@ -95,11 +96,11 @@ async fn converse(stream: TcpStream, door: Door, stop: CancellationToken) {
         // The handshake was all of it (RFC 8737 section 4).
         return;
     }
-    let (site, views) = (door.site, door.views);
+    let (site, press, views) = (door.site, door.press, door.views);
     let service = service_fn(move |request: Request<Incoming>| {
         // The body is dropped unread.
         let (head, _) = request.into_parts();
-        let response = site.answer(&head, &views.load());
+        let response = site.answer(&head, &press.print(&site, views.load().bundle()));
         async move { Ok::<_, Infallible>(response) }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
@@ -120,77 +121,4 @@ async fn converse(stream: TcpStream, door: Door, stop: CancellationToken) {
         connection.await
     };
     let _ = tokio::time::timeout(CONNECTION, talk).await;
-}
-
-/// Who is connected, by address. Clones share it.
-#[derive(Clone, Debug, Default)]
-struct Places {
-    most: usize,
-    taken: Arc<Mutex<Taken>>,
-}
-
-#[derive(Debug, Default)]
-struct Taken {
-    all: usize,
-    of: HashMap<IpAddr, usize>,
-}
-
-impl Places {
-    /// A place, given back when it is dropped; `None`: there is none, or this address has enough.
-    fn take(&self, address: IpAddr) -> Option<Place> {
-        let address = origin(address);
-        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_one = taken.of.get(&address).copied().unwrap_or(0);
-        if taken.all >= self.most || of_one >= OF_ONE {
-            return None;
-        }
-        taken.all += 1;
-        taken.of.insert(address, of_one + 1);
-        Some(Place { places: self.clone(), address })
-    }
-}
-
-/// An IPv6 host has a whole /64 to come from.
-fn origin(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
-        address => address,
-    }
-}
-
-struct Place {
-    places: Places,
-    address: IpAddr,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut taken = self.places.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        taken.all = taken.all.saturating_sub(1);
-        match taken.of.get(&self.address).copied() {
-            Some(count) if count > 1 => drop(taken.of.insert(self.address, count - 1)),
-            _ => drop(taken.of.remove(&self.address)),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_address_never_holds_all_places() {
-        let places = Places { most: OF_ONE + 1, ..Places::default() };
-        let address = |last| IpAddr::from([192, 0, 2, last]);
-        let mut held: Vec<Place> = (0..OF_ONE).map(|_| places.take(address(1)).unwrap()).collect();
-        assert!(places.take(address(1)).is_none());
-        let last = places.take(address(2)).unwrap();
-        assert!(places.take(address(3)).is_none(), "all are taken");
-        held.pop();
-        drop(last);
-        assert!(places.take(address(1)).is_some());
-        drop(held);
-        assert!(places.taken.lock().unwrap().of.is_empty());
-        assert_eq!(places.taken.lock().unwrap().all, 0);
-    }
 }

@@ -4,6 +4,7 @@
 //! | file | owns |
 //! |---|---|
 //! | `answer` | which request gets what (pure) |
+//! | `print` | the documents of a bundle, made once |
 //! | `discovery` | OpenID Connect Discovery, for verifiers of JWT-SVIDs that know no SPIFFE (pure) |
 //! | `acme` | the certificate of the web by ACME |
 //! | `certificate` | the certificate of the web, read again when its files change |
@@ -18,6 +19,7 @@ mod answer;
 mod certificate;
 mod discovery;
 mod listen;
+mod print;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -27,6 +29,7 @@ use rustls::ServerConfig;
 use rustls::server::{NoServerSessionStorage, ResolvesServerCert};
 use rustls::version::{TLS12, TLS13};
 use spiffe::crypto;
+use spiffe::federation::ProfileName;
 use spiffe::mtls::CurrentSvid;
 use spiffe::time::{Clock, TlsTime};
 use tokio::net::TcpListener;
@@ -41,6 +44,7 @@ use acme::Keeper;
 use answer::Site;
 pub use certificate::CertificateError;
 use certificate::Files;
+use print::Press;
 
 /// Why nothing can be served.
 #[derive(Debug, thiserror::Error)]
@@ -122,11 +126,14 @@ pub fn serve(ports: Ports, parts: &Parts<'_>) -> Result<Addresses, WebError> {
                 address
             }
         };
+        info!(%address, profile = %ProfileName::HttpsWeb, "the bundle is served");
         addresses.https_web = Some(address);
     }
     if let Some(port) = ports.https_spiffe {
         let tls = tls(Arc::new(parts.svid.clone()), parts)?;
-        addresses.https_spiffe = Some(begin(port, tls, site, parts)?);
+        let address = begin(port, tls, site, parts)?;
+        info!(%address, profile = %ProfileName::HttpsSpiffe, "the bundle is served");
+        addresses.https_spiffe = Some(address);
     }
     Ok(addresses)
 }
@@ -144,9 +151,13 @@ fn keep(work: impl Future<Output = ()> + Send + 'static, parts: &Parts<'_>) {
 
 fn begin(port: TcpListener, tls: ServerConfig, site: Site, parts: &Parts<'_>) -> Result<SocketAddr, WebError> {
     let address = port.local_addr()?;
-    let door = listen::Door { tls: Arc::new(tls), site: Arc::new(site), views: Arc::clone(&parts.views) };
+    let door = listen::Door {
+        tls: Arc::new(tls),
+        site: Arc::new(site),
+        press: Arc::new(Press::default()),
+        views: Arc::clone(&parts.views),
+    };
     parts.loops.spawn(listen::accept(port, door, parts.config.connections, parts.stop.clone()));
-    info!(%address, "the bundle is served");
     Ok(address)
 }
 

@@ -2,7 +2,8 @@
 //!
 //! - A bundle without X.509 authorities is left out: clients refuse an empty value. Ours is there even then: clients
 //!   are promised it (SPIFFE_Workload_API.md section 5.2.2).
-//! - A response shares the private key with the cache: no copy of it is left behind in memory.
+//! - A response shares the private key with the cache, or wipes its own (of a WIT-SVID) when it is dropped: no copy of it
+//!   is left behind in memory but what gRPC has encoded.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -180,6 +180,7 @@ impl Endpoint {
             cache,
             attestors,
             first_answer: limits.first_answer,
+            waits: Places::new(limits.streams, tokens::WAITS_OF_ONE),
             clock: Arc::clone(&clock),
             shutdown: shutdown.clone(),
         });

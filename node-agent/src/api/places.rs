@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use spiffe::id::SpiffeId;
@@ -12,17 +12,28 @@ use spiffe::id::SpiffeId;
 pub(crate) enum Holder {
     /// A user of this machine.
     User(u32),
-    /// Whoever calls from there.
-    Address(IpAddr),
+    /// Whoever calls from there: an IPv4 address, or the first address of an IPv6 /64.
+    Network(IpAddr),
     /// Whoever has this identity.
     Broker(SpiffeId),
+}
+
+impl Holder {
+    /// Who calls from `address`. A /64 is the least that a provider gives to one customer; an IPv4 address that is written
+    /// as IPv6 is an IPv4 address.
+    pub(crate) fn network(address: IpAddr) -> Self {
+        Self::Network(match address.to_canonical() {
+            IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+            address => address,
+        })
+    }
 }
 
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::User(uid) => write!(f, "user {uid}"),
-            Self::Address(address) => write!(f, "{address}"),
+            Self::Network(address) => write!(f, "{address}"),
             Self::Broker(id) => write!(f, "{id}"),
         }
     }
@@ -66,9 +77,21 @@ pub(crate) struct Place {
     holder: Holder,
 }
 
+impl Place {
+    /// Whose it is.
+    pub(crate) fn holder(&self) -> &Holder {
+        &self.holder
+    }
+}
+
 impl Places {
     pub(crate) fn new(all: usize, per_holder: usize) -> Arc<Self> {
         Arc::new(Self { all, per_holder, taken: Mutex::default() })
+    }
+
+    /// How many one holder may have.
+    pub(crate) fn per_holder(&self) -> usize {
+        self.per_holder
     }
 
     /// Takes a place for `holder`.
@@ -118,5 +141,14 @@ mod tests {
         drop((one, other));
         assert_eq!(places.lock().by_holder.len(), 1);
         assert!(places.take(user(1)).is_ok());
+    }
+
+    #[test]
+    fn whoever_has_a_network_of_ipv6_counts_as_one() {
+        let network = |address: &str| Holder::network(address.parse().unwrap());
+        assert_eq!(network("2001:db8:0:1::1"), network("2001:db8:0:1:ffff::2"));
+        assert_ne!(network("2001:db8:0:1::1"), network("2001:db8:0:2::1"));
+        assert_ne!(network("192.0.2.1"), network("192.0.2.2"));
+        assert_eq!(network("::ffff:192.0.2.1"), network("192.0.2.1"));
     }
 }

@@ -27,11 +27,11 @@ pub(super) fn no_grpc() -> Status {
 /// Why the process gets no answer, or no further one.
 pub(super) fn denied(denial: &Denial) -> Status {
     match denial {
-        Denial::Full(full) => Status::resource_exhausted(full.to_string()),
+        Denial::Full(_) | Denial::TooManyWait { .. } => Status::resource_exhausted(denial.to_string()),
         Denial::Attest(error) => attest(error),
         Denial::NoIdentity { selectors, .. } => no_identity(selectors),
         Denial::OtherIdentity(_) | Denial::Refused(_) => Status::permission_denied(denial.to_string()),
-        Denial::CallerExpired(_) => Status::unauthenticated(denial.to_string()),
+        Denial::CallerExpired(_) | Denial::CallerRefused(_) => Status::unauthenticated(denial.to_string()),
         Denial::NotReady | Denial::Stopping(_) => Status::unavailable(denial.to_string()),
     }
 }

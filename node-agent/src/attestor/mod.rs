@@ -21,6 +21,7 @@ mod turns;
 pub mod unix;
 
 pub use peer::Peer;
+use process_file::Credentials;
 
 /// How long one attestor may take: longer than [`unix`] waits for a hash.
 const LIMIT: Duration = Duration::from_secs(15);
@@ -88,9 +89,9 @@ pub trait WorkloadAttestor: Send + Sync {
     /// The type of its selectors: what stands before their first colon.
     fn kind(&self) -> &'static str;
 
-    /// What is true of `peer`. Whoever calls has checked that the process is the same one before, and checks again
-    /// afterwards.
-    async fn attest(&self, peer: &Peer) -> Result<Vec<Selector>, AttestError>;
+    /// What is true of `peer`, which acts with `credentials`. Whoever calls checks afterwards that it was the same process,
+    /// with the same credentials, all the time.
+    async fn attest(&self, peer: &Peer, credentials: &Credentials) -> Result<Vec<Selector>, AttestError>;
 }
 
 /// All attestors of this agent.
@@ -104,9 +105,11 @@ impl Attestors {
 
     /// Everything that is true of `peer`, which was the same process from the first look to the last.
     pub async fn attest(&self, peer: &Peer) -> Result<Selectors, AttestError> {
-        peer.check()?;
-        let answers = join_all(self.0.iter().map(|attestor| limited(peer, attestor.attest(peer)))).await;
-        peer.check()?;
+        let credentials = peer.credentials()?;
+        let answers = join_all(self.0.iter().map(|attestor| limited(peer, attestor.attest(peer, &credentials)))).await;
+        if peer.check()? != credentials {
+            return Err(AttestError::Changed(peer.pid()));
+        }
         let mut found = Vec::new();
         let mut failed = 0;
         for (attestor, answer) in self.0.iter().zip(answers) {
@@ -161,7 +164,7 @@ mod tests {
             self.0
         }
 
-        async fn attest(&self, peer: &Peer) -> Result<Vec<Selector>, AttestError> {
+        async fn attest(&self, peer: &Peer, _: &Credentials) -> Result<Vec<Selector>, AttestError> {
             let texts = self.1.as_ref().map_err(|()| AttestError::Gone(peer.pid()))?;
             Ok(texts.iter().map(|text| Selector::parse(text).unwrap()).collect())
         }

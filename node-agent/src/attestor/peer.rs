@@ -12,7 +12,8 @@
 //!   user and group that connected: a process that connects and then runs a setuid program proves nothing by it.
 //! - A pid is one of the agent's own pid namespace. Whoever is in another one means another process by the same number.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
@@ -24,6 +25,9 @@ use tokio::net::UnixStream;
 
 use super::AttestError;
 use super::process_file::{Credentials, is_kernel_thread, pid_namespaces, start_time};
+
+/// More than any file of `/proc/<pid>` that is read has, with tens of thousands of groups in it.
+const MOST_BYTES: u64 = 1 << 20;
 
 /// A process that has connected, or was named. See the head of this file.
 #[derive(Debug)]
@@ -88,19 +92,21 @@ impl Peer {
         self.gid
     }
 
-    /// Whether it is still there, is still the same process, and still acts for the same user and group.
-    pub fn check(&self) -> Result<(), AttestError> {
-        if is_readable(self.pidfd.get_ref())? {
-            return Err(AttestError::Gone(self.pid));
-        }
+    /// Its users and groups as they are now, if it is still there, is still the same process, and still acts for the same
+    /// user and group.
+    pub fn check(&self) -> Result<Credentials, AttestError> {
+        let now = self.credentials()?;
         if read_start_time(self.pid)? != self.start_time {
             return Err(AttestError::Reused(self.pid));
         }
-        let now = self.credentials()?;
+        // At the end: as long as it has not ended, its pid is nobody else's, and what was read until now was its own.
+        if is_readable(self.pidfd.get_ref())? {
+            return Err(AttestError::Gone(self.pid));
+        }
         if (now.effective_uid, now.effective_gid) != (self.uid, self.gid) {
             return Err(AttestError::Changed(self.pid));
         }
-        Ok(())
+        Ok(now)
     }
 
     /// Its users and groups as they are now.
@@ -167,7 +173,11 @@ fn read_start_time(pid: u32) -> Result<u64, AttestError> {
 
 /// A small file of `/proc/<pid>`; `Gone` when there is none.
 pub(super) fn read(pid: u32, file: &'static str) -> Result<Vec<u8>, AttestError> {
-    std::fs::read(format!("/proc/{pid}/{file}")).map_err(|error| {
+    // In one piece: without asking first how large it is, which it does not know.
+    let mut content = Vec::with_capacity(4096);
+    let whole =
+        File::open(format!("/proc/{pid}/{file}")).and_then(|opened| opened.take(MOST_BYTES).read_to_end(&mut content));
+    whole.map(|_| content).map_err(|error| {
         if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(Errno::ESRCH as i32) {
             AttestError::Gone(pid)
         } else {

@@ -7,6 +7,7 @@
 use async_trait::async_trait;
 use spiffe::selector::Selector;
 
+use super::process_file::Credentials;
 use super::{AttestError, Peer, WorkloadAttestor, peer, selector};
 
 const KIND: &str = "systemd";
@@ -20,7 +21,7 @@ impl WorkloadAttestor for Systemd {
         KIND
     }
 
-    async fn attest(&self, peer: &Peer) -> Result<Vec<Selector>, AttestError> {
+    async fn attest(&self, peer: &Peer, _: &Credentials) -> Result<Vec<Selector>, AttestError> {
         let file = peer::read(peer.pid(), "cgroup")?;
         let (slice, unit) = slice_and_unit(&file);
         let slice = slice.and_then(|slice| selector(KIND, "slice", slice));

@@ -100,15 +100,16 @@ pub async fn run(parts: Parts, shutdown: CancellationToken) {
                 continue;
             }
             Some(news) = news.recv() => Happened::News(news),
-            Some(event) = cache.x509.next() => event.map_or_else(Happened::Broken, Happened::X509),
-            Some(event) = cache.wit.next() => event.map_or_else(Happened::Broken, Happened::Wit),
-            Some(event) = cache.desk.next() => event.map_or_else(Happened::Broken, Happened::Desk),
+            Some(event) = cache.x509.next() => event.map_or_else(broken, Happened::X509),
+            Some(event) = cache.wit.next() => event.map_or_else(broken, Happened::Wit),
+            Some(ended) = tasks.join_next() => Happened::Broken(ended.err()),
+            Some(event) = cache.desk.next() => event.map_or_else(broken, Happened::Desk),
             () = clock.sleep_until(wake.unwrap_or(Timestamp::from_unix(u64::MAX))), if wake.is_some() => Happened::Tick,
             () = clock.sleep(LOOK_AGAIN) => Happened::Tick,
         };
         if let Happened::Broken(error) = happened {
-            // A panic in there is a mistake of ours; whoever waits for these SVIDs must not wait for ever.
-            warn!(%error, "issuing SVIDs broke off: the agent's cache stops");
+            // A panic in there is a mistake of ours; whoever waits for SVIDs, or news, must not wait for ever.
+            warn!(error = error.map(tracing::field::display), "a task broke off: the agent's cache stops");
             return;
         }
         cache.take_in(happened, clock.now());
@@ -123,7 +124,12 @@ enum Happened {
     Desk(tokens::machine::Event),
     News(Followed),
     Tick,
-    Broken(JoinError),
+    /// `None`: it ended, and should not have.
+    Broken(Option<JoinError>),
+}
+
+fn broken(error: JoinError) -> Happened {
+    Happened::Broken(Some(error))
 }
 
 struct Running {

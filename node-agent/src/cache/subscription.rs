@@ -23,7 +23,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::WorkloadState;
 use super::directory::{Directory, Entitlement};
-use super::tokens::{Tokens, Told, Want};
+use super::tokens::{Token, Tokens, Told, Want};
 
 /// Subscriptions, and requests for tokens, that wait for the loop to take them up.
 const WAITING: usize = 256;
@@ -160,25 +160,21 @@ impl Cache {
         answer.await.map_err(|_| Stopped)
     }
 
-    /// The JWT-SVID of an entry for an audience: at once where it is held, else as soon as it comes. Dropping this ends
-    /// the waiting.
-    pub async fn token(
-        &self,
-        entry: &Arc<RegistrationEntry>,
-        audience: &Audience,
-        now: Timestamp,
-    ) -> Result<Told, Stopped> {
-        let name = (entry.id.clone(), audience.clone());
-        let held = self.tokens.load().get(&name).cloned();
+    /// The JWT-SVID of an entry for an audience, if it is held.
+    pub fn held_token(&self, entry: &RegistrationEntry, audience: &Audience, now: Timestamp) -> Option<Arc<Token>> {
+        let held = self.tokens.load().get(&(entry.id.clone(), audience.clone())).cloned();
         // Whatever the loop has not got to yet: it is the identity of this entry.
-        if let Some(token) = held.filter(|token| token.is_good(now) && *token.svid().id() == entry.spiffe_id) {
-            token.use_at(now);
-            self.hits.inc();
-            return Ok(Told::Token(token));
-        }
+        let token = held.filter(|token| token.is_good(now) && *token.svid().id() == entry.spiffe_id)?;
+        token.use_at(now);
+        self.hits.inc();
+        Some(token)
+    }
+
+    /// The same where it is not held, as soon as it comes. Dropping this ends the waiting.
+    pub async fn token(&self, entry: &RegistrationEntry, audience: &Audience) -> Result<Told, Stopped> {
         let (told, mut answer) = mpsc::channel(1);
-        let (entry, audience) = name;
-        self.wants.send(Want { entry, audience, told }).await.map_err(|_| Stopped)?;
+        let want = Want { entry: entry.id.clone(), audience: audience.clone(), told };
+        self.wants.send(want).await.map_err(|_| Stopped)?;
         answer.recv().await.ok_or(Stopped)
     }
 }

@@ -123,11 +123,14 @@ impl Proof {
     }
 }
 
-/// Reads a bundle file: SPIFFE JWKS where it begins with a brace, else PEM.
-fn read_bundle(path: &Path, trust_domain: &TrustDomain) -> Result<Bundle, NodeError> {
+/// Reads a `bootstrap_bundle`: SPIFFE JWKS where it begins with a brace, else PEM.
+pub fn read_bundle(path: &Path, trust_domain: &TrustDomain) -> Result<Bundle, NodeError> {
     let missing = || NodeError::Content {
         path: path.to_owned(),
-        why: "there is no such file: \"chancery bundle show\" on the server prints it".into(),
+        why:
+            "there is no such file: bootstrap_bundle has the trust domain's roots in it, which \"chancery bundle show \
+              --format pem\" prints on the server"
+                .into(),
     };
     let document = folder::read(path)?.ok_or_else(missing)?;
     let parsed = if document.trim_ascii_start().starts_with(b"{") {

@@ -58,7 +58,7 @@ pub enum NodeError {
     /// There is no stored SVID that is still valid, and no token.
     #[error(
         "no join token is configured, and no valid SVID of this agent is stored: create a token with \
-         \"chancery token create\" and give it as attest.token or attest.token_file"
+         \"chancery token create\" and give it with --join-token, or as attest.token or attest.token_file in the config"
     )]
     NoToken,
     /// The server said no to the token.

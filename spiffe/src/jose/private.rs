@@ -1,6 +1,8 @@
 //! The JWK of a private key (RFC 7517 section 4, RFC 7518 section 6.2.2): how the Workload API hands out the key of a
 //! WIT-SVID.
 
+use std::fmt::Write as _;
+
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use zeroize::Zeroizing;
@@ -11,6 +13,8 @@ use crate::crypto;
 const INTEGER: u8 = 0x02;
 const OCTET_STRING: u8 = 0x04;
 const SEQUENCE: u8 = 0x30;
+/// More than the longest JWK has: three numbers of 88 characters, a thumbprint, and the names.
+const ROOM: usize = 512;
 
 /// The public half of a private key in PKCS#8, DER.
 pub fn public_jwk(pkcs8: &[u8]) -> Result<Jwk, JwkError> {
@@ -27,14 +31,19 @@ pub fn private_jwk(pkcs8: &[u8]) -> Result<Zeroizing<String>, JwkError> {
         scalar(pkcs8).filter(|scalar| scalar.len() == curve.coordinate_bytes()).ok_or(JwkError::UnknownKind)?;
     let number = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
     let secret = Zeroizing::new(number(scalar));
-    Ok(Zeroizing::new(format!(
+    // Room for all of it: a text that grows leaves what it was behind.
+    let mut text = Zeroizing::new(String::with_capacity(ROOM));
+    // Writing to a string cannot fail.
+    let _ = write!(
+        text,
         r#"{{"kty":"EC","crv":"{}","x":"{}","y":"{}","d":"{}","alg":"{algorithm}","kid":"{}"}}"#,
         curve.name(),
         number(x),
         number(y),
         secret.as_str(),
         public.thumbprint(),
-    )))
+    );
+    Ok(text)
 }
 
 /// The private number in a PrivateKeyInfo (RFC 5208 section 5) that holds an ECPrivateKey (RFC 5915 section 3).

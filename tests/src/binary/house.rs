@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 use super::command::{Command, Output};
+use super::patience::wait_for;
 use super::process::Process;
 
 /// How long server and agent may take to be ready, in seconds.
@@ -55,7 +56,8 @@ impl House {
         Self::empty(server).start(agent)
     }
 
-    /// The same house with its server and an agent that has attested by a token.
+    /// The same house with its server and an agent that has attested by a token, and is connected: it is up a moment before,
+    /// and `--wait` waits for nobody who is not.
     #[must_use]
     #[track_caller]
     pub fn start(mut self, agent: &str) -> Self {
@@ -63,6 +65,9 @@ impl House {
         let token = self.token();
         self.write_agent_config(&token, agent);
         self.start_agent();
+        let connected = || self.run(&["agent", "count", "--connected"]).succeeded().stdout;
+        let is_connected = wait_for(READY, || (connected() == "1\n").then_some(()));
+        assert!(is_connected.is_some(), "the agent did not connect within {READY} s");
         self
     }
 

@@ -56,7 +56,7 @@ pub(super) async fn create(
         if relationship.is_self_serving() && bundle.is_none() && view.foreign_bundle(&name).is_none() {
             return Err(Refusal::precondition(format_args!(
                 "the endpoint of {name} is known by the bundle that it serves, and there is none yet: give its bundle too \
-                 (--bundle)"
+                 (--bundle with --bundle-format)"
             )));
         }
         let key = keys::relationship(&name);

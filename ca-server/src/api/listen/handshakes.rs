@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio_util::sync::CancellationToken;
 
-use crate::api::origin::{Origin, Place, Places};
+use crate::origin::{Origin, Place, Places};
 
 /// How many may run in all.
 pub const HANDSHAKES: usize = 1024;

@@ -12,8 +12,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::patience::End;
 use crate::api::caller::Caller;
-use crate::api::origin::{Origin, Place, Places};
 use crate::api::rights::Operators;
+use crate::origin::{Origin, Place, Places};
 
 /// What share of the connections guests may hold, and what share of those one network may.
 const SHARE: usize = 4;
@@ -48,7 +48,7 @@ impl NetworkRoom {
 
     pub(super) fn take(&self, caller: &Caller) -> Option<(Held, End)> {
         let places = if matches!(caller, Caller::Agent(_)) { &self.agents } else { &self.guests };
-        let held = (places.take(Origin::of(caller))?, Some(Arc::clone(&self.all).try_acquire_owned().ok()?));
+        let held = (places.take(caller.origin())?, Some(Arc::clone(&self.all).try_acquire_owned().ok()?));
         Some((held, end(caller)))
     }
 }
@@ -86,19 +86,16 @@ impl AdminRoom {
 
 #[cfg(test)]
 mod tests {
-    use spiffe::id::SpiffeId;
-    use spiffe::time::Timestamp;
-
     use super::*;
     use crate::api::caller::Holder;
+    use crate::api::chain;
 
     fn stranger(last: u8) -> Caller {
         Caller::Stranger(([192, 0, 2, last], 7).into())
     }
 
     fn holder(id: &str) -> Holder {
-        let id = SpiffeId::parse(&format!("spiffe://example.org/{id}")).unwrap();
-        Holder { id, serial: [1].into(), not_after: Timestamp::default(), address: ([192, 0, 2, 1], 7).into() }
+        Holder::new(chain::tests::svid(id), ([192, 0, 2, 1], 7).into())
     }
 
     #[test]

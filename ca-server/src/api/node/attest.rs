@@ -22,7 +22,6 @@ use tonic::{Status, Streaming};
 use crate::api::Doors;
 use crate::api::caller::Caller;
 use crate::api::limits::TooMany;
-use crate::api::origin::Origin;
 use crate::api::rights::{Admitted, Denied};
 use crate::api::status::Refusal;
 use crate::attest::{Attempt, Attested, Step, Token};
@@ -72,7 +71,7 @@ impl Attesting {
             doors.metrics.refused(refusal.reason());
             refusal
         };
-        let origin = Origin::of(&self.admitted.caller);
+        let origin = self.admitted.caller.origin();
         doors.attesting.take(origin.clone(), self.admitted.now).map_err(busy)?;
         // Before anything of the stranger's is read.
         let _turn = doors.open_attestations.take(origin).ok_or_else(|| busy(TooMany::InAll))?;

@@ -17,10 +17,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::Doors;
-use super::origin::Origin;
 use super::rights::Admitted;
 use super::status::Refusal;
 use crate::authority::issuer::Signed;
+use crate::origin::Origin;
 pub use batch::MOST_REQUESTS;
 
 /// How many messages may wait for a slow agent.

@@ -48,7 +48,7 @@ async fn sign_and_commit(doors: &Doors, admitted: &Admitted, csr: &[u8]) -> Resu
     let signed = issuer.sign(issuance::for_agent(caller.id.clone(), request, &doors.profile)?)?;
     let renewed = Node {
         serial: signed.serial.bytes().to_vec(),
-        previous_serial: caller.serial.to_vec(),
+        previous_serial: caller.serial().to_vec(),
         expires_at: signed.lifetime.not_after,
         ..node.value.clone()
     };

@@ -3,10 +3,12 @@
 //!
 //! - What is sent is the difference between what the agent knows and what it should know: a snapshot is the
 //!   difference from nothing, so that start-up and catching up are one path.
-//! - The stream ends with the caller's certificate, with its ban or eviction, and when it is replaced: at once, whether
-//!   the agent reads or not.
+//! - The stream ends with the caller's certificate or the authority above it, with its ban or eviction, and when it is
+//!   replaced: at once, whether the agent reads or not.
 //! - An agent that does not read costs one message on its way and the rest of one difference. What is committed
 //!   meanwhile is folded: next it is told the difference to the View of that moment.
+
+mod difference;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -21,6 +23,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
+use self::difference::Difference;
 use crate::api::caller::Holder;
 use crate::api::rights::{Denied, admit_agent};
 use crate::api::status::Refusal;
@@ -30,9 +33,6 @@ use crate::view::follow::{Listener, Views};
 use crate::view::record::Node;
 use crate::view::{Change, View};
 
-/// The most entries in one message.
-const CHUNK: usize = 500;
-
 /// What an agent was told.
 #[derive(Debug, Default)]
 struct Known {
@@ -41,44 +41,6 @@ struct Known {
     /// The foreign trust domains that its entries federate with, and by how many entries.
     federated: BTreeMap<TrustDomain, usize>,
     bundles: BTreeMap<TrustDomain, u64>,
-}
-
-/// What an agent is to be told.
-#[derive(Debug, Default)]
-struct Difference {
-    entries: Vec<v1::Entry>,
-    removed_entries: Vec<String>,
-    bundles: Vec<v1::Bundle>,
-    removed_bundles: Vec<String>,
-}
-
-impl Difference {
-    fn is_empty(&self) -> bool {
-        self.entries.is_empty()
-            && self.removed_entries.is_empty()
-            && self.bundles.is_empty()
-            && self.removed_bundles.is_empty()
-    }
-
-    /// As messages of at most [`CHUNK`] entries each.
-    fn into_messages(mut self, revision: Revision, snapshot: bool) -> VecDeque<v1::SyncResponse> {
-        let mut messages = VecDeque::new();
-        loop {
-            let rest = self.entries.split_off(self.entries.len().min(CHUNK));
-            messages.push_back(v1::SyncResponse {
-                revision,
-                snapshot: snapshot && messages.is_empty(),
-                more: !rest.is_empty(),
-                entries: std::mem::replace(&mut self.entries, rest),
-                removed_entries: std::mem::take(&mut self.removed_entries),
-                bundles: std::mem::take(&mut self.bundles),
-                removed_bundles: std::mem::take(&mut self.removed_bundles),
-            });
-            if self.entries.is_empty() {
-                return messages;
-            }
-        }
-    }
 }
 
 impl Known {
@@ -251,7 +213,7 @@ impl Syncing {
                         outgoing =
                             self.tell(&mut known, &published.view, published.changes.as_deref(), snapshot, stream)?;
                     } else {
-                        admit_agent(&self.holder, &published.view).map_err(Refusal::from)?;
+                        self.admit(&published.view)?;
                         let snapshot = snapshot || missed.is_some_and(|missed| missed.snapshot);
                         missed = Some(Missed { view: published.view, snapshot });
                     }
@@ -269,6 +231,10 @@ impl Syncing {
         }
     }
 
+    fn admit(&self, view: &View) -> Result<(), Status> {
+        Ok(admit_agent(&self.holder, view, self.clock.now()).map_err(Refusal::from)?)
+    }
+
     /// The messages of what `view` changes for this agent, if anything; notes how far the agent was considered.
     fn tell(
         &self,
@@ -278,7 +244,7 @@ impl Syncing {
         snapshot: bool,
         stream: &Stream,
     ) -> Result<VecDeque<v1::SyncResponse>, Status> {
-        admit_agent(&self.holder, view).map_err(Refusal::from)?;
+        self.admit(view)?;
         // Admitted: it has a node.
         let Some(node) = view.node(&self.holder.id) else { return Ok(VecDeque::new()) };
         if snapshot {

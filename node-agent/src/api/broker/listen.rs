@@ -1,7 +1,8 @@
 //! The broker socket and port: mutual TLS on both (SPIFFE_Broker_Endpoint.md section 3.1), and who is at the other end.
 //!
 //! - A handshake runs in a task of its own, with a time limit and a bound on how many run at once, in all and from one
-//!   user or address. Beyond it a connection is closed at once: those who mean it come again.
+//!   user or network. Beyond it a connection is closed at once: those who mean it come again. The socket and the port have
+//!   each their own: whoever comes from afar, and from however many addresses, takes nothing from the brokers beside us.
 //! - Who has no SVID of the trust domain is turned away in the handshake. Who has one and is no broker may stay to be
 //!   told so, with few others at a time.
 
@@ -33,7 +34,7 @@ use crate::api::listen::{ACCEPT_AGAIN, Listener};
 use crate::api::places::{Holder, Place, Places};
 use crate::config;
 
-/// How many handshakes may run at once, in all and from one user or address.
+/// How many handshakes may run at once on the socket, and as many on the port; in all, and from one user or network.
 const HANDSHAKES: usize = 256;
 const HANDSHAKES_OF_ONE: usize = 64;
 /// How many connections those may have together who are no brokers of this agent.
@@ -90,7 +91,9 @@ impl Caller {
 pub(super) struct Porter {
     tls: TlsAcceptor,
     policy: Arc<Policy>,
-    handshakes: Arc<Places>,
+    /// Of handshakes.
+    near: Arc<Places>,
+    far: Arc<Places>,
     brokers: Arc<Places>,
     others: Arc<Places>,
     clock: Arc<dyn Clock>,
@@ -115,7 +118,8 @@ impl Porter {
         Arc::new(Self {
             tls,
             policy,
-            handshakes: Places::new(HANDSHAKES, HANDSHAKES_OF_ONE),
+            near: Places::new(HANDSHAKES, HANDSHAKES_OF_ONE),
+            far: Places::new(HANDSHAKES, HANDSHAKES_OF_ONE),
             brokers: Places::new(limits.connections, limits.connections_per_broker),
             others: Places::new(UNLISTED, UNLISTED),
             clock,
@@ -164,7 +168,7 @@ impl Porter {
                 Ok((stream, address)) => {
                     // Answers are small and awaited.
                     let _ = stream.set_nodelay(true);
-                    self.greet(Box::new(stream), Holder::Address(address.ip()), Whence::Network);
+                    self.greet(Box::new(stream), Holder::network(address.ip()), Whence::Network);
                 }
                 Err(error) => {
                     warn!(%error, "no connection can be accepted on the port for brokers");
@@ -175,7 +179,8 @@ impl Porter {
     }
 
     fn greet(self: &Arc<Self>, stream: Box<dyn Wire>, from: Holder, whence: Whence) {
-        let turn = match self.handshakes.take(from.clone()) {
+        let handshakes = if matches!(whence, Whence::Network) { &self.far } else { &self.near };
+        let turn = match handshakes.take(from.clone()) {
             Ok(turn) => turn,
             Err(full) => return debug!(%from, %full, "too many handshakes: turned away"),
         };

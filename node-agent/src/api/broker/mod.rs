@@ -10,18 +10,20 @@
 //!
 //! - The agent presents the SVID with which it calls its server; a broker, one of the agent's own trust domain.
 //! - A broker's right is looked at for each request, reflection too: the security header, its SVID against the present
-//!   bundle at the present time, the allow list. Nobody is let in for having been so once.
+//!   bundle at the present time, the allow list. Nobody is let in for having been so once. Open streams are asked for the
+//!   SVID at each change of the bundle.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use spiffe::bundle::Bundle;
 use spiffe::id::TrustDomain;
 use spiffe::mtls::{self, CurrentBundles, CurrentSvid, Peers};
 use spiffe::proto::BROKER_DESCRIPTORS;
 use spiffe::proto::broker::api_server::ApiServer;
 use spiffe::time::Clock;
 use spiffe::x509_svid::SvidError;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -33,6 +35,7 @@ use tracing::{info, warn};
 
 use super::door::Door;
 use super::places::Places;
+use super::tokens::WAITS_OF_ONE;
 use super::{ApiError, MAX_HEADER_BYTES, MAX_REQUEST_BYTES, has_header, until_stopped};
 use crate::attestor::Attestors;
 use crate::cache::Cache;
@@ -72,6 +75,8 @@ pub struct Endpoint {
     pub svid: CurrentSvid,
     /// What brokers are verified against.
     pub bundles: CurrentBundles,
+    /// The own trust domain's, told at each change: whether open streams may go on.
+    pub trust: watch::Receiver<Bundle>,
     /// The agent's own.
     pub trust_domain: TrustDomain,
     /// Where the time comes from.
@@ -82,16 +87,23 @@ impl Endpoint {
     /// Serves the Broker API and gRPC reflection on `sockets`, until `shutdown` is cancelled and the streams have been
     /// told so (five seconds at most). The socket file is then gone.
     pub async fn serve(self, sockets: Sockets, shutdown: CancellationToken) -> Result<(), ApiError> {
-        let Self { cache, attestors, allow, limits, first_answer, svid, bundles, trust_domain, clock } = self;
+        let Self { cache, attestors, allow, limits, first_answer, svid, bundles, trust, trust_domain, clock } = self;
         let peers = Peers::TrustDomains(vec![trust_domain.clone()]);
         let mut tls = mtls::server_config(svid, bundles.clone(), peers, true, Arc::clone(&clock))?;
         tls.alpn_protocols = vec![b"h2".to_vec()];
         let policy = Arc::new(Policy::new(allow));
 
         let gate = Gate { policy: Arc::clone(&policy), bundles, trust_domain, clock: Arc::clone(&clock) };
-        let door = Door { cache, attestors, first_answer, clock: Arc::clone(&clock), shutdown: shutdown.clone() };
+        let door = Door {
+            cache,
+            attestors,
+            first_answer,
+            waits: Places::new(limits.streams, WAITS_OF_ONE),
+            clock: Arc::clone(&clock),
+            shutdown: shutdown.clone(),
+        };
         let streams = Places::new(limits.streams, limits.streams_per_broker);
-        let api = ApiServer::new(BrokerApi { door, policy: Arc::clone(&policy), streams });
+        let api = ApiServer::new(BrokerApi { door, policy: Arc::clone(&policy), streams, trust });
         let api = api.max_decoding_message_size(MAX_REQUEST_BYTES);
         let reflection =
             || tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(BROKER_DESCRIPTORS);

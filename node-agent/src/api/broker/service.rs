@@ -4,11 +4,12 @@
 //!   broker act for such a one (and towards that audience). Only then the workload's state is looked at.
 //! - The process is pinned before anything of it is read, and stays so as long as the stream lasts: a pid that is given
 //!   to another process never leads to that one's identities.
-//! - A stream ends with its process, and with the broker's SVID.
+//! - A stream ends with its process, and with the broker's SVID: with its time, or when its root leaves the bundle.
 
 use std::sync::Arc;
 
 use spiffe::audience::Audience;
+use spiffe::bundle::Bundle;
 use spiffe::id::SpiffeId;
 use spiffe::proto::broker::api_server::Api;
 use spiffe::proto::broker::{
@@ -16,6 +17,7 @@ use spiffe::proto::broker::{
     SubscribeToX509BundlesRequest, SubscribeToX509BundlesResponse, SubscribeToX509svidRequest,
     SubscribeToX509svidResponse, WorkloadReference, X509svid,
 };
+use tokio::sync::watch;
 use tonic::{Extensions, Request, Response, Status};
 use tracing::{debug, info};
 
@@ -24,7 +26,7 @@ use super::policy::Policy;
 use super::reference::Reference;
 use super::status::{Refusal, denied};
 use crate::api::answers::{self, X509Answer};
-use crate::api::door::{Admitted, Asker, Denial, Door, Responses};
+use crate::api::door::{Admitted, Asker, Denial, Door, Responses, Standing};
 use crate::api::places::{Holder, Places};
 use crate::api::tokens::{JwtAnswer, JwtWish};
 use crate::attestor::Peer;
@@ -38,6 +40,8 @@ pub(super) struct BrokerApi {
     pub(super) policy: Arc<Policy>,
     /// Open streams.
     pub(super) streams: Arc<Places>,
+    /// What the SVIDs of brokers rest on. Its changes are never seen here: streams begin with a look at it.
+    pub(super) trust: watch::Receiver<Bundle>,
 }
 
 impl BrokerApi {
@@ -70,7 +74,7 @@ impl BrokerApi {
         let selectors = self.door.attest(&peer).await?;
         rights.over(pid, &selectors)?;
         info!(broker = %caller.id(), pid, uid = peer.uid(), "broker acts for a process");
-        let asker = Asker::Broker { until: caller.svid.lifetime().not_after };
+        let asker = Asker::Broker(Standing { svid: caller.svid.clone(), bundle: self.trust.clone() });
         Ok(Admitted { peer, selectors, place, asker })
     }
 }

@@ -11,6 +11,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use rustix::fs::{AtFlags, CWD, StatxFlags, StatxTimestamp};
 use tracing::{debug, warn};
 
 use crate::attestor::AttestError;
@@ -45,6 +46,24 @@ pub(super) struct Stamp {
 }
 
 impl Stamp {
+    /// Of what `/proc/<pid>/exe` leads to, as far as the kernel knows it: no other machine is asked.
+    pub(super) fn of_executable(pid: u32) -> Option<Self> {
+        let flags = AtFlags::STATX_DONT_SYNC;
+        let found = rustix::fs::statx(CWD, format!("/proc/{pid}/exe"), flags, StatxFlags::BASIC_STATS).ok()?;
+        let time = |time: StatxTimestamp| (time.tv_sec, i64::from(time.tv_nsec));
+        Some(Self {
+            device: rustix::fs::makedev(found.stx_dev_major, found.stx_dev_minor),
+            inode: found.stx_ino,
+            size: found.stx_size,
+            modified: time(found.stx_mtime),
+            changed: time(found.stx_ctime),
+        })
+    }
+
+    pub(super) fn size(&self) -> u64 {
+        self.size
+    }
+
     pub(super) fn of(metadata: &Metadata) -> Self {
         Self {
             device: metadata.dev(),
@@ -78,6 +97,11 @@ impl Hashing {
     /// Of files of at most `up_to` bytes.
     pub(super) fn new(up_to: u64) -> Self {
         Self { up_to, patience: PATIENCE, hashes: Arc::default(), turns: Turns::new(HASHING, 1) }
+    }
+
+    /// The hash, if it is remembered.
+    pub(super) fn known(&self, stamp: &Stamp) -> Option<String> {
+        self.hashes.find(stamp)
     }
 
     /// The hash of a process of `uid`, in lower-case hexadecimal; `None` where it is too large, changes meanwhile, or

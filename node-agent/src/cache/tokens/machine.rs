@@ -4,10 +4,11 @@
 //! - *one for each*: for each entry and audience at most one token is held, and at most one request is queued or under
 //!   way, however many wait for it.
 //! - *batches*: at most [`MAX_CALLS`] calls to the server are under way; what is wanted meanwhile goes with the next, up
-//!   to [`MAX_BATCH`] at once, those that somebody waits for first.
+//!   to [`MAX_BATCH`] and [`MAX_BATCH_BYTES`] at once, those that somebody waits for first.
 //! - *renewal*: a token that was used since it came is asked for anew before half of its life; one that was not is let
 //!   go then. Without a server everything stays as long as it is good.
-//! - *jti*: a token of an entry marked `jti` is never held: each call gets one of its own, or the first failure.
+//! - *alone*: a token of an entry marked `jti`, or for an audience larger than [`MAX_HELD_BYTES`], is never held: each call
+//!   gets one of its own, or the first failure.
 //! - *at once*: a token is dropped in the same step in which its entry goes or changes what is inside of it, or in which
 //!   the key that signed it is tainted or leaves the bundle. In the last case one that was used is asked for anew.
 //! - *never expired*: a token is not given out with less than a few seconds of life.
@@ -16,8 +17,9 @@
 //! - *everyone is told*: once there is a token, a refusal or no entry, nobody waits for it any more.
 //! - *clock*: a token that came in the future is renewed or let go, and a wait that began then is over: the clock was put
 //!   back.
-//! - *bounds*: there are at most so many names in all, and for one entry; the one that was used least lately makes room.
-//!   Where none can, the call gets a token of its own.
+//! - *bounds*: there are at most so many names in all, and for one entry. Room is made by the entry that has the most
+//!   names, if it has more than the one that needs room, and else by that one itself; there by the name that was used
+//!   least lately. Where none can, and without a server, the call gets a token of its own.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -28,12 +30,23 @@ use spiffe::entry::{EntryId, RegistrationEntry};
 use spiffe::jwt_svid::{Audience, VerifiedJwtSvid};
 use spiffe::time::{Timestamp, renew_at};
 
+use self::shelves::Shelves;
+use self::slot::Progress;
 use super::{Name, Token, Tokens, Told, is_the_same_for};
 use crate::cache::attempts::{Attempts, Failure};
 use crate::cache::directory::Directory;
 
-/// The most requests in one [`Action::Issue`].
+mod shelves;
+mod slot;
+
+/// The most requests in one [`Action::Issue`]: a server takes no more.
 pub const MAX_BATCH: usize = 500;
+/// The most bytes of one, by [`Request::bytes`]; the last request may go beyond. A server takes 1 MiB, so half of it leaves
+/// room. So does the answer: base64 makes a third more of it, and beside the audiences 500 tokens have less than 8 KiB each,
+/// in all half of the 16 MiB that the client takes.
+pub const MAX_BATCH_BYTES: usize = 512 << 10;
+/// The largest audience, by [`Audience::json_bytes`], for which a token is held: what is held has a bound in bytes, too.
+pub const MAX_HELD_BYTES: usize = 1 << 10;
 /// The most calls to the server at once.
 pub const MAX_CALLS: usize = 4;
 
@@ -99,6 +112,15 @@ pub struct Request {
     pub audience: Audience,
 }
 
+impl Request {
+    /// How much it adds to a batch. What its audience adds to the answer, before that is base64, is in it.
+    pub fn bytes(&self) -> usize {
+        // Protobuf puts no more around the parts than JSON does, and this.
+        const FRAME: usize = 16;
+        self.entry.id.as_str().len() + self.audience.json_bytes() + FRAME
+    }
+}
+
 /// How many names there may be.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
@@ -111,14 +133,11 @@ pub struct Bounds {
 /// The state of the cache. See the head of this file.
 #[derive(Debug)]
 pub struct Machine {
-    bounds: Bounds,
     directory: Directory,
     connected: bool,
-    shelves: BTreeMap<EntryId, Shelf>,
-    /// How many slots there are on all shelves.
-    slots: usize,
+    shelves: Shelves,
     tokens: Tokens,
-    waiters: BTreeMap<WaiterId, Name>,
+    waiters: BTreeMap<WaiterId, Waiting>,
     /// In this order: what somebody waits for first, then by age.
     queue: BTreeMap<Place, Job>,
     under_way: BTreeMap<RequestId, Asked>,
@@ -127,6 +146,14 @@ pub struct Machine {
     agenda: BTreeSet<(Timestamp, Name)>,
     next_number: u64,
     last_look: Timestamp,
+}
+
+/// What one waits for.
+#[derive(Debug)]
+struct Waiting {
+    name: Name,
+    /// Where it was put in the queue, if it gets a token of its own.
+    alone: Option<Place>,
 }
 
 /// In the queue. `false`, which comes first: somebody waits.
@@ -149,81 +176,13 @@ struct Asked {
     bundle: Bundle,
 }
 
-/// The tokens of one entry.
-#[derive(Debug)]
-struct Shelf {
-    entry: Arc<RegistrationEntry>,
-    slots: BTreeMap<Audience, Slot>,
-}
-
-#[derive(Debug)]
-struct Slot {
-    held: Option<Arc<Token>>,
-    renew_at: Timestamp,
-    attempts: Attempts,
-    refusal: Arc<str>,
-    progress: Progress,
-    waiters: BTreeSet<WaiterId>,
-    /// A token that was used had to be dropped: get another although nobody waits.
-    replace: bool,
-    wanted_at: Timestamp,
-    look_at: Option<Timestamp>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Progress {
-    Idle,
-    Queued(Place),
-    UnderWay(RequestId),
-}
-
-impl Slot {
-    fn new(now: Timestamp) -> Self {
-        Self {
-            held: None,
-            renew_at: now,
-            attempts: Attempts::new(),
-            refusal: Arc::from(""),
-            progress: Progress::Idle,
-            waiters: BTreeSet::new(),
-            replace: false,
-            wanted_at: now,
-            look_at: None,
-        }
-    }
-
-    fn last_used(&self) -> Timestamp {
-        self.held.as_ref().map_or(self.wanted_at, |token| token.last_used().max(self.wanted_at))
-    }
-
-    fn can_make_room(&self) -> bool {
-        self.progress == Progress::Idle && self.waiters.is_empty()
-    }
-
-    /// Whether the token that is held is to be renewed, or let go. One that came in the future is: the clock was put back.
-    fn is_due(&self, now: Timestamp) -> bool {
-        self.held.as_ref().is_some_and(|token| self.renew_at <= now || now < token.got_at)
-    }
-
-    /// What is to be asked for; `true`: somebody waits for it.
-    fn wish(&self, now: Timestamp) -> Option<bool> {
-        match &self.held {
-            None if self.replace || !self.waiters.is_empty() => Some(true),
-            Some(token) if self.is_due(now) && token.is_used() => Some(false),
-            _ => None,
-        }
-    }
-}
-
 impl Machine {
     /// A cache that holds nothing.
     pub fn new(directory: Directory, bounds: Bounds) -> Self {
         Self {
-            bounds,
             directory,
             connected: false,
-            shelves: BTreeMap::new(),
-            slots: 0,
+            shelves: Shelves::new(bounds),
             tokens: Tokens::new_sync(),
             waiters: BTreeMap::new(),
             queue: BTreeMap::new(),
@@ -255,7 +214,7 @@ impl Machine {
         }
         if now < std::mem::replace(&mut self.last_look, now) {
             // The clock was put back: what was put on the agenda counts no more.
-            self.names().iter().for_each(|name| self.review(name, now));
+            self.shelves.names().iter().for_each(|name| self.review(name, now));
         }
         while self.agenda.first().is_some_and(|(at, _)| *at <= now)
             && let Some((_, name)) = self.agenda.pop_first()
@@ -279,18 +238,15 @@ impl Machine {
     fn learn(&mut self, directory: Directory, now: Timestamp, actions: &mut Vec<Action>) {
         self.directory = directory;
         let is_back = !std::mem::replace(&mut self.connected, true);
-        let ids: Vec<EntryId> = self.shelves.keys().cloned().collect();
-        for id in ids {
-            let Some(shelf) = self.shelves.get_mut(&id) else { continue };
+        for id in self.shelves.ids() {
+            let names = self.shelves.names_of(&id);
+            let Some(shelf) = self.shelves.shelf(&id) else { continue };
             let same = self.directory.entry(&id).filter(|entry| is_the_same_for(&shelf.entry, entry));
-            let names: Vec<Name> = shelf.slots.keys().map(|audience| (id.clone(), audience.clone())).collect();
             if let Some(entry) = same {
                 shelf.entry = entry.clone();
                 for name in names {
                     let bundle = self.directory.own();
-                    let Some(slot) = self.shelves.get_mut(&id).and_then(|shelf| shelf.slots.get_mut(&name.1)) else {
-                        continue;
-                    };
+                    let Some(slot) = self.shelves.slot(&name) else { continue };
                     if is_back {
                         slot.attempts = Attempts::new();
                     }
@@ -317,14 +273,13 @@ impl Machine {
         let Some(entry) = self.directory.entry(&name.0).filter(|entry| entry.is_live(now)).cloned() else {
             return actions.push(Action::Tell(waiter, Told::Gone));
         };
-        if entry.jti || !self.has_room(&name) {
-            self.waiters.insert(waiter, name);
-            self.enqueue(Job::Alone(waiter), false);
+        let is_never_held = entry.jti || name.1.json_bytes() > MAX_HELD_BYTES;
+        if is_never_held || !self.has_room(&name) {
+            let alone = Some(self.enqueue(Job::Alone(waiter), false));
+            self.waiters.insert(waiter, Waiting { name, alone });
             return;
         }
-        let shelf = self.shelves.entry(name.0.clone()).or_insert_with(|| Shelf { entry, slots: BTreeMap::new() });
-        let before = shelf.slots.len();
-        let slot = shelf.slots.entry(name.1.clone()).or_insert_with(|| Slot::new(now));
+        let slot = self.shelves.put(&name, entry, now);
         slot.wanted_at = now;
         if let Some(token) = slot.held.as_ref().filter(|token| token.is_good(now)) {
             token.use_at(now);
@@ -333,18 +288,18 @@ impl Machine {
             actions.push(Action::Tell(waiter, Told::Refused(slot.refusal.clone())));
         } else {
             slot.waiters.insert(waiter);
-            self.waiters.insert(waiter, name.clone());
+            self.waiters.insert(waiter, Waiting { name: name.clone(), alone: None });
         }
-        self.slots += shelf.slots.len() - before;
         self.review(&name, now);
     }
 
     fn leave(&mut self, waiter: WaiterId, now: Timestamp) {
-        let Some(name) = self.waiters.remove(&waiter) else { return };
-        if self.slot(&name).is_some_and(|slot| slot.waiters.remove(&waiter)) {
+        let Some(Waiting { name, alone }) = self.waiters.remove(&waiter) else { return };
+        if let Some(place) = alone {
+            // Where it is under way already, nobody stands there: places are never used twice.
+            self.queue.remove(&place);
+        } else if self.shelves.slot(&name).is_some_and(|slot| slot.waiters.remove(&waiter)) {
             self.review(&name, now);
-        } else {
-            self.queue.retain(|_, job| *job != Job::Alone(waiter));
         }
     }
 
@@ -358,7 +313,8 @@ impl Machine {
             }
         };
         let is_outdated = asked.bundle != *self.directory.own();
-        let Some(slot) = self.slot(&name).filter(|slot| slot.progress == Progress::UnderWay(answer.request)) else {
+        let Some(slot) = self.shelves.slot(&name).filter(|slot| slot.progress == Progress::UnderWay(answer.request))
+        else {
             // The entry has gone or changed meanwhile.
             return;
         };
@@ -388,7 +344,7 @@ impl Machine {
             }
         }
         if let Some(told) = told {
-            let waiters = self.slot(&name).map(|slot| std::mem::take(&mut slot.waiters)).unwrap_or_default();
+            let waiters = self.shelves.slot(&name).map(|slot| std::mem::take(&mut slot.waiters)).unwrap_or_default();
             for waiter in waiters {
                 self.waiters.remove(&waiter);
                 actions.push(Action::Tell(waiter, told.clone()));
@@ -405,7 +361,7 @@ impl Machine {
         now: Timestamp,
         actions: &mut Vec<Action>,
     ) {
-        let Some(name) = self.waiters.remove(&waiter) else { return };
+        let Some(Waiting { name, .. }) = self.waiters.remove(&waiter) else { return };
         if self.directory.entry(&name.0).is_none_or(|now| !is_the_same_for(&entry, now)) {
             return self.want(waiter, name, now, actions);
         }
@@ -427,12 +383,12 @@ impl Machine {
 
     /// Looks at one slot: what is to be done about it now, and when to look again.
     fn review(&mut self, name: &Name, now: Timestamp) {
-        let Some(slot) = self.slot(name) else { return };
+        let Some(slot) = self.shelves.slot(name) else { return };
         if slot.held.take_if(|token| !token.is_good(now)).is_some() {
             self.tokens.remove_mut(name);
         }
         let connected = self.connected;
-        let Some(slot) = self.slot(name) else { return };
+        let Some(slot) = self.shelves.slot(name) else { return };
         let is_let_go = connected && slot.is_due(now) && slot.wish(now).is_none();
         let is_spent = slot.held.is_none() && slot.attempts.wait(now).is_none() && slot.wish(now).is_none();
         if slot.waiters.is_empty() && !matches!(slot.progress, Progress::UnderWay(_)) && (is_let_go || is_spent) {
@@ -443,7 +399,7 @@ impl Machine {
         match (progress, wish) {
             (Progress::Idle, Some(urgent)) if connected && wait.is_none() => {
                 let place = self.enqueue(Job::Held(name.clone()), !urgent);
-                if let Some(slot) = self.slot(name) {
+                if let Some(slot) = self.shelves.slot(name) {
                     slot.progress = Progress::Queued(place);
                 }
             }
@@ -451,13 +407,13 @@ impl Machine {
             (Progress::Queued(place @ (true, _)), Some(true)) => {
                 self.queue.remove(&place);
                 let place = self.enqueue(Job::Held(name.clone()), false);
-                if let Some(slot) = self.slot(name) {
+                if let Some(slot) = self.shelves.slot(name) {
                     slot.progress = Progress::Queued(place);
                 }
             }
             (Progress::Queued(place), None) => {
                 self.queue.remove(&place);
-                if let Some(slot) = self.slot(name) {
+                if let Some(slot) = self.shelves.slot(name) {
                     slot.progress = Progress::Idle;
                 }
             }
@@ -466,15 +422,17 @@ impl Machine {
         self.note(name, wait, now);
     }
 
-    /// Puts the slot on the agenda for the next moment at which time alone changes something.
+    /// Puts the slot on the agenda for the next moment at which time alone changes something, and notes whether it can make
+    /// room.
     fn note(&mut self, name: &Name, wait: Option<Timestamp>, now: Timestamp) {
-        let Some(slot) = self.slot(name) else { return };
+        let Some(slot) = self.shelves.slot(name) else { return };
         let expiry = slot.held.as_ref().map(|token| token.given_until);
         let renewal = slot.held.as_ref().map(|_| slot.renew_at);
         let next = [expiry, renewal, wait].into_iter().flatten().filter(|at| *at > now).min();
         let before = std::mem::replace(&mut slot.look_at, next);
         before.map(|at| self.agenda.remove(&(at, name.clone())));
         self.agenda.extend(next.map(|at| (at, name.clone())));
+        self.shelves.settle(name);
     }
 
     fn enqueue(&mut self, job: Job, in_background: bool) -> Place {
@@ -486,11 +444,14 @@ impl Machine {
 
     fn issue(&mut self, actions: &mut Vec<Action>) {
         while self.connected && self.calls < MAX_CALLS {
-            let mut batch = Vec::new();
+            let (mut batch, mut bytes) = (Vec::new(), 0);
             while batch.len() < MAX_BATCH
+                && bytes < MAX_BATCH_BYTES
                 && let Some((_, job)) = self.queue.pop_first()
             {
-                batch.extend(self.request(job, actions));
+                let request = self.request(job, actions);
+                bytes += request.as_ref().map_or(0, Request::bytes);
+                batch.extend(request);
             }
             if batch.is_empty() {
                 return;
@@ -503,7 +464,7 @@ impl Machine {
     fn request(&mut self, job: Job, actions: &mut Vec<Action>) -> Option<Request> {
         let (id, audience) = match &job {
             Job::Held(name) => name.clone(),
-            Job::Alone(waiter) => self.waiters.get(waiter).cloned()?,
+            Job::Alone(waiter) => self.waiters.get(waiter)?.name.clone(),
         };
         let Some(entry) = self.directory.entry(&id).cloned() else {
             if let Job::Alone(waiter) = job {
@@ -515,7 +476,7 @@ impl Machine {
         self.next_number += 1;
         let request = Request { id: self.next_number, entry, audience };
         if let Job::Held(name) = &job {
-            self.slot(name)?.progress = Progress::UnderWay(request.id);
+            self.shelves.slot(name)?.progress = Progress::UnderWay(request.id);
         }
         let asked = Asked { job, entry: request.entry.clone(), bundle: self.directory.own().clone() };
         self.under_way.insert(request.id, asked);
@@ -524,35 +485,20 @@ impl Machine {
 
     /// Whether there is, or can be made, a slot of this name.
     fn has_room(&mut self, name: &Name) -> bool {
-        let slots = self.shelves.get(&name.0).map_or(0, |shelf| shelf.slots.len());
-        if self.slot(name).is_some() {
+        if self.shelves.has_room(name) {
             return true;
         }
-        let full_shelf = slots >= self.bounds.per_entry;
-        if !full_shelf && self.slots < self.bounds.all {
-            return true;
-        }
-        let least = self
-            .shelves
-            .iter()
-            .filter(|(id, _)| !full_shelf || **id == name.0)
-            .flat_map(|(id, shelf)| shelf.slots.iter().map(move |(audience, slot)| (id, audience, slot)))
-            .filter(|(_, _, slot)| slot.can_make_room())
-            .min_by_key(|(_, _, slot)| slot.last_used());
-        let Some((id, audience, _)) = least else { return false };
-        let least = (id.clone(), audience.clone());
-        self.remove(&least);
-        true
+        // Without a server nothing can come for which something good would have to go.
+        let spare = self.connected.then(|| self.shelves.spare_for(&name.0)).flatten();
+        spare.is_some_and(|spare| {
+            self.remove(&spare);
+            true
+        })
     }
 
     /// Forgets a slot; who waited there.
     fn remove(&mut self, name: &Name) -> BTreeSet<WaiterId> {
-        let Some(shelf) = self.shelves.get_mut(&name.0) else { return BTreeSet::new() };
-        let Some(slot) = shelf.slots.remove(&name.1) else { return BTreeSet::new() };
-        if shelf.slots.is_empty() {
-            self.shelves.remove(&name.0);
-        }
-        self.slots -= 1;
+        let Some(slot) = self.shelves.remove(name) else { return BTreeSet::new() };
         self.tokens.remove_mut(name);
         if let Progress::Queued(place) = slot.progress {
             self.queue.remove(&place);
@@ -561,17 +507,6 @@ impl Machine {
             self.agenda.remove(&(at, name.clone()));
         }
         slot.waiters
-    }
-
-    fn names(&self) -> Vec<Name> {
-        let names = |(id, shelf): (&EntryId, &Shelf)| {
-            shelf.slots.keys().map(|audience| (id.clone(), audience.clone())).collect::<Vec<_>>()
-        };
-        self.shelves.iter().flat_map(names).collect()
-    }
-
-    fn slot(&mut self, name: &Name) -> Option<&mut Slot> {
-        self.shelves.get_mut(&name.0)?.slots.get_mut(&name.1)
     }
 }
 

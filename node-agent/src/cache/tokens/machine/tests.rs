@@ -20,7 +20,12 @@ mod stories;
 const START: Timestamp = Timestamp::from_unix(1_800_000_000);
 const LIFE: Duration = Duration::from_secs(300);
 const BOUNDS: Bounds = Bounds { all: 5, per_entry: 3 };
-const AUDIENCES: [&[&str]; 4] = [&["a"], &["b"], &["c"], &["a", "b"]];
+const AUDIENCES: [&[&str]; 5] = [&["a"], &["b"], &["c"], &["a", "b"], &[LARGE, "a"]];
+/// Too large to be held.
+const LARGE: &str = match str::from_utf8(&[b'"'; 512]) {
+    Ok(text) => text,
+    Err(_) => panic!(),
+};
 
 static KEYS: LazyLock<[TokenKey; 2]> = LazyLock::new(|| [TokenKey::new(), TokenKey::new()]);
 
@@ -115,7 +120,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(Op::Back),
         1 => Just(Op::Taint),
         1 => Just(Op::RemoveKey),
-        10 => (0..4_u8, 0..4_u8).prop_map(|(entry, audience)| Op::Want { entry, audience }),
+        10 => (0..4_u8, 0..5_u8).prop_map(|(entry, audience)| Op::Want { entry, audience }),
         1 => any::<u8>().prop_map(Op::Leave),
         4 => any::<u8>().prop_map(Op::Use),
         8 => (any::<u8>(), prop_oneof![4 => Just(How::Issued), 1 => Just(How::Refused), 1 => Just(How::Failed)])
@@ -144,6 +149,8 @@ struct World {
     held_before: Vec<(Name, Arc<Token>)>,
     answered: Vec<Name>,
     told: Vec<(Name, Told)>,
+    /// For which entry somebody has asked in the last step.
+    wanted: Option<EntryId>,
     /// The marks of everything that anyone was told.
     given: Vec<Arc<Token>>,
 }
@@ -166,6 +173,7 @@ impl World {
             held_before: Vec::new(),
             answered: Vec::new(),
             told: Vec::new(),
+            wanted: None,
             given: Vec::new(),
         };
         world.learn();
@@ -194,6 +202,10 @@ impl World {
         self.machine.tokens().iter().map(|(name, token)| (name.clone(), token.clone())).collect()
     }
 
+    fn slot(&self, name: &Name) -> &slot::Slot {
+        self.machine.shelves.at(name).unwrap()
+    }
+
     fn directory(&self) -> Directory {
         let mut directory = Directory::new(bundle(self.keys.clone()));
         let entries = self.entries.values().cloned().map(Arc::new).collect();
@@ -214,8 +226,13 @@ impl World {
     }
 
     fn want(&mut self, number: u8, which: usize) -> WaiterId {
+        self.want_for(number, audience(AUDIENCES[which]))
+    }
+
+    fn want_for(&mut self, number: u8, audience: Audience) -> WaiterId {
         self.next_waiter += 1;
-        let name = (entry(number).id, audience(AUDIENCES[which]));
+        let name = (entry(number).id, audience);
+        self.wanted = Some(name.0.clone());
         self.waiting.insert(self.next_waiter, name.clone());
         self.handle(Event::Wanted(vec![(self.next_waiter, name.0, name.1)]));
         self.next_waiter
@@ -249,6 +266,7 @@ impl World {
 
     fn step(&mut self, op: Op) {
         self.answered.clear();
+        self.wanted = None;
         match op {
             Op::Put { number, other_id, short, jti, hint } => {
                 let mut entry = entry(number);

@@ -18,10 +18,7 @@ rule!(one_for_each, |world| {
     let names: Vec<&Name> =
         world.jobs().into_iter().filter_map(|job| if let Job::Held(name) = job { Some(name) } else { None }).collect();
     // What was asked for when the entry was another is under way still, and counts for nothing.
-    let current = |name: &&&Name| {
-        let slot = world.machine.shelves.get(&name.0).and_then(|shelf| shelf.slots.get(&name.1));
-        slot.is_some_and(|slot| slot.progress != Progress::Idle)
-    };
+    let current = |name: &&&Name| world.machine.shelves.at(name).is_some_and(|slot| slot.progress != Progress::Idle);
     for request in world
         .actions
         .iter()
@@ -43,7 +40,7 @@ rule!(one_for_each, |world| {
     let unique: HashSet<&&Name> = queued.iter().collect();
     assert_eq!(unique.len(), queued.len(), "nothing is queued twice");
     for name in names.iter().filter(current) {
-        let slot = &world.machine.shelves[&name.0].slots[&name.1];
+        let slot = world.slot(name);
         match slot.progress {
             Progress::Queued(place) => assert_eq!(world.machine.queue[&place], Job::Held((*name).clone())),
             Progress::UnderWay(request) => {
@@ -67,7 +64,7 @@ rule!(batches, |world| {
 
 rule!(renewal, |world| {
     for (name, token) in world.held() {
-        let slot = &world.machine.shelves[&name.0].slots[&name.1];
+        let slot = world.slot(&name);
         let half = token.got_at.plus(token.svid.expires_at().since(token.got_at) / 2);
         assert!(slot.renew_at < half, "{} is renewed only at {}", token.got_at, slot.renew_at);
         if world.connected && slot.renew_at <= world.now && slot.progress == Progress::Idle {
@@ -79,9 +76,9 @@ rule!(renewal, |world| {
     }
 });
 
-rule!(jti, |world| {
+rule!(alone, |world| {
     let marked = |id: &EntryId| world.machine.directory.entry(id).is_some_and(|entry| entry.jti);
-    assert!(!world.held().iter().any(|(name, _)| marked(&name.0)));
+    assert!(!world.held().iter().any(|(name, _)| marked(&name.0) || name.1.json_bytes() > MAX_HELD_BYTES));
     let single: Vec<*const Token> =
         world.given.iter().filter(|token| token.svid.id().path() == "/w2").map(Arc::as_ptr).collect();
     if world.machine.directory.entry(&entry(2).id).is_some_and(|entry| entry.jti) {
@@ -103,7 +100,7 @@ rule!(at_once, |world| {
     for (name, token) in &world.held_before {
         let stays = world.machine.directory.entry(&name.0).is_some_and(|now| now.spiffe_id == *token.svid.id());
         let fell = !token.is_trusted_by(world.machine.directory.own()) && token.is_good(world.now) && token.is_used();
-        if let Some(slot) = world.machine.shelves.get(&name.0).and_then(|shelf| shelf.slots.get(&name.1))
+        if let Some(slot) = world.machine.shelves.at(name)
             && world.connected
             && stays
             && fell
@@ -124,7 +121,7 @@ rule!(never_expired, |world| {
 });
 
 rule!(refusal, |world| {
-    for slot in world.machine.shelves.values().flat_map(|shelf| shelf.slots.values()) {
+    for slot in world.machine.shelves.all_slots() {
         // A clock that is put back begins a wait anew that was over.
         let waits = slot.attempts.failure() == Failure::Permanent && slot.attempts.wait(world.now).is_some();
         if waits && !world.was_put_back {
@@ -133,16 +130,18 @@ rule!(refusal, |world| {
     }
     for (name, token) in &world.held_before {
         if world.answered.contains(name) && token.is_good(world.now) {
-            assert!(world.machine.tokens().contains_key(name), "what is held stays");
+            // It may have made room for one whose entry had changed, who then wanted another.
+            let is_full = world.machine.shelves.sizes().iter().sum::<usize>() == BOUNDS.all
+                || world.machine.shelves.names_of(&name.0).len() == BOUNDS.per_entry;
+            assert!(world.machine.tokens().contains_key(name) || is_full, "what is held stays");
         }
     }
 });
 
 rule!(everyone_is_told, |world| {
     for (waiter, name) in &world.waiting {
-        assert_eq!(world.machine.waiters.get(waiter), Some(name));
-        let slot = world.machine.shelves.get(&name.0).and_then(|shelf| shelf.slots.get(&name.1));
-        match slot.filter(|slot| slot.waiters.contains(waiter)) {
+        assert_eq!(world.machine.waiters.get(waiter).map(|waiting| &waiting.name), Some(name));
+        match world.machine.shelves.at(name).filter(|slot| slot.waiters.contains(waiter)) {
             Some(slot) => {
                 assert!(slot.held.is_none(), "it waits for what is there");
                 let soon = slot.progress != Progress::Idle || slot.attempts.wait(world.now).is_some();
@@ -155,14 +154,24 @@ rule!(everyone_is_told, |world| {
 });
 
 rule!(bounds, |world| {
-    let shelves = &world.machine.shelves;
-    let slots: usize = shelves.values().map(|shelf| shelf.slots.len()).sum();
-    assert!(slots == world.machine.slots && slots <= BOUNDS.all);
-    assert!(shelves.values().all(|shelf| (1..=BOUNDS.per_entry).contains(&shelf.slots.len())));
+    let sizes = world.machine.shelves.sizes();
+    let slots: usize = sizes.iter().sum();
+    assert!(slots <= BOUNDS.all);
+    assert!(sizes.iter().all(|size| (1..=BOUNDS.per_entry).contains(size)));
     assert!(world.machine.agenda.len() <= slots, "nothing is on the agenda twice");
-    let held = shelves.values().flat_map(|shelf| shelf.slots.values()).filter(|slot| slot.held.is_some()).count();
+    let held = world.machine.shelves.all_slots().filter(|slot| slot.held.is_some()).count();
     assert_eq!(held, world.machine.tokens().size());
     assert!(world.machine.queue.len() <= slots + world.waiting.len());
+    // Nothing good makes room without a server, nor for an entry that has as much.
+    let gone: Vec<&Name> = world.held_before.iter().map(|(name, _)| name).collect();
+    let gone = gone.into_iter().filter(|name| world.machine.directory.entry(&name.0).is_some());
+    if let Some(wanted) = &world.wanted {
+        for name in gone.filter(|name| world.machine.shelves.at(name).is_none()) {
+            assert!(world.connected, "{name:?} made room for what cannot come");
+            let of = |id: &EntryId| world.machine.shelves.names_of(id).len();
+            assert!(name.0 == *wanted || of(&name.0) + 1 >= of(wanted), "{name:?} made room for {wanted:?}");
+        }
+    }
 });
 
 proptest! {

@@ -44,7 +44,7 @@ fn whoever_asks_meanwhile_gets_the_same() {
 #[test]
 fn what_is_wanted_while_all_ways_are_taken_goes_together() {
     let mut world = World::new();
-    world.machine.bounds = Bounds { all: 100, per_entry: 100 };
+    world.machine.shelves.bounds = Bounds { all: 100, per_entry: 100 };
     for number in 0..4 {
         for which in 0..4 {
             world.want(number, which);
@@ -68,7 +68,7 @@ fn a_token_is_renewed_while_it_is_used_and_then_let_go() {
     assert!(!Arc::ptr_eq(&second, &first));
     // Nobody has asked for the second one.
     world.pass(world.machine.next_wake().unwrap());
-    assert!(world.held().is_empty() && world.calls.is_empty() && world.machine.shelves.is_empty());
+    assert!(world.held().is_empty() && world.calls.is_empty() && world.machine.shelves.names().is_empty());
     assert_eq!(world.machine.next_wake(), None);
 }
 
@@ -124,7 +124,7 @@ fn who_waits_through_a_failure_is_tried_for_again() {
     world.handle(Event::Left(waiter));
     world.pass(world.now.plus(seconds(60)));
     assert!(world.calls.is_empty());
-    assert_eq!(world.machine.shelves.len(), 1);
+    assert_eq!(world.machine.shelves.ids().len(), 1);
 }
 
 #[test]
@@ -239,4 +239,110 @@ fn a_token_with_a_life_of_seconds_is_given_out_for_half_of_it() {
     world.want(1, 0);
     world.answer_all();
     assert_eq!(only(&world).given_until, START.plus(seconds(3)));
+}
+
+/// Audiences of which no two are the same, each of `bytes` bytes and full of what JSON escapes.
+fn audiences(count: usize, bytes: usize) -> impl Iterator<Item = Audience> {
+    (0..count).map(move |at| {
+        let values = (0..bytes.div_ceil(512)).map(|part| format!("{at:04}.{part:02}"));
+        let fill = |value: String| format!("{value}{}", "\u{1}".repeat(bytes.min(512) - value.len()));
+        Audience::parse(&values.map(fill).collect::<Vec<_>>()).unwrap()
+    })
+}
+
+#[test]
+fn a_batch_and_its_answer_fit_whatever_is_asked_for() {
+    use prost::Message as _;
+
+    let mut world = World::new();
+    let path = format!("/{}", "x".repeat(2000));
+    let mut long = entry(1);
+    long.spiffe_id = domain().member(&path).unwrap();
+    world.entries.insert(long.id.clone(), long.clone());
+    world.learn();
+    for audience in audiences(600, 4096) {
+        world.want_for(1, audience);
+    }
+    let mut sizes = Vec::new();
+    while let Some(batch) = world.calls.first() {
+        sizes.push(batch.len());
+        let request = |of: &Request| spiffe::proto::v1::JwtSvidRequest {
+            entry_id: of.entry.id.to_string(),
+            audience: of.audience.values().to_vec(),
+        };
+        let asked = spiffe::proto::v1::IssueJwtSvidsRequest { requests: batch.iter().map(request).collect() };
+        assert!(asked.encoded_len() <= batch.iter().map(Request::bytes).sum(), "more than was thought");
+        assert!(asked.encoded_len() < 1 << 20, "{} bytes are more than a server takes", asked.encoded_len());
+        let token = KEYS[0].jwt_svid(&long.spiffe_id, &batch[0].audience, (START, LIFE), None);
+        // One token is as long as the other. An issuer's URL may be 2 KiB more, before base64.
+        assert!((token.len() + 3000) * batch.len() < 8 << 20, "{} times {}", batch.len(), token.len());
+        world.answer(0, How::Failed);
+    }
+    assert_eq!(sizes.iter().sum::<usize>(), 600);
+    assert!(sizes.iter().max() > Some(&16), "{sizes:?}");
+    assert!(world.waiting.is_empty() && world.machine.shelves.names().is_empty(), "none of that is held");
+    // What is small goes as it always did.
+    world.machine.shelves.bounds = Bounds { all: 1000, per_entry: 1000 };
+    for audience in audiences(504, 64) {
+        world.want_for(2, audience);
+    }
+    world.answer(0, How::Failed);
+    assert_eq!(world.calls.last().unwrap().len(), MAX_BATCH);
+}
+
+#[test]
+fn a_flood_for_one_entry_pushes_out_its_own_tokens_alone() {
+    let mut world = World::new();
+    world.machine.shelves.bounds = Bounds { all: 8, per_entry: 6 };
+    for (number, which) in [(0, 0), (3, 0), (3, 1)] {
+        world.want(number, which);
+        world.answer_all();
+    }
+    let others = world.held();
+    // Those were used long ago, and all of the flood just now.
+    world.pass(world.now.plus(seconds(60)));
+    for audience in audiences(20, 64) {
+        world.want_for(1, audience);
+        world.answer_all();
+        assert!(others.iter().all(|(name, _)| world.machine.tokens().contains_key(name)));
+    }
+    assert_eq!(world.held().len(), 8);
+    // The flooder makes room for everyone else, too, and of his the one that was used least lately.
+    let names = world.machine.shelves.names_of(&entry(1).id);
+    for name in &names[1..] {
+        world.machine.tokens().get(name).unwrap().use_at(world.now.plus(seconds(1)));
+    }
+    world.want(2, 0);
+    world.answer_all();
+    assert!(others.iter().all(|(name, _)| world.machine.tokens().contains_key(name)));
+    assert_eq!(world.machine.shelves.names_of(&entry(1).id), names[1..]);
+}
+
+#[test]
+fn without_a_server_nothing_that_is_good_makes_room() {
+    let mut world = World::new();
+    for which in 0..3 {
+        world.want(1, which);
+        world.answer_all();
+    }
+    world.step(Op::Gone);
+    let waiter = world.want(1, 3);
+    assert_eq!(world.held().len(), 3);
+    // It is asked for all the same, once there is one again.
+    world.step(Op::Back);
+    world.answer_all();
+    assert!(!world.waiting.contains_key(&waiter) && world.held().len() == 3);
+}
+
+#[test]
+fn whoever_leaves_is_not_asked_for_although_he_was_to_have_his_own() {
+    let mut world = World::new();
+    world.step(Op::Gone);
+    let (waiter, other) = (world.want(1, 4), world.want(1, 4));
+    world.waiting.remove(&waiter);
+    world.handle(Event::Left(waiter));
+    world.step(Op::Back);
+    assert_eq!(world.calls.concat().len(), 1);
+    world.answer_all();
+    assert!(!world.waiting.contains_key(&other));
 }

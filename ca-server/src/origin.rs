@@ -2,16 +2,13 @@
 //!
 //! - Someone without an SVID is his network: an IPv4 address, or the /64 of an IPv6 address, which is the least that a
 //!   provider gives to one customer. An IPv4 address that is written as IPv6 is an IPv4 address.
-//! - An agent is its SPIFFE ID, wherever it calls from; a local user is a uid. Any other SVID may be one of many that
-//!   one workload can have, and counts with its network.
+//! - An agent is its SPIFFE ID, wherever it calls from; a local user is a uid.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use spiffe::id::SpiffeId;
-
-use super::caller::Caller;
 
 /// Whom a bound counts as one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -31,16 +28,6 @@ impl Origin {
             IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
             address => address,
         })
-    }
-
-    /// As whom `caller` is counted.
-    pub fn of(caller: &Caller) -> Self {
-        match caller {
-            Caller::Stranger(address) => Self::network(address.ip()),
-            Caller::Workload(holder) => Self::network(holder.address.ip()),
-            Caller::Agent(holder) => Self::Agent(holder.id.clone()),
-            Caller::Local { uid, .. } => Self::Uid(*uid),
-        }
     }
 }
 
