@@ -57,7 +57,10 @@ impl FromCache {
 
     pub(super) async fn token(&mut self, audience: &Audience, now: Timestamp) -> Result<JwtSvid, String> {
         let entry = self.entry.as_ref().ok_or("there is no identity yet")?;
-        match self.cache.token(entry, audience, now).await.map_err(|stopped| stopped.to_string())? {
+        if let Some(held) = self.cache.held_token(entry, audience, now) {
+            return Ok(held.svid().clone());
+        }
+        match self.cache.token(entry, audience).await.map_err(|stopped| stopped.to_string())? {
             Told::Token(token) => Ok(token.svid().clone()),
             Told::Refused(why) => Err(format!("the server refuses it: {why}")),
             Told::Failed => Err("the server could not be asked".into()),
