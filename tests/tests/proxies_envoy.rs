@@ -249,8 +249,12 @@ fn a_trust_domain_is_let_in_when_it_is_federated_and_not_before_or_after() {
 
 #[test]
 fn istios_proxy_asks_where_the_agent_listens() {
-    let (house, page) = (House::empty(""), |file: &str| Recipe::read("istio", file));
-    let config = house.write("agent.toml", page("agent.toml").text()).display().to_string();
+    let (house, page) = (House::with_server(""), |file: &str| Recipe::read("istio", file));
+    let roots = house.run(&["bundle", "show", "--format", "pem"]).succeeded().stdout;
+    let config = page("agent.toml")
+        .with("/etc/chancery/bundle.pem", &house.write("bundle.pem", &roots).display().to_string())
+        .with("/etc/chancery/join-token", &house.write("join-token", &house.token()).display().to_string());
+    let config = house.write("agent.toml", config.text()).display().to_string();
     let valid = house.run(&["agent", "validate", "--config", &config, "-o", "json"]).succeeded();
     let socket = "/run/chancery/workload-spiffe-uds/socket";
     assert!(valid.stdout.contains(socket), "{valid}");

@@ -89,7 +89,9 @@ fn nobody_is_refused_through_a_hundred_rotations() {
     let [fixed, variable] = nginx.map(|(name, file)| Running::delivery(&house, name, file));
     let deliveries = [fixed, variable, Haproxy::delivery(&house)];
     // What Debian's packages have made.
-    ["static", "variable", "haproxy"].map(|name| std::fs::create_dir(house.path(name)).unwrap());
+    for name in ["static", "variable", "haproxy"] {
+        std::fs::create_dir(house.path(name)).unwrap();
+    }
     deliver(&mut house, &deliveries);
     for name in ["static", "variable", "haproxy"] {
         house.entry("web", &format!("deliver:{name}"), &[&SHORT[..], &["--dns", "web.example.org"]].concat());
