@@ -22,7 +22,7 @@ use spiffe::time::Timestamp;
 use super::client::Client;
 use super::dialogue::{Dialogue, Heard, News, check_type};
 use super::names::{MAX_NAMES, Wanted, parse_names};
-use super::secrets::Secret;
+use super::secrets::{Form, Secret};
 use super::{Refusal, SECRET_TYPE, secrets};
 use crate::cache::WorkloadState;
 use crate::config::sds::Sds;
@@ -94,7 +94,8 @@ impl Delta {
     /// What is there now and has changed; `None`: nothing.
     fn answer(&mut self, now: Timestamp) -> Result<Option<DeltaDiscoveryResponse>, Refusal> {
         let (Some(state), Some(client)) = (&self.state, &self.client) else { return Ok(None) };
-        let form = (&*self.config, client.validation);
+        let given = self.versions.keys().cloned().collect();
+        let form = Form { config: &self.config, validation: client.validation, given: &given };
         let mut there = Vec::new();
         if !self.names.is_empty() {
             there = secrets::select(state, &Wanted::Names(self.names.clone()), form, now)?;

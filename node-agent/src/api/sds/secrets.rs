@@ -6,15 +6,21 @@
 //! - *never expired*: an SVID that has expired is not there.
 //! - *one trust domain at a time*: plain roots of several in one heap would let anyone of one speak for another. Only the
 //!   SPIFFE validator keeps them apart.
-//! - *no empty roots*: a bundle without X.509 authorities is not there: a proxy would refuse it.
+//! - *nobody*: of a trust domain without X.509 authorities (any more), and of one that was given to this proxy and is not
+//!   federated with any more, there are roots that nobody has the key of. A proxy keeps what it has until something else
+//!   comes: without them it would go on trusting what was revoked.
 //! - *version*: a digest of what is public in a secret: the same after every restart, another for whatever differs.
 //! - *wiped*: what holds a key is written once, in room that was there from the start, and wiped when nobody has it any more.
+
+use std::collections::BTreeSet;
+use std::sync::LazyLock;
 
 use bytes::Bytes;
 use prost::Message;
 use prost_types::Any;
 use spiffe::bundle::Bundle;
 use spiffe::crypto::{hex, sha256};
+use spiffe::entry::KeyType;
 use spiffe::pem;
 use spiffe::proto::envoy::config::core::v3::data_source::Specifier;
 use spiffe::proto::envoy::config::core::v3::{DataSource, TypedExtensionConfig};
@@ -35,7 +41,19 @@ use crate::status::words;
 const VALIDATOR: &str = "envoy.tls.cert_validator.spiffe";
 const VALIDATOR_TYPE: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig";
 /// In digests: what tells the kinds of content apart.
-const TAGS: [&str; 3] = ["tls_certificate", "trusted_ca", VALIDATOR];
+const TAGS: [&str; 4] = ["tls_certificate", "trusted_ca", VALIDATOR, "nobody"];
+/// A root, PEM, whose key was thrown away when it was made. Another one after each start: nobody has the key of that
+/// one either.
+static NOBODY: LazyLock<String> = LazyLock::new(|| {
+    let mut root = rcgen::CertificateParams::default();
+    root.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Constrained(0));
+    root.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
+    root.distinguished_name = rcgen::DistinguishedName::new();
+    root.distinguished_name.push(rcgen::DnType::CommonName, "nobody");
+    let key = spiffe::crypto::generate_key(KeyType::P256).ok();
+    let made = key.and_then(|key| root.self_signed(&key).ok());
+    made.map(|root| pem::certificate(root.der())).unwrap_or_default()
+});
 
 /// One secret that a workload may have.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,16 +68,28 @@ enum Content<'a> {
     Svid(&'a Identity),
     Roots(&'a Bundle),
     Validator(Vec<&'a Bundle>),
+    Nobody(spiffe::id::TrustDomain, Validation),
+}
+
+/// How secrets are asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Form<'b> {
+    /// What names mean.
+    pub config: &'b Sds,
+    /// What the proxy verifies with.
+    pub validation: Validation,
+    /// What it was given last, by name.
+    pub given: &'b BTreeSet<String>,
 }
 
 /// The secrets of `state` that are `wanted`, sorted by name.
 pub fn select<'a>(
     state: &'a WorkloadState,
     wanted: &Wanted,
-    form: (&Sds, Validation),
+    form: Form<'_>,
     now: Timestamp,
 ) -> Result<Vec<Secret<'a>>, Refusal> {
-    let shelf = Shelf { state, config: form.0, validation: form.1, now };
+    let shelf = Shelf { state, form, now };
     let mut secrets = Vec::new();
     match wanted {
         Wanted::Everything => secrets = shelf.everything(),
@@ -101,8 +131,7 @@ fn digest<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
 /// What there is.
 struct Shelf<'a, 'b> {
     state: &'a WorkloadState,
-    config: &'b Sds,
-    validation: Validation,
+    form: Form<'b>,
     now: Timestamp,
 }
 
@@ -114,8 +143,7 @@ impl<'a> Shelf<'a, '_> {
 
     /// Our own first.
     fn bundles(&self) -> impl Iterator<Item = &'a Bundle> {
-        let all = std::iter::once(&self.state.bundle).chain(self.state.federated.values());
-        all.filter(|bundle| !bundle.x509_authorities().is_empty())
+        std::iter::once(&self.state.bundle).chain(self.state.federated.values())
     }
 
     fn everything(&self) -> Vec<Secret<'a>> {
@@ -128,39 +156,44 @@ impl<'a> Shelf<'a, '_> {
     }
 
     fn of_one(&self, bundle: &'a Bundle) -> Content<'a> {
-        match self.validation {
+        match self.form.validation {
+            validation if is_empty(bundle) => Content::Nobody(bundle.trust_domain().clone(), validation),
             Validation::Spiffe => Content::Validator(vec![bundle]),
             Validation::Roots | Validation::RootsOrAll => Content::Roots(bundle),
         }
     }
 
     fn find(&self, name: &str) -> Result<Option<Content<'a>>, Refusal> {
-        let Some(meaning) = Meaning::of(name, self.config) else { return Ok(None) };
+        let Some(meaning) = Meaning::of(name, self.form.config) else { return Ok(None) };
         let bundle = |named: &spiffe::id::TrustDomain| self.bundles().find(|bundle| bundle.trust_domain() == named);
         Ok(match meaning {
             Meaning::DefaultSvid => self.identities().next().map(Content::Svid),
             Meaning::Svid(id) => self.identities().find(|identity| *identity.svid.id() == id).map(Content::Svid),
             Meaning::OwnBundle => bundle(self.state.bundle.trust_domain()).map(|bundle| self.of_one(bundle)),
-            Meaning::Bundle(domain) => bundle(&domain).map(|bundle| self.of_one(bundle)),
-            Meaning::AllBundles if self.validation == Validation::Roots => {
+            Meaning::Bundle(domain) => match bundle(&domain) {
+                Some(bundle) => Some(self.of_one(bundle)),
+                None if self.form.given.contains(name) => Some(Content::Nobody(domain, self.form.validation)),
+                None => None,
+            },
+            Meaning::AllBundles if self.form.validation == Validation::Roots => {
                 return Err(Refusal::RootsOfAll(name.to_owned()));
             }
             Meaning::AllBundles => {
-                let all: Vec<_> = self.bundles().collect();
-                (!all.is_empty()).then_some(Content::Validator(all))
+                let all: Vec<_> = self.bundles().filter(|bundle| !is_empty(bundle)).collect();
+                Some(if all.is_empty() { self.of_one(&self.state.bundle) } else { Content::Validator(all) })
             }
         })
     }
 
     /// What to tell one who has asked for what is not there.
     fn refusal(&self, missing: &[&str]) -> Refusal {
-        let config = self.config;
+        let config = self.form.config;
         let mut may: Vec<String> = Vec::new();
         if let Some(default) = self.identities().next() {
             may.push(format!("{} ({})", config.default_svid_name, default.svid.id()));
         }
         may.push(config.default_bundle_name.clone());
-        if self.validation != Validation::Roots {
+        if self.form.validation != Validation::Roots {
             may.push(config.default_all_bundles_name.clone());
         }
         may.extend(self.everything().into_iter().map(|secret| secret.name));
@@ -184,6 +217,7 @@ impl Secret<'_> {
                 let of_one = |bundle| std::iter::once(name_of(bundle)).chain(roots(bundle)).chain([&b""[..]]);
                 digest(std::iter::once(TAGS[2].as_bytes()).chain(bundles.iter().copied().flat_map(of_one)))
             }
+            Content::Nobody(domain, _) => digest([TAGS[3].as_bytes(), domain.name().as_bytes()]),
         }
     }
 
@@ -191,14 +225,12 @@ impl Secret<'_> {
     pub fn packed(&self) -> Bytes {
         let content = match &self.content {
             Content::Svid(identity) => secret::Type::TlsCertificate(certificate(identity)),
-            Content::Roots(bundle) => secret::Type::ValidationContext(CertificateValidationContext {
-                trusted_ca: Some(inline(bundle.to_pem().into())),
-                custom_validator_config: None,
-            }),
-            Content::Validator(bundles) => secret::Type::ValidationContext(CertificateValidationContext {
-                trusted_ca: None,
-                custom_validator_config: Some(validator(bundles)),
-            }),
+            Content::Roots(bundle) => trusted_ca(bundle.to_pem()),
+            Content::Validator(bundles) => {
+                validator(bundles.iter().map(|bundle| (bundle.trust_domain().name(), bundle.to_pem())))
+            }
+            Content::Nobody(domain, Validation::Spiffe) => validator([(domain.name(), NOBODY.clone())]),
+            Content::Nobody(_, Validation::Roots | Validation::RootsOrAll) => trusted_ca(NOBODY.clone()),
         };
         let wire = Wire { name: self.name.clone(), r#type: Some(content) };
         let packed = Packed { type_url: SECRET_TYPE.into(), value: Some(wire) };
@@ -215,14 +247,27 @@ fn certificate(identity: &Identity) -> TlsCertificate {
     TlsCertificate { certificate_chain: Some(inline(chain.into())), private_key: Some(inline(key)) }
 }
 
-fn validator(bundles: &[&Bundle]) -> TypedExtensionConfig {
-    let domain = |bundle: &&Bundle| TrustDomain {
-        name: bundle.trust_domain().name().to_owned(),
-        trust_bundle: Some(inline(bundle.to_pem().into())),
-    };
-    let config = SpiffeCertValidatorConfig { trust_domains: bundles.iter().map(domain).collect() };
+fn trusted_ca(roots: String) -> secret::Type {
+    secret::Type::ValidationContext(CertificateValidationContext {
+        trusted_ca: Some(inline(roots.into())),
+        custom_validator_config: None,
+    })
+}
+
+/// Of trust domains by their names, each with its own roots.
+fn validator<'a>(trusted: impl IntoIterator<Item = (&'a str, String)>) -> secret::Type {
+    let domain =
+        |(name, roots): (&str, String)| TrustDomain { name: name.to_owned(), trust_bundle: Some(inline(roots.into())) };
+    let config = SpiffeCertValidatorConfig { trust_domains: trusted.into_iter().map(domain).collect() };
     let typed = Any { type_url: VALIDATOR_TYPE.into(), value: config.encode_to_vec() };
-    TypedExtensionConfig { name: VALIDATOR.into(), typed_config: Some(typed) }
+    secret::Type::ValidationContext(CertificateValidationContext {
+        trusted_ca: None,
+        custom_validator_config: Some(TypedExtensionConfig { name: VALIDATOR.into(), typed_config: Some(typed) }),
+    })
+}
+
+fn is_empty(bundle: &Bundle) -> bool {
+    bundle.x509_authorities().is_empty()
 }
 
 fn inline(bytes: Bytes) -> DataSource {
@@ -273,12 +318,18 @@ mod tests {
     use super::*;
     use crate::api::test_office::{NOW, Office};
 
+    fn form(validation: Validation) -> Form<'static> {
+        static NAMES: LazyLock<Sds> = LazyLock::new(Sds::default);
+        static GIVEN: BTreeSet<String> = BTreeSet::new();
+        Form { config: &NAMES, validation, given: &GIVEN }
+    }
+
     fn wanted(names: &[&str]) -> Wanted {
         Wanted::parse(names.iter().map(ToString::to_string).collect()).unwrap()
     }
 
     fn packed(state: &WorkloadState, names: &[&str], validation: Validation) -> Result<Vec<Wire>, Refusal> {
-        let secrets = select(state, &wanted(names), (&Sds::default(), validation), NOW)?;
+        let secrets = select(state, &wanted(names), form(validation), NOW)?;
         Ok(secrets.iter().map(|secret| unpacked(&secret.packed())).collect())
     }
 
@@ -352,7 +403,7 @@ mod tests {
         let state = state(0);
         let at = |after: u64| {
             let now = NOW.plus(std::time::Duration::from_secs(after));
-            select(&state, &wanted(&["default"]), (&Sds::default(), Validation::Spiffe), now)
+            select(&state, &wanted(&["default"]), form(Validation::Spiffe), now)
         };
         assert_eq!(at(3600).unwrap().len(), 1, "its last second");
         assert!(matches!(at(3601), Err(Refusal::NotEntitled { .. })));
@@ -363,24 +414,43 @@ mod tests {
         let office = Office::new();
         let (older, younger) = (office.identity("web", "", 1), office.identity("web", "", 2));
         let state = office.state(vec![older.clone(), younger]);
-        let everything = select(&state, &Wanted::Everything, (&Sds::default(), Validation::Spiffe), NOW).unwrap();
+        let everything = select(&state, &Wanted::Everything, form(Validation::Spiffe), NOW).unwrap();
         assert_eq!(everything.len(), 2);
         assert_eq!(chain(&everything[1].packed()), pem::certificate(&older.svid.chain()[0]));
     }
 
+    /// The roots of which nobody has the key.
+    fn is_nobody(pem: &str) -> bool {
+        let roots = Bundle::from_pem(Domain::parse("nobody.org").unwrap(), pem.as_bytes());
+        pem == *NOBODY && roots.unwrap().x509_authorities().len() == 1
+    }
+
     #[test]
-    fn a_bundle_without_roots_is_not_there() {
+    fn of_a_trust_domain_without_roots_nobody_is_trusted_and_the_others_go_on() {
         let office = Office::new();
         let empty = Bundle::empty(Domain::parse("other.org").unwrap());
         let federated = Arc::new([(empty.trust_domain().clone(), empty)].into());
         let state = WorkloadState { federated, ..office.state(vec![office.identity("web", "", 1)]) };
-        let [all] = &packed(&state, &["ALL"], Validation::Spiffe).unwrap()[..] else { panic!() };
-        assert_eq!(domains(all).len(), 1);
-        let refusal = packed(&state, &["spiffe://other.org"], Validation::Spiffe).unwrap_err();
-        assert!(
-            matches!(&refusal, Refusal::NotEntitled { missing, .. } if missing == "spiffe://other.org"),
-            "{refusal}"
-        );
+        let secrets = packed(&state, &["ALL", "default", "spiffe://other.org"], Validation::Spiffe).unwrap();
+        assert_eq!(domains(&secrets[0]).len(), 1, "the validator knows no other trust domain");
+        let [(domain, roots)] = &domains(&secrets[2])[..] else { panic!() };
+        assert!(domain == "other.org" && is_nobody(roots), "{domain}: {roots}");
+        let plain = packed(&state, &["spiffe://other.org"], Validation::Roots).unwrap();
+        assert!(is_nobody(&text(context(&plain[0]).trusted_ca.as_ref())));
+    }
+
+    #[test]
+    fn a_trust_domain_that_was_given_and_is_gone_is_taken_back() {
+        let state = state(0);
+        let name = "spiffe://gone.org";
+        assert!(matches!(packed(&state, &[name], Validation::Spiffe), Err(Refusal::NotEntitled { .. })));
+        let given = BTreeSet::from([name.to_owned(), "spiffe://example.org/gone".to_owned()]);
+        let form = Form { given: &given, ..form(Validation::Spiffe) };
+        let secrets = select(&state, &wanted(&[name, "default"]), form, NOW).unwrap();
+        let [(domain, roots)] = &domains(&unpacked(&secrets[1].packed()))[..] else { panic!() };
+        assert!(domain == "gone.org" && is_nobody(roots));
+        let svid = select(&state, &wanted(&["spiffe://example.org/gone"]), form, NOW);
+        assert!(matches!(svid, Err(Refusal::NotEntitled { .. })), "there is no SVID of nobody");
     }
 
     #[test]
@@ -399,7 +469,7 @@ mod tests {
     fn a_version_is_of_the_content_and_its_form() {
         let version = |number: u8, name: &str, validation| {
             let state = state(number);
-            let secrets = select(&state, &wanted(&[name]), (&Sds::default(), validation), NOW).unwrap();
+            let secrets = select(&state, &wanted(&[name]), form(validation), NOW).unwrap();
             secrets[0].version()
         };
         let spiffe = Validation::Spiffe;

@@ -12,6 +12,7 @@
 //! - *refusal*: another type, too many names, and names that the workload may not have (any more) end the stream.
 //! - *patience*: before there is a state nothing is answered; then the last request is.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use spiffe::proto::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};
@@ -20,7 +21,7 @@ use spiffe::time::Timestamp;
 use super::client::Client;
 use super::dialogue::{Dialogue, Heard, News, check_type};
 use super::names::Wanted;
-use super::secrets::{self, Secret};
+use super::secrets::{self, Form, Secret};
 use super::{Refusal, SECRET_TYPE};
 use crate::cache::WorkloadState;
 use crate::config::sds::Sds;
@@ -32,6 +33,8 @@ pub struct Stream {
     config: Arc<Sds>,
     state: Option<WorkloadState>,
     asked: Option<Asked>,
+    /// What there was last of what is asked for, by name.
+    given: BTreeSet<String>,
     /// Of the last response.
     sent: Option<Sent>,
     nonces: u64,
@@ -53,13 +56,19 @@ struct Sent {
 impl Stream {
     /// A stream on which nothing has been said.
     pub fn new(config: Arc<Sds>) -> Self {
-        Self { config, state: None, asked: None, sent: None, nonces: 0 }
+        Self { config, state: None, asked: None, given: BTreeSet::new(), sent: None, nonces: 0 }
     }
 
     /// The response with what is there now; `None`: it is what was sent last, and nobody has asked again.
     fn answer(&mut self, anew: bool, now: Timestamp) -> Result<Option<DiscoveryResponse>, Refusal> {
         let (Some(state), Some(asked)) = (&self.state, &self.asked) else { return Ok(None) };
-        let secrets = secrets::select(state, &asked.wanted, (&self.config, asked.client.validation), now)?;
+        let secrets = secrets::select(
+            state,
+            &asked.wanted,
+            Form { config: &self.config, validation: asked.client.validation, given: &self.given },
+            now,
+        )?;
+        self.given = secrets.iter().map(|secret| secret.name.clone()).collect();
         let versions: Vec<String> = secrets.iter().map(Secret::version).collect();
         let version = secrets::version_of(
             secrets.iter().map(|secret| secret.name.as_str()).zip(versions.iter().map(String::as_str)),
