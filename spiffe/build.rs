@@ -6,6 +6,20 @@ use std::{env, fs};
 
 use prost::Message as _;
 
+/// Messages with keys, tokens or other secrets in them, as paths end: `src/proto/secrets.rs` says what of them is printed.
+const SECRET: &[&str] = &[
+    "X509SVID",
+    "JWTSVID",
+    "WITSVID",
+    "ValidateJWTSVIDRequest",
+    "AttestStart",
+    "Token",
+    "CreateJoinTokenResponse",
+    "TlsCertificate",
+    "DiscoveryResponse",
+    "Resource",
+];
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     let workload = protox::compile(["workload.proto"], ["proto"])?;
@@ -19,12 +33,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=proto");
     // DER travels as Bytes, so that handing it to many streams copies nothing.
     for set in [workload, broker, details, ours] {
-        tonic_prost_build::configure().bytes(".").compile_fds(set)?;
+        tonic_prost_build::configure().bytes(".").skip_debug(SECRET).compile_fds(set)?;
     }
     // In a folder of its own, with the tree of its packages: they name each other.
     let out = out.join("envoy");
     fs::create_dir_all(&out)?;
-    let envoy_code = tonic_prost_build::configure().bytes(".").out_dir(out).include_file("tree.rs");
+    let envoy_code = tonic_prost_build::configure().bytes(".").skip_debug(SECRET).out_dir(out).include_file("tree.rs");
     envoy_code.extern_path(".google.rpc", "crate::proto::details").compile_fds(envoy)?;
     Ok(())
 }

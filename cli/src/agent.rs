@@ -36,6 +36,10 @@ Example:
     Validate(agent_run::Settings),
     /// Ask the agent of this machine how it is: its server, the SVIDs that it holds, the proxies and deliveries that it
     /// serves.
+    #[command(after_help = "\
+Examples:
+  chancery agent status
+  chancery agent status -o json --status-socket /var/lib/chancery/agent/status.sock")]
     Status(agent_status::Settings),
     /// List the agents that match every given flag; all of them without one.
     #[command(after_help = "\

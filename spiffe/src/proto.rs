@@ -5,8 +5,6 @@
 
 use std::time::Duration;
 
-use zeroize::Zeroize as _;
-
 use crate::bundle::{Bundle, BundleError, JwkAuthority, X509Authority};
 use crate::entry::{
     DnsName, EntryError, EntryId, MAX_DNS_NAMES, MAX_FEDERATES_WITH, MAX_HINT_BYTES, RegistrationEntry,
@@ -83,6 +81,8 @@ pub mod v1 {
     include!(concat!(env!("OUT_DIR"), "/chancery.v1.rs"));
 }
 
+mod secrets;
+
 /// The descriptors of the Workload API, an encoded `FileDescriptorSet`.
 pub const WORKLOAD_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/workload.bin"));
 /// The descriptors of the Broker API, an encoded `FileDescriptorSet`.
@@ -127,13 +127,6 @@ pub enum WireError {
     /// A federation relationship is wrong.
     #[error(transparent)]
     Relationship(#[from] RelationshipError),
-}
-
-impl Drop for workload::Witsvid {
-    /// Wipes the private key: of each copy of the message, those that streams keep to compare with among them.
-    fn drop(&mut self) {
-        self.wit_svid_key.zeroize();
-    }
 }
 
 impl TryFrom<v1::Entry> for RegistrationEntry {

@@ -97,7 +97,8 @@ fn no_process_can_have_the_selector_of_a_delivery() {
     use crate::attestor::WorkloadAttestor;
     use crate::attestor::systemd::Systemd;
     use crate::attestor::unix::Unix;
-    let attestors: [Box<dyn WorkloadAttestor>; 2] = [Box::new(Unix::new(0)), Box::new(Systemd)];
+    let attestors: [Box<dyn WorkloadAttestor>; 2] =
+        [Box::new(Unix::new(0, std::sync::Arc::new(spiffe::time::System))), Box::new(Systemd)];
     assert!(attestors.iter().all(|attestor| attestor.kind() != SELECTOR_KIND));
 }
 

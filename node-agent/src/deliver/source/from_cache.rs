@@ -57,8 +57,8 @@ impl FromCache {
 
     pub(super) async fn token(&mut self, audience: &Audience, now: Timestamp) -> Result<JwtSvid, String> {
         let entry = self.entry.as_ref().ok_or("there is no identity yet")?;
-        if let Some(held) = self.cache.held_token(entry, audience, now) {
-            return Ok(held.svid().clone());
+        if let Some(token) = self.cache.held_token(entry, audience, now) {
+            return Ok(token.svid().clone());
         }
         match self.cache.token(entry, audience).await.map_err(|stopped| stopped.to_string())? {
             Told::Token(token) => Ok(token.svid().clone()),
