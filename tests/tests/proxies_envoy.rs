@@ -40,6 +40,10 @@ impl Plan {
         plan.move_ports([("8443", "9901"), ("8081", "9902")])
     }
 
+    fn delta(name: &'static str) -> Self {
+        Self::envoy(name).with("api_type: GRPC", "api_type: DELTA_GRPC")
+    }
+
     fn istio(name: &'static str) -> Self {
         let recipes = ["inbound.yaml", "outbound.yaml"].map(|file| Recipe::read("istio", file));
         let paths = ["ns/default/sa/web", "ns/default/sa/front"];
@@ -143,11 +147,7 @@ impl Pair {
 fn nobody_is_refused_through_rotations_of_svids_and_cas() {
     // An SVID of three seconds is renewed after one.
     let (house, short) = (House::with_agent("", ""), ["--ttl", "3s"]);
-    let plans = [
-        Plan::envoy("sotw"),
-        Plan::envoy("delta").with("api_type: GRPC", "api_type: DELTA_GRPC"),
-        Plan::istio("istio"),
-    ];
+    let plans = [Plan::envoy("sotw"), Plan::delta("delta"), Plan::istio("istio")];
     plans[0].enter([&house, &house], &short);
     plans[2].enter([&house, &house], &short);
     let mut pairs = plans.map(|plan| plan.start([&house, &house]));
@@ -180,8 +180,9 @@ fn nobody_is_refused_through_rotations_of_svids_and_cas() {
 #[test]
 fn an_agent_that_is_killed_and_comes_back_costs_no_request() {
     let mut house = House::with_agent("svid.ttl = '2m'", "");
-    let plans = [Plan::envoy("sotw"), Plan::envoy("delta").with("api_type: GRPC", "api_type: DELTA_GRPC")];
+    let plans = [Plan::envoy("sotw"), Plan::delta("delta"), Plan::istio("istio")];
     plans[0].enter([&house, &house], &[]);
+    plans[2].enter([&house, &house], &[]);
     let mut pairs = plans.map(|plan| plan.start([&house, &house]));
     let loads: Vec<Load> = pairs.iter().map(|pair| Load::start(pair.port)).collect();
     let go_on = |loads: &[Load]| loads.iter().for_each(|load| load.go_on(20));
@@ -208,43 +209,94 @@ fn an_agent_that_is_killed_and_comes_back_costs_no_request() {
 #[test]
 fn who_has_another_spiffe_id_is_refused_by_either_side() {
     let house = House::with_agent("", "");
-    let plan = Plan::envoy("right");
-    plan.enter([&house, &house], &[]);
-    let right = plan.start([&house, &house]);
-    assert_eq!(right.answers(200), "spiffe://example.org/front");
+    for plan in [Plan::envoy, Plan::istio] {
+        plan("right").enter([&house, &house], &[]);
+    }
+    for (plan, [web, front], others) in [
+        (
+            Plan::envoy as fn(_) -> _,
+            ["spiffe://example.org/web", "spiffe://example.org/front"],
+            "spiffe://example.org/x",
+        ),
+        (Plan::delta, ["spiffe://example.org/web", "spiffe://example.org/front"], "spiffe://example.org/x"),
+        // Istio's server takes its whole trust domain.
+        (Plan::istio, ["spiffe://example.org/ns/default/sa/web", "spiffe://example.org/"], "spiffe://example.org/x/"),
+    ] {
+        let right = plan("right").start([&house, &house]);
+        assert!(right.answers(200).ends_with("/front"));
+        let stranger = plan("server").with_front(web, others).start([&house, &house]);
+        assert_eq!(stranger.get().status, 503);
+        assert!(stranger.front.sum("cluster.web.", ".fail_verify_san") > 0);
+        let stranger = plan("client").with_web(front, others).start([&house, &house]);
+        assert_eq!(stranger.get().status, 503);
+        assert!(stranger.web.sum("listener.", ".fail_verify_san") > 0);
+    }
+}
 
-    let stranger = Plan::envoy("server").with_front("spiffe://example.org/web", "spiffe://example.org/other");
-    let stranger = stranger.start([&house, &house]);
-    assert_eq!(stranger.get().status, 503);
-    assert!(stranger.front.sum("cluster.web.", ".fail_verify_san") > 0);
-
-    let stranger = Plan::envoy("client").with_web("spiffe://example.org/front", "spiffe://example.org/other");
-    let stranger = stranger.start([&house, &house]);
-    assert_eq!(stranger.get().status, 503);
-    assert!(stranger.web.sum("listener.", ".fail_verify_san") > 0);
+#[test]
+fn what_envoy_does_not_take_is_shown_in_its_words_and_the_next_change_is_taken() {
+    let house = House::with_agent("", "");
+    let plans = [Plan::envoy("sotw"), Plan::delta("delta")];
+    let [web, _] = plans[0].enter([&house, &house], &[]);
+    let pairs = plans.map(|plan| plan.start([&house, &house]));
+    let socket = house.path("agent/status.sock").display().to_string();
+    let rejections = || {
+        let status = house.run(&["agent", "status", "--status-socket", &socket, "-o", "json"]).succeeded().json();
+        let proxies = status["proxies"].as_array().unwrap().clone();
+        let words = proxies.iter().filter_map(|proxy| proxy["rejection"]["words"].as_str().map(str::to_owned));
+        words.collect::<Vec<_>>()
+    };
+    assert_eq!(rejections(), Vec::<String>::new());
+    // Envoy knows no such keys.
+    house.run(&["entry", "update", &web, "--key-type", "ed25519", "--wait"]).succeeded();
+    for pair in &pairs {
+        wait_for(60, || (pair.web.rejected() > 0).then_some(())).expect("a rejection");
+    }
+    let words = wait_for(60, || Some(rejections()).filter(|words| words.len() == pairs.len())).expect("its words");
+    assert!(words.iter().all(|words| words.contains("Failed to load private key")), "{words:?}");
+    let log = house.path("agent.log");
+    assert!(std::fs::read_to_string(log).unwrap().contains("proxy rejects its secrets"));
+    for pair in &pairs {
+        assert_eq!(pair.get().status, 200, "it goes on with what it had");
+    }
+    let before = pairs.each_ref().map(|pair| pair.web.serial());
+    house.run(&["entry", "update", &web, "--key-type", "p384", "--wait"]).succeeded();
+    for (pair, before) in pairs.iter().zip(before) {
+        wait_for(60, || (pair.web.serial() != before).then_some(())).expect("the next change");
+        pair.answers(200);
+    }
+    wait_for(60, || rejections().is_empty().then_some(())).expect("no rejection any more");
 }
 
 #[test]
 fn a_trust_domain_is_let_in_when_it_is_federated_and_not_before_or_after() {
     let (here, our_url) = served("example.org");
     let (there, their_url) = served("other.org");
-    let plan = Plan::envoy("federated").with("name: \"spiffe://example.org\"", "name: ALL");
-    let plan = plan.with_web("spiffe://example.org/front", "spiffe://other.org/front");
-    let [web, front] = plan.enter([&here, &there], &[]);
-    let pair = plan.start([&here, &there]);
-    assert_eq!(pair.get().status, 503);
-    assert!(pair.front.sum("cluster.web.", ".fail_verify_error") > 0, "{:?}", pair.front.stats());
+    let plans = [Plan::envoy("sotw"), Plan::delta("delta")].map(|plan| {
+        let plan = plan.with("name: \"spiffe://example.org\"", "name: ALL");
+        plan.with_web("spiffe://example.org/front", "spiffe://other.org/front")
+    });
+    let [web, front] = plans[0].enter([&here, &there], &[]);
+    let pairs = plans.map(|plan| plan.start([&here, &there]));
+    for pair in &pairs {
+        assert_eq!(pair.get().status, 503);
+        assert!(pair.front.sum("cluster.web.", ".fail_verify_error") > 0, "{:?}", pair.front.stats());
+    }
 
     federate(&here, &there, &their_url);
     federate(&there, &here, &our_url);
     here.run(&["entry", "update", &web, "--federates-with", "other.org", "--wait"]).succeeded();
     there.run(&["entry", "update", &front, "--federates-with", "example.org", "--wait"]).succeeded();
-    assert_eq!(pair.answers(200), "spiffe://other.org/front");
+    for pair in &pairs {
+        assert_eq!(pair.answers(200), "spiffe://other.org/front");
+    }
 
     here.run(&["federation", "delete", "other.org", "--dissociate", "--wait"]).succeeded();
-    pair.answers(503);
-    assert!(pair.web.sum("listener.", ".fail_verify_error") > 0);
-    pair.has_rejected_nothing();
+    for pair in &pairs {
+        pair.answers(503);
+        assert!(pair.web.sum("listener.", ".fail_verify_error") > 0);
+        pair.has_rejected_nothing();
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::binary::House;
+use crate::binary::{House, wait_for};
 
 /// Prepares a CA and activates it, taints and revokes the one before. `settled` returns when everyone has new SVIDs.
 #[track_caller]
@@ -24,7 +24,9 @@ pub fn rotate(house: &House, mut settled: impl FnMut()) {
     }
     authority(&["taint", &old, "--wait"]);
     settled();
-    authority(&["revoke", &old, "--wait"]);
+    // Refused as long as an agent is on its way back with a new SVID of its own.
+    let revoke = || (house.run(&["authority", "revoke", &old, "--wait"]).code == Some(0)).then_some(());
+    wait_for(60, revoke).expect("the old CA can be revoked");
     settled();
 }
 
