@@ -45,6 +45,9 @@ pub(crate) struct Deliver {
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// Say whether a config is right, without delivering anything.
+    #[command(after_help = "\
+Example:
+  chancery deliver validate --config /etc/chancery/deliver.toml")]
     Validate(Settings),
 }
 

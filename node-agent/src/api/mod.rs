@@ -207,7 +207,7 @@ impl Endpoint {
             .add_service(InterceptedService::new(workload, security_header))
             .add_service(InterceptedService::new(v1, security_header))
             .add_service(InterceptedService::new(v1alpha, security_header))
-            .add_service(Slim(InterceptedService::new(sds, grpc_alone)));
+            .add_service(Slim::new(InterceptedService::new(sds, grpc_alone)));
 
         info!(socket = %listener.path().display(), "workloads are served");
         let places = Places::new(limits.connections, limits.connections_per_user);

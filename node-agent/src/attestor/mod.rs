@@ -17,7 +17,7 @@ use tracing::{debug, warn};
 pub mod peer;
 pub mod process_file;
 pub mod systemd;
-mod turns;
+pub(crate) mod turns;
 pub mod unix;
 
 pub use peer::Peer;

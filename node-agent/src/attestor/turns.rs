@@ -15,7 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 const MANY: usize = 256;
 
 /// Turns for everybody.
-pub(super) struct Turns {
+pub(crate) struct Turns {
     of_one: usize,
     in_all: Arc<Semaphore>,
     by_uid: Mutex<HashMap<u32, Arc<Semaphore>>>,
@@ -23,19 +23,19 @@ pub(super) struct Turns {
 
 /// A turn, until it is dropped.
 #[must_use = "a turn that is dropped is over"]
-pub(super) struct Turn {
+pub(crate) struct Turn {
     _in_all: OwnedSemaphorePermit,
     _of_one: OwnedSemaphorePermit,
 }
 
 impl Turns {
     /// `in_all` at the same time, `of_one` of them for one user.
-    pub(super) fn new(in_all: usize, of_one: usize) -> Self {
+    pub(crate) fn new(in_all: usize, of_one: usize) -> Self {
         Self { of_one, in_all: Arc::new(Semaphore::new(in_all)), by_uid: Mutex::default() }
     }
 
     /// Waits for a turn for `uid`. `None`: the agent is stopping.
-    pub(super) async fn take(&self, uid: u32) -> Option<Turn> {
+    pub(crate) async fn take(&self, uid: u32) -> Option<Turn> {
         let own = {
             let mut by_uid = self.by_uid.lock().unwrap_or_else(PoisonError::into_inner);
             if by_uid.len() >= MANY {

@@ -49,6 +49,7 @@ pub struct Unix {
     hashing: Hashing,
     names: Arc<Names>,
     looking: Turns,
+    clock: Arc<dyn Clock>,
 }
 
 /// For whom a process acts.
@@ -67,8 +68,9 @@ struct Facts {
 impl Unix {
     /// Executables of at most `hash_up_to` bytes get a `unix:sha256` selector; 0: none does, and none is read.
     pub fn new(hash_up_to: u64, clock: Arc<dyn Clock>) -> Self {
-        let names = Arc::new(Names::new(clock));
-        Self { hash_up_to, hashing: Hashing::new(hash_up_to), names, looking: Turns::new(LOOKING, LOOKING_OF_ONE) }
+        let names = Arc::new(Names::new(Arc::clone(&clock)));
+        let (hashing, looking) = (Hashing::new(hash_up_to), Turns::new(LOOKING, LOOKING_OF_ONE));
+        Self { hash_up_to, hashing, names, looking, clock }
     }
 
     /// Everything, if nothing of it can make us wait: names that were looked up lately, a hash that is known.
@@ -111,7 +113,7 @@ impl WorkloadAttestor for Unix {
         let facts = looking.await.map_err(|_| AttestError::Interrupted)?;
         let mut selectors = facts.selectors;
         if let Some(executable) = facts.executable {
-            let hash = self.hashing.hash(uid, executable).await?;
+            let hash = self.hashing.hash(uid, executable, self.clock.now()).await?;
             selectors.extend(hash.and_then(|hash| selector(KIND, "sha256", hash)));
         }
         Ok(selectors)

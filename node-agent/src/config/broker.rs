@@ -206,6 +206,7 @@ mod tests {
     fn the_sample_shows_a_table_with_the_defaults() {
         let sample = include_str!("../../../deploy/agent.toml");
         let shown = &sample[sample.find("# [broker]").unwrap()..];
+        let shown = &shown[..shown.find("\n\n").unwrap()];
         let table: String = shown.lines().map(|line| line.trim_start_matches("# ").to_owned() + "\n").collect();
         let table = table.replace("[broker]", "").replace("broker.allow", "allow");
         let broker = parse(&table).unwrap();

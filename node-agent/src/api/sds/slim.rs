@@ -4,29 +4,54 @@
 //! - Each message is read and written again: what we do not know is not in it any more. Its own room is given back at once.
 //! - What cannot be read (compressed, too large, malformed, cut off) is passed on as it is: it is refused behind here, in the
 //!   words of gRPC.
-//! - One message is held at a time, of [`MAX_BYTES`] at most.
+//! - One message is held at a time, of [`MAX_BYTES`] at most. Of long ones that are not whole yet few are read at once, and of
+//!   one user fewer: the others wait, and their connections with them.
+//! - Whoever begins a message ends it soon, or his stream ends.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http::Request;
 use hyper::body::Frame;
 use prost::Message;
 use spiffe::proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
+use tokio::time::Sleep;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::server::NamedService;
 use tower::Service;
 
-/// The largest request of a proxy.
-pub const MAX_BYTES: usize = 256 << 10;
+use crate::attestor::Peer;
+use crate::attestor::turns::{Turn, Turns};
+
+/// The largest request of a proxy: twice that of an Envoy.
+pub const MAX_BYTES: usize = 128 << 10;
+/// So much of a message may be held without a turn.
+const SMALL_BYTES: usize = 8 << 10;
+/// Longer messages that are read at the same time, in all and of one user.
+const READING: usize = 256;
+const READING_OF_ONE: usize = 64;
+/// How long a message may take from its first byte, or its turn, to its last.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Before each message: whether it is compressed, and its length.
 const HEAD_BYTES: usize = 5;
 
 /// A service whose requests are made small.
-#[derive(Clone, Debug)]
-pub struct Slim<S>(pub S);
+#[derive(Clone)]
+pub struct Slim<S> {
+    inner: S,
+    turns: Arc<Turns>,
+}
+
+impl<S> Slim<S> {
+    /// Makes the requests of `inner` small.
+    pub fn new(inner: S) -> Self {
+        Self { inner, turns: Arc::new(Turns::new(READING, READING_OF_ONE)) }
+    }
+}
 
 impl<S: NamedService> NamedService for Slim<S> {
     const NAME: &'static str = S::NAME;
@@ -38,13 +63,16 @@ impl<S: Service<Request<Body>>> Service<Request<Body>> for Slim<S> {
     type Future = S::Future;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.0.poll_ready(cx)
+        self.inner.poll_ready(cx)
     }
 
     fn call(&mut self, request: Request<Body>) -> S::Future {
         let is_delta = request.uri().path().ends_with("/DeltaSecrets");
         let again = if is_delta { again::<DeltaDiscoveryRequest> } else { again::<DiscoveryRequest> };
-        self.0.call(request.map(|body| Body::new(Messages::new(body, again))))
+        // Without a peer the request is refused further in.
+        let uid = request.extensions().get::<Arc<Peer>>().map_or(u32::MAX, |peer| peer.uid());
+        let turns = Arc::clone(&self.turns);
+        self.inner.call(request.map(|body| Body::new(Messages::new(body, again, (turns, uid)))))
     }
 }
 
@@ -61,11 +89,46 @@ struct Messages<B> {
     held: BytesMut,
     /// From here on everything is passed on as it is.
     as_it_is: bool,
+    turns: Arc<Turns>,
+    uid: u32,
+    turn: Asking,
+    /// While something is held.
+    deadline: Option<Pin<Box<Sleep>>>,
+}
+
+/// A turn at a long message.
+enum Asking {
+    Not,
+    Waiting(Pin<Box<dyn Future<Output = Option<Turn>> + Send>>),
+    Mine { _turn: Turn },
 }
 
 impl<B> Messages<B> {
-    fn new(body: B, again: fn(&[u8]) -> Option<Vec<u8>>) -> Self {
-        Self { body, again, held: BytesMut::new(), as_it_is: false }
+    fn new(body: B, again: fn(&[u8]) -> Option<Vec<u8>>, (turns, uid): (Arc<Turns>, u32)) -> Self {
+        Self { body, again, held: BytesMut::new(), as_it_is: false, turns, uid, turn: Asking::Not, deadline: None }
+    }
+
+    /// Waits until more of a message may be read; or for the end of patience with it.
+    fn poll_may_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Status>> {
+        if self.held.len() > SMALL_BYTES && matches!(self.turn, Asking::Not) {
+            let (turns, uid) = (Arc::clone(&self.turns), self.uid);
+            self.turn = Asking::Waiting(Box::pin(async move { turns.take(uid).await }));
+            self.deadline = None;
+        }
+        if let Asking::Waiting(turn) = &mut self.turn {
+            let turn = ready!(turn.as_mut().poll(cx)).ok_or_else(|| Status::unavailable("the agent is stopping"))?;
+            self.turn = Asking::Mine { _turn: turn };
+        }
+        if self.held.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        #[expect(clippy::disallowed_methods, reason = "a time limit on what a local process sends")]
+        let deadline = self.deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(PATIENCE)));
+        if deadline.as_mut().poll(cx).is_ready() {
+            let text = format!("a request was begun and not ended within {} seconds", PATIENCE.as_secs());
+            return Poll::Ready(Err(Status::deadline_exceeded(text)));
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// What can be passed on of what is held.
@@ -103,7 +166,11 @@ impl<B: hyper::body::Body<Data = Bytes, Error = Status> + Unpin> hyper::body::Bo
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         loop {
             if let Some(bytes) = self.next() {
+                (self.turn, self.deadline) = (Asking::Not, None);
                 return Poll::Ready(Some(Ok(Frame::data(bytes))));
+            }
+            if let Err(status) = ready!(self.poll_may_read(cx)) {
+                return Poll::Ready(Some(Err(status)));
             }
             match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
                 Some(Ok(frame)) => match frame.into_data() {
@@ -129,13 +196,17 @@ mod tests {
         [&[compressed], &u32::try_from(message.len()).unwrap().to_be_bytes()[..], message].concat()
     }
 
+    fn turns() -> Arc<Turns> {
+        Arc::new(Turns::new(2, 1))
+    }
+
     /// What comes out when `sent` comes in pieces of `at_once` bytes.
     fn passed(sent: &[u8], at_once: usize) -> Vec<u8> {
         let pieces: Vec<Result<_, Status>> =
             sent.chunks(at_once).map(|piece| Ok(Frame::data(Bytes::copy_from_slice(piece)))).collect();
         let body = StreamBody::new(futures_util::stream::iter(pieces));
-        let messages = Messages::new(body, again::<DiscoveryRequest>);
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let messages = Messages::new(body, again::<DiscoveryRequest>, (turns(), 0));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(messages.collect()).unwrap().to_bytes().to_vec()
     }
 
@@ -161,6 +232,40 @@ mod tests {
         for at_once in [1, 5, 16_384, sent.len()] {
             assert_eq!(passed(&sent, at_once), small, "in pieces of {at_once}");
         }
+    }
+
+    type Unended = Messages<StreamBody<futures_util::stream::Pending<Result<Frame<Bytes>, Status>>>>;
+
+    /// All of a long message but its end.
+    fn unended(turns: &Arc<Turns>, uid: u32) -> Unended {
+        let body = StreamBody::new(futures_util::stream::pending());
+        let mut messages = Messages::new(body, again::<DiscoveryRequest>, (Arc::clone(turns), uid));
+        messages.held.extend_from_slice(&framed(0, &extensions(60_000))[..50_000]);
+        messages
+    }
+
+    #[tokio::test]
+    async fn whoever_begins_a_message_ends_it_soon_or_not_at_all() {
+        let mut messages = unended(&turns(), 0);
+        assert!(messages.poll_may_read(&mut Context::from_waker(std::task::Waker::noop())).is_ready());
+        let deadline = messages.deadline.as_mut().unwrap().as_mut();
+        deadline.reset(tokio::time::Instant::now());
+        let refused = messages.frame().await.unwrap().unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::DeadlineExceeded);
+        assert!(refused.message().contains("not ended within 10 seconds"), "{refused}");
+    }
+
+    #[tokio::test]
+    async fn of_one_user_few_long_messages_are_read_at_once() {
+        let turns = turns();
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let mut first = unended(&turns, 7);
+        assert!(first.poll_may_read(&mut cx).is_ready());
+        let (mut second, mut others) = (unended(&turns, 7), unended(&turns, 8));
+        assert!(second.poll_may_read(&mut cx).is_pending(), "it is its own user's turn");
+        assert!(others.poll_may_read(&mut cx).is_ready());
+        drop(first);
+        assert!(second.poll_may_read(&mut cx).is_ready());
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::fs::{AtFlags, CWD, StatxFlags, StatxTimestamp};
+use spiffe::time::Timestamp;
 use tracing::{debug, warn};
 
 use crate::attestor::AttestError;
@@ -60,6 +61,11 @@ impl Stamp {
         })
     }
 
+    /// Whether a change from now on would make another stamp: file systems keep time in steps of some milliseconds.
+    fn is_settled(&self, now: Timestamp) -> bool {
+        u64::try_from(self.changed.0).is_ok_and(|changed| changed.saturating_add(2) <= now.unix())
+    }
+
     pub(super) fn size(&self) -> u64 {
         self.size
     }
@@ -105,8 +111,13 @@ impl Hashing {
     }
 
     /// The hash of a process of `uid`, in lower-case hexadecimal; `None` where it is too large, changes meanwhile, or
-    /// takes too long.
-    pub(super) async fn hash(&self, uid: u32, (file, stamp): (File, Stamp)) -> Result<Option<String>, AttestError> {
+    /// takes too long. One that has changed just before `now` is not remembered.
+    pub(super) async fn hash(
+        &self,
+        uid: u32,
+        (file, stamp): (File, Stamp),
+        now: Timestamp,
+    ) -> Result<Option<String>, AttestError> {
         if stamp.size > self.up_to {
             debug!(size = stamp.size, limit = self.up_to, "executable is too large to be hashed");
             return Ok(None);
@@ -116,14 +127,19 @@ impl Hashing {
         }
         let size = stamp.size;
         #[expect(clippy::disallowed_methods, reason = "a time limit on what a local process has the agent read")]
-        let hashed = tokio::time::timeout(self.patience, self.in_turn(uid, file, stamp)).await;
+        let hashed = tokio::time::timeout(self.patience, self.in_turn(uid, (file, stamp), now)).await;
         hashed.unwrap_or_else(|_| {
             warn!(uid, size, "an executable was not hashed in time: its process has no unix:sha256 for now");
             Ok(None)
         })
     }
 
-    async fn in_turn(&self, uid: u32, file: File, stamp: Stamp) -> Result<Option<String>, AttestError> {
+    async fn in_turn(
+        &self,
+        uid: u32,
+        (file, stamp): (File, Stamp),
+        now: Timestamp,
+    ) -> Result<Option<String>, AttestError> {
         let turn = self.turns.take(uid).await.ok_or(AttestError::Interrupted)?;
         if let Some(hash) = self.hashes.find(&stamp) {
             return Ok(Some(hash));
@@ -132,7 +148,9 @@ impl Hashing {
         let hashing = tokio::task::spawn_blocking(move || {
             let _turn = turn;
             let hash = hash_unchanged(&file, &stamp)?;
-            hashes.remember(stamp, hash.clone());
+            if stamp.is_settled(now) {
+                hashes.remember(stamp, hash.clone());
+            }
             Some(hash)
         });
         hashing.await.map_err(|_| AttestError::Interrupted)
@@ -160,6 +178,8 @@ mod tests {
 
     use super::*;
 
+    const NOW: Timestamp = Timestamp::from_unix(4_000_000_000);
+
     /// A file that does not end before its other end does, as one on a file system that hangs.
     fn endless(inode: u64) -> (std::io::PipeWriter, (File, Stamp)) {
         let (reader, writer) = std::io::pipe().unwrap();
@@ -183,10 +203,10 @@ mod tests {
             let (writer, executable) = endless(inode);
             held.push(writer);
             let hashing = Arc::clone(&hashing);
-            waiting.push(tokio::spawn(async move { hashing.hash(1, executable).await }));
+            waiting.push(tokio::spawn(async move { hashing.hash(1, executable, NOW).await }));
         }
         tokio::task::yield_now().await;
-        let another = hashing.hash(2, file(b"web")).await.unwrap();
+        let another = hashing.hash(2, file(b"web"), NOW).await.unwrap();
         assert_eq!(another, Some(spiffe::crypto::sha256_hex(b"web")));
         assert!(waiting.iter().all(|waiting| !waiting.is_finished()));
         drop(held);
@@ -199,19 +219,19 @@ mod tests {
     async fn nobody_waits_without_end_and_who_comes_again_finds_it_done() {
         let hashing = Hashing { patience: Duration::from_millis(50), ..Hashing::new(100) };
         let (writer, executable) = endless(1);
-        assert_eq!(hashing.hash(1, executable).await.unwrap(), None);
+        assert_eq!(hashing.hash(1, executable, NOW).await.unwrap(), None);
         // It hangs still, and has its user's turn.
-        assert_eq!(hashing.hash(1, file(b"web")).await.unwrap(), None);
+        assert_eq!(hashing.hash(1, file(b"web"), NOW).await.unwrap(), None);
         drop(writer);
         let hashing = Hashing { patience: PATIENCE, ..hashing };
-        assert!(hashing.hash(1, file(b"web")).await.unwrap().is_some());
+        assert!(hashing.hash(1, file(b"web"), NOW).await.unwrap().is_some());
         // What is known takes no turn.
         let (_writer, executable) = endless(2);
         let known = file(b"web");
         hashing.hashes.remember(known.1.clone(), "known".into());
         let impatient = Hashing { patience: Duration::from_millis(50), ..hashing };
-        assert_eq!(impatient.hash(1, executable).await.unwrap(), None);
-        assert_eq!(impatient.hash(1, known).await.unwrap(), Some("known".into()));
+        assert_eq!(impatient.hash(1, executable, NOW).await.unwrap(), None);
+        assert_eq!(impatient.hash(1, known, NOW).await.unwrap(), Some("known".into()));
     }
 
     #[test]
@@ -225,5 +245,20 @@ mod tests {
         assert_eq!(hash_unchanged(&file, &stamp), None);
         let (file, stamp) = (File::open(&path).unwrap(), Stamp::of(&std::fs::metadata(&path).unwrap()));
         assert_eq!(hash_unchanged(&file, &stamp), Some(spiffe::crypto::sha256_hex(b"three")));
+    }
+
+    #[tokio::test]
+    async fn a_file_that_has_just_changed_is_hashed_again() {
+        let hashing = Hashing::new(100);
+        let (opened, stamp) = file(b"web");
+        let changed = u64::try_from(stamp.changed.0).unwrap();
+        let soon = Timestamp::from_unix(changed + 1);
+        let again = opened.try_clone().unwrap();
+        assert!(hashing.hash(1, (opened, stamp.clone()), soon).await.unwrap().is_some());
+        assert_eq!(hashing.known(&stamp), None);
+        std::io::Seek::rewind(&mut &again).unwrap();
+        let later = Timestamp::from_unix(changed + 2);
+        assert!(hashing.hash(1, (again, stamp.clone()), later).await.unwrap().is_some());
+        assert!(hashing.known(&stamp).is_some());
     }
 }
