@@ -43,6 +43,8 @@ pub struct Metrics {
     pub sds_responses: Counter,
     /// Responses that a proxy has rejected.
     pub sds_rejected: Counter,
+    /// Proxies that were refused what they asked for.
+    pub sds_refused: Counter,
     deliveries: Arc<Deliveries>,
 }
 
@@ -102,6 +104,7 @@ impl Metrics {
         registry.register("sds_streams", "Open SDS streams of proxies", self.sds_streams.clone());
         registry.register("sds_responses", "Responses with secrets to proxies", self.sds_responses.clone());
         registry.register("sds_rejected", "Responses that a proxy has rejected", self.sds_rejected.clone());
+        registry.register("sds_refused", "Proxies that were refused what they asked for", self.sds_refused.clone());
         let Deliveries { writes, failures, last_success, expiry } = self.deliveries.as_ref();
         registry.register("delivery_writes", "Versions of files written", writes.clone());
         registry.register("delivery_failures", "Files that were not written, and failed actions", failures.clone());

@@ -3,20 +3,28 @@
 //! - Whoever does something worth seeing puts a report up ([`Status::report_proxy`], [`Status::report_delivery`]), keeps
 //!   the [`Reporter`] as long as it does so, and changes the report as things happen. Dropping the reporter takes it down.
 //! - A report is what is so now. It has no history, and so does not grow; words of others are cut by [`words`].
+//! - A proxy that was refused has no stream any more: what was told to it stays up for a while, the last few of those.
 //! - Reporting never waits for whoever looks: a look copies the reports, one shelf at a time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use spiffe::time::Timestamp;
 
 /// The most characters of somebody else's words that are kept, or logged.
 const MAX_WORDS: usize = 400;
 
+/// How long a refusal stays up: several times as long as an Envoy waits before it asks again.
+const REFUSED_FOR: Duration = Duration::from_secs(300);
+/// How many refusals are up.
+const MAX_REFUSED: usize = 32;
+
 /// The registry. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Status {
     proxies: Shelf<Proxy>,
+    refused: Arc<Mutex<VecDeque<Proxy>>>,
     deliveries: Shelf<Delivery>,
 }
 
@@ -31,14 +39,32 @@ impl Status {
         self.deliveries.put(delivery)
     }
 
-    /// The proxies, the oldest stream first.
-    pub fn proxies(&self) -> Vec<Proxy> {
-        self.proxies.look()
+    /// Puts up that a proxy was refused, in its `rejection`. It takes the place of what was told to the same process about the
+    /// same names.
+    pub fn refuse(&self, proxy: Proxy) {
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        refused.retain(|before| (before.pid, &before.names) != (proxy.pid, &proxy.names));
+        refused.push_back(proxy);
+        let over = refused.len().saturating_sub(MAX_REFUSED);
+        refused.drain(..over);
     }
 
-    /// The deliveries, in the order in which they were begun.
+    /// The proxies, the oldest stream first; then those that were refused lately.
+    pub fn proxies(&self, now: Timestamp) -> Vec<Proxy> {
+        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_recent = |proxy: &&Proxy| {
+            proxy.rejection.as_ref().is_some_and(|failure| failure.at <= now && now < failure.at.plus(REFUSED_FOR))
+        };
+        let recent: Vec<Proxy> = refused.iter().filter(is_recent).cloned().collect();
+        drop(refused);
+        self.proxies.look().into_iter().chain(recent).collect()
+    }
+
+    /// The deliveries, by name.
     pub fn deliveries(&self) -> Vec<Delivery> {
-        self.deliveries.look()
+        let mut deliveries = self.deliveries.look();
+        deliveries.sort_by(|one, other| one.name.cmp(&other.name));
+        deliveries
     }
 }
 
@@ -55,7 +81,7 @@ pub struct Proxy {
     pub sent: String,
     /// The version that it has last taken. Empty: none yet.
     pub acknowledged: String,
-    /// What it said to the last version that it would not take.
+    /// What it said to the last version that it would not take; or what it was told when it was refused.
     pub rejection: Option<Failure>,
 }
 
@@ -108,6 +134,13 @@ impl<T> Reporter<T> {
         if let Some(report) = self.shelf.lock().reports.get_mut(&self.place) {
             change(report);
         }
+    }
+}
+
+impl<T: Clone + Default> Reporter<T> {
+    /// The report as it is.
+    pub fn report(&self) -> T {
+        self.shelf.lock().reports.get(&self.place).cloned().unwrap_or_default()
     }
 }
 
@@ -164,22 +197,50 @@ impl<T> Default for Shelf<T> {
 mod tests {
     use super::*;
 
+    const NOW: Timestamp = Timestamp::from_unix(1_800_000_000);
+
+    #[test]
+    fn who_was_refused_is_seen_for_a_while_and_once() {
+        let status = Status::default();
+        let refused = |pid, name: &str, at: Timestamp| Proxy {
+            pid,
+            names: vec![name.into()],
+            rejection: Some(Failure { at, words: "no".into() }),
+            ..Proxy::default()
+        };
+        for second in 0..3 {
+            status.refuse(refused(7, "wbe", NOW.plus(Duration::from_secs(second))));
+        }
+        status.refuse(refused(7, "default", NOW));
+        let names = |after| {
+            let seen = status.proxies(NOW.plus(Duration::from_secs(after)));
+            seen.into_iter().flat_map(|proxy| proxy.names).collect::<Vec<_>>()
+        };
+        assert_eq!(names(10), ["wbe", "default"]);
+        assert_eq!(names(301), ["wbe"]);
+        assert!(names(400).is_empty());
+        for pid in 100..200 {
+            status.refuse(refused(pid, "x", NOW));
+        }
+        assert_eq!(names(0).len(), MAX_REFUSED);
+    }
+
     #[test]
     fn a_report_is_up_as_long_as_its_reporter_is_held() {
         let status = Status::default();
         let first = status.report_proxy(Proxy { pid: 7, ..Proxy::default() });
         let second = status.clone().report_proxy(Proxy { pid: 8, ..Proxy::default() });
         first.update(|proxy| proxy.acknowledged = "v1".into());
-        let seen: Vec<_> = status.proxies().into_iter().map(|proxy| (proxy.pid, proxy.acknowledged)).collect();
+        let seen: Vec<_> = status.proxies(NOW).into_iter().map(|proxy| (proxy.pid, proxy.acknowledged)).collect();
         assert_eq!(seen, [(7, "v1".to_owned()), (8, String::new())]);
         drop(first);
-        assert_eq!(status.proxies().len(), 1);
+        assert_eq!(status.proxies(NOW).len(), 1);
         drop(second);
-        assert!(status.proxies().is_empty() && status.deliveries().is_empty());
+        assert!(status.proxies(NOW).is_empty() && status.deliveries().is_empty());
     }
 
     #[test]
-    fn deliveries_stand_in_their_order() {
+    fn deliveries_stand_in_the_order_of_their_names() {
         let status = Status::default();
         let named = |name: &str| Delivery { name: name.into(), ..Delivery::default() };
         let reporters = ["nginx", "haproxy"].map(|name| status.report_delivery(named(name)));
@@ -187,8 +248,8 @@ mod tests {
             delivery.failure = Some(Failure { at: Timestamp::from_unix(5), words: words("no such pid\n") });
         });
         let seen = status.deliveries();
-        assert_eq!((seen[0].name.as_str(), seen[1].name.as_str()), ("nginx", "haproxy"));
-        assert_eq!(seen[0].failure.as_ref().unwrap().words, "no such pid");
+        assert_eq!((seen[0].name.as_str(), seen[1].name.as_str()), ("haproxy", "nginx"));
+        assert_eq!(seen[1].failure.as_ref().unwrap().words, "no such pid");
     }
 
     #[test]

@@ -189,9 +189,7 @@ impl Endpoint {
             door: Arc::clone(&door),
             streams: Arc::clone(&streams),
             config: Arc::new(sds),
-            status,
-            metrics,
-            warned: Arc::default(),
+            journal: sds::Journal::new(Arc::clone(&clock), status, metrics),
         };
         let sds = SecretDiscoveryServiceServer::new(sds).max_decoding_message_size(slim::MAX_BYTES);
         let workload = WorkloadApi { door, streams, claims };

@@ -76,7 +76,7 @@ impl AgentStatus for Operator {
             connected,
             revision,
             svids: svids.into_iter().map(svid).collect(),
-            proxies: self.status.proxies().into_iter().map(Proxy::into).collect(),
+            proxies: self.status.proxies(self.clock.now()).into_iter().map(Proxy::into).collect(),
             deliveries: self.status.deliveries().into_iter().map(Delivery::into).collect(),
         }))
     }

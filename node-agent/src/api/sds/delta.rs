@@ -134,11 +134,6 @@ impl Delta {
     fn version_of_all(&self) -> String {
         secrets::version_of(self.versions.iter().map(|(name, version)| (name.as_str(), version.as_str())))
     }
-
-    fn asked(&self) -> News {
-        let node = self.client.as_ref().map(|client| client.node.clone()).unwrap_or_default();
-        News::Asked { node, names: if self.everything { Vec::new() } else { self.names.iter().cloned().collect() } }
-    }
 }
 
 impl Dialogue for Delta {
@@ -175,7 +170,7 @@ impl Dialogue for Delta {
             self.versions.retain(|name, _| !subscribe.contains(name));
         }
         self.subscribe(subscribe, &unsubscribe)?;
-        news.push(self.asked());
+        news.extend(self.asked());
         let response = self.answer(now)?;
         if is_first && response.is_none() && self.state.is_some() {
             // It has all of it: as good as taken.
@@ -187,6 +182,12 @@ impl Dialogue for Delta {
     fn learn(&mut self, state: WorkloadState, now: Timestamp) -> Result<Option<DeltaDiscoveryResponse>, Refusal> {
         self.state = Some(state);
         self.answer(now)
+    }
+
+    fn asked(&self) -> Option<News> {
+        let node = self.client.as_ref()?.node.clone();
+        let names = if self.everything { Vec::new() } else { self.names.iter().cloned().collect() };
+        Some(News::Asked { node, names })
     }
 
     fn version(response: &DeltaDiscoveryResponse) -> &str {

@@ -19,6 +19,9 @@ pub trait Dialogue: Send + 'static {
     /// Takes in what the workload may have from now on.
     fn learn(&mut self, state: WorkloadState, now: Timestamp) -> Result<Option<Self::Response>, Refusal>;
 
+    /// Who asks, and for what, if anything was asked for yet.
+    fn asked(&self) -> Option<News>;
+
     /// The version of a response.
     fn version(response: &Self::Response) -> &str;
 }

@@ -23,17 +23,18 @@ use spiffe::proto::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
 };
 use spiffe::proto::envoy::service::secret::v3::secret_discovery_service_server::SecretDiscoveryService;
+use spiffe::time::Clock;
 use tonic::{Request, Response, Status as GrpcStatus, Streaming};
 use tracing::{debug, warn};
 
-use super::door::{Door, Responses, Watcher};
+use super::door::{Denial, Door, Responses, Watcher};
 use super::places::Places;
 use super::status;
-use crate::attestor::Peer;
+use crate::attestor::{AttestError, Peer};
 use crate::cache::WorkloadState;
 use crate::config::sds::Sds;
 use crate::metrics::Metrics;
-use crate::status::{Failure, Proxy, Reporter, Status};
+use crate::status::{Failure, Proxy, Reporter, Status, words};
 
 pub mod client;
 pub mod delta;
@@ -94,10 +95,41 @@ pub(super) struct SdsApi {
     /// Open streams, those of the Workload API among them.
     pub(super) streams: Arc<Places>,
     pub(super) config: Arc<Sds>,
-    pub(super) status: Status,
-    pub(super) metrics: Metrics,
+    pub(super) journal: Journal,
+}
+
+/// Tells the operator what happens: by the log, the metrics and the status.
+#[derive(Clone)]
+pub(super) struct Journal {
+    clock: Arc<dyn Clock>,
+    status: Status,
+    metrics: Metrics,
     /// The second of the last warning: any local process can cause them, so there is one in a second.
-    pub(super) warned: Arc<AtomicU64>,
+    warned: Arc<AtomicU64>,
+}
+
+impl Journal {
+    pub(super) fn new(clock: Arc<dyn Clock>, status: Status, metrics: Metrics) -> Self {
+        Self { clock, status, metrics, warned: Arc::default() }
+    }
+
+    /// Says something of a process: as a warning, if there was none in this second.
+    fn say(&self, pid: u32, what: &str, words: &str) -> Failure {
+        let now = self.clock.now();
+        if self.warned.swap(now.unix(), Ordering::Relaxed) == now.unix() {
+            debug!(pid, words, "{what}");
+        } else {
+            warn!(pid, words, "{what}");
+        }
+        Failure { at: now, words: words.to_owned() }
+    }
+
+    /// `proxy` gets nothing, or nothing more.
+    fn refused(&self, proxy: Proxy, why: &dyn std::fmt::Display) {
+        self.metrics.sds_refused.inc();
+        let failure = self.say(proxy.pid, "proxy is refused its secrets", &words(&why.to_string()));
+        self.status.refuse(Proxy { rejection: Some(failure), ..proxy });
+    }
 }
 
 impl SdsApi {
@@ -105,7 +137,10 @@ impl SdsApi {
     async fn open<T>(&self, request: &Request<T>) -> Result<(Watcher, WorkloadState, u32), GrpcStatus> {
         let peer = Arc::clone(request.extensions().get::<Arc<Peer>>().ok_or_else(status::no_peer)?);
         let pid = peer.pid();
-        let denied = |denial| status::denied(&denial);
+        let denied = |denial: Denial| {
+            self.journal.refused(Proxy { pid, ..Proxy::default() }, &denial);
+            status::denied(&denial)
+        };
         let admitted = self.door.admit(peer, &self.streams).await.map_err(denied)?;
         let (watcher, first) = self.door.open(admitted).await.map_err(denied)?;
         Ok((watcher, first, pid))
@@ -120,7 +155,7 @@ impl SdsApi {
         let door = Arc::clone(&self.door);
         // Nothing has been asked for: nothing is answered.
         dialogue.learn(first, door.clock.now()).map_err(|refusal| status::refused(&refusal))?;
-        let report = Report::new(pid, self);
+        let report = Report::new(pid, self.journal.clone());
         let conversation = Conversation { dialogue, watcher, requests: request.into_inner(), report, door };
         let next = |conversation: Option<Conversation<D>>| async move {
             let mut conversation = conversation?;
@@ -156,12 +191,15 @@ impl SecretDiscoveryService for SdsApi {
         &self,
         request: Request<DiscoveryRequest>,
     ) -> Result<Response<DiscoveryResponse>, GrpcStatus> {
-        let (_watcher, first, _) = self.open(&request).await?;
+        let (_watcher, first, pid) = self.open(&request).await?;
         let (mut stream, now) = (Stream::new(Arc::clone(&self.config)), self.door.clock.now());
         let answered = stream.learn(first, now).and_then(|_| stream.hear(request.into_inner(), now));
-        let heard = answered.map_err(|refusal| status::refused(&refusal))?;
-        let response = heard.response.ok_or_else(|| status::denied(&super::door::Denial::NotReady))?;
-        self.metrics.sds_responses.inc();
+        let heard = answered.map_err(|refusal| {
+            self.journal.refused(Proxy { pid, ..Proxy::default() }, &refusal);
+            status::refused(&refusal)
+        })?;
+        let response = heard.response.ok_or_else(|| status::denied(&Denial::NotReady))?;
+        self.journal.metrics.sds_responses.inc();
         Ok(Response::new(DiscoveryResponse { nonce: String::new(), ..response }))
     }
 }
@@ -183,7 +221,13 @@ impl<D: Dialogue> Conversation<D> {
                 biased;
                 state = self.watcher.next() => match state {
                     Ok(state) => self.dialogue.learn(state, self.door.clock.now()),
-                    Err(denial) => return Some(Err(status::denied(&denial))),
+                    Err(denial) => {
+                        // Its own end, and ours, is no news.
+                        if !matches!(denial, Denial::Stopping(_) | Denial::Attest(AttestError::Gone(_))) {
+                            self.report.refused(&denial);
+                        }
+                        return Some(Err(status::denied(&denial)));
+                    }
                 },
                 request = self.requests.message() => {
                     let request = request.ok().flatten()?;
@@ -200,6 +244,7 @@ impl<D: Dialogue> Conversation<D> {
                     return Some(Ok(response));
                 }
                 Err(refusal) => {
+                    self.dialogue.asked().into_iter().for_each(|news| self.report.tell(news));
                     self.report.refused(&refusal);
                     return Some(Err(status::refused(&refusal)));
                 }
@@ -211,23 +256,16 @@ impl<D: Dialogue> Conversation<D> {
 /// Tells what happens on one stream: to the log, the metrics and the status.
 struct Report {
     pid: u32,
-    metrics: Metrics,
+    journal: Journal,
     status: Reporter<Proxy>,
-    door: Arc<Door>,
-    warned: Arc<AtomicU64>,
     _open: Open,
 }
 
 impl Report {
-    fn new(pid: u32, api: &SdsApi) -> Self {
-        Self {
-            pid,
-            metrics: api.metrics.clone(),
-            status: api.status.report_proxy(Proxy { pid, ..Proxy::default() }),
-            door: Arc::clone(&api.door),
-            warned: Arc::clone(&api.warned),
-            _open: Open::new(api.metrics.sds_streams.clone()),
-        }
+    fn new(pid: u32, journal: Journal) -> Self {
+        let status = journal.status.report_proxy(Proxy { pid, ..Proxy::default() });
+        let open = Open::new(journal.metrics.sds_streams.clone());
+        Self { pid, journal, status, _open: open }
     }
 
     fn tell(&self, news: News) {
@@ -243,32 +281,27 @@ impl Report {
                 proxy.rejection = None;
             }),
             News::Rejected { version, words } => {
-                let now = self.door.clock.now();
-                if self.warned.swap(now.unix(), Ordering::Relaxed) == now.unix() {
-                    debug!(pid, version, words, "proxy rejects its secrets");
-                } else {
-                    warn!(pid, version, words, "proxy rejects its secrets: it goes on with what it had");
-                }
-                self.metrics.sds_rejected.inc();
-                let rejection = Failure { at: now, words };
+                debug!(pid, version, "proxy rejects a version");
+                let rejection = self.journal.say(pid, "proxy rejects its secrets: it goes on with what it had", &words);
+                self.journal.metrics.sds_rejected.inc();
                 self.status.update(|proxy| proxy.rejection = Some(rejection));
             }
         }
     }
 
     fn sent(&self, version: &str) {
-        self.metrics.sds_responses.inc();
+        self.journal.metrics.sds_responses.inc();
         self.status.update(|proxy| version.clone_into(&mut proxy.sent));
     }
 
-    fn refused(&self, refusal: &Refusal) {
-        debug!(pid = self.pid, %refusal, "proxy is refused its secrets");
+    fn refused(&self, why: &dyn std::fmt::Display) {
+        self.journal.refused(self.status.report(), why);
     }
 }
 
 /// The first names, fit to be shown.
 fn shown(names: &[String]) -> Vec<String> {
-    let mut shown: Vec<String> = names.iter().take(MAX_SHOWN).map(|name| crate::status::words(name)).collect();
+    let mut shown: Vec<String> = names.iter().take(MAX_SHOWN).map(|name| words(name)).collect();
     if names.len() > MAX_SHOWN {
         shown.push(format!("and {} more", names.len() - MAX_SHOWN));
     }

@@ -94,9 +94,8 @@ impl Dialogue for Stream {
         let wanted = Wanted::parse(resource_names)?;
         let Some(asked) = &mut self.asked else {
             let client = Client::of(node.as_ref(), &self.config);
-            let news = News::Asked { node: client.node.clone(), names: wanted.names().cloned().collect() };
             self.asked = Some(Asked { client, wanted });
-            return Ok(Heard { response: self.answer(true, now)?, news: vec![news] });
+            return Ok(Heard { response: self.answer(true, now)?, news: self.asked().into_iter().collect() });
         };
         let mut news = Vec::new();
         let sent = self.sent.as_ref().filter(|sent| sent.nonce == response_nonce);
@@ -112,9 +111,8 @@ impl Dialogue for Stream {
         }
         let anew = response_nonce.is_empty() || asked.wanted != wanted;
         if asked.wanted != wanted {
-            let names = wanted.names().cloned().collect();
-            news.push(News::Asked { node: asked.client.node.clone(), names });
             asked.wanted = wanted;
+            news.extend(self.asked());
         }
         Ok(Heard { response: if anew { self.answer(true, now)? } else { None }, news })
     }
@@ -122,6 +120,11 @@ impl Dialogue for Stream {
     fn learn(&mut self, state: WorkloadState, now: Timestamp) -> Result<Option<DiscoveryResponse>, Refusal> {
         self.state = Some(state);
         self.answer(false, now)
+    }
+
+    fn asked(&self) -> Option<News> {
+        let Asked { client, wanted } = self.asked.as_ref()?;
+        Some(News::Asked { node: client.node.clone(), names: wanted.names().cloned().collect() })
     }
 
     fn version(response: &DiscoveryResponse) -> &str {

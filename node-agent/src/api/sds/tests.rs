@@ -81,7 +81,7 @@ fn request(names: &[String]) -> DiscoveryRequest {
 async fn until(house: &House, is_so: impl Fn(&[Proxy]) -> bool) -> Vec<Proxy> {
     within(async {
         loop {
-            let proxies = house.status.proxies();
+            let proxies = house.status.proxies(NOW);
             if is_so(&proxies) {
                 return proxies;
             }
@@ -110,7 +110,7 @@ async fn an_envoy_gets_its_certificate_and_each_renewal_of_it() {
     assert_eq!(house.metrics.sds_streams.get(), 1);
     drop(envoy);
     within(subscribe.states.closed()).await;
-    assert_eq!((house.status.proxies(), house.metrics.sds_streams.get()), (Vec::new(), 0));
+    assert_eq!((house.status.proxies(NOW), house.metrics.sds_streams.get()), (Vec::new(), 0));
 }
 
 #[tokio::test]
@@ -161,7 +161,11 @@ async fn who_asks_for_what_is_not_his_is_told_what_is() {
         assert_eq!(status.code(), code);
         assert!(status.message().contains(name), "{}", status.message());
         assert!(status.message().contains("default (spiffe://example.org/web)"), "{}", status.message());
+        until(&house, |proxies| proxies.iter().any(|proxy| proxy.names == ["default", name])).await;
+        let told = house.status.proxies(NOW).into_iter().find(|proxy| proxy.names == ["default", name]).unwrap();
+        assert!(told.rejection.unwrap().words.contains(name), "the operator is told as well");
     }
+    assert_eq!(house.metrics.sds_refused.get(), 2);
 }
 
 #[tokio::test]
@@ -171,6 +175,8 @@ async fn without_an_identity_permission_is_denied() {
     let (envoy, _subscribe) = Envoy::open(&mut house, &["default"], office.state(Vec::new())).await;
     let status = envoy.err().unwrap();
     assert_eq!(status.code(), Code::PermissionDenied);
+    let told = house.status.proxies(NOW).remove(0).rejection.unwrap();
+    assert!(told.words.contains("no registration entry of this node"), "{}", told.words);
     let (envoy, subscribe) = Envoy::open(&mut house, &["default"], state(0)).await;
     let mut envoy = envoy.unwrap();
     envoy.next().await.unwrap();
