@@ -11,6 +11,7 @@ use spiffe::id::TrustDomain;
 use spiffe::time::System;
 
 use crate::args::Globals;
+use crate::deliver::ValidDelivery;
 use crate::exit::{Failure, Outcome};
 use crate::files;
 use crate::folders::Folders;
@@ -70,6 +71,7 @@ struct Valid {
     workload_socket: PathBuf,
     /// Where brokers ask: a socket, an address, or both; none where there is no such endpoint.
     brokers: Vec<String>,
+    deliveries: Vec<ValidDelivery>,
 }
 
 impl Settings {
@@ -130,6 +132,7 @@ impl Settings {
         let brokers = at.map(|path| path.display().to_string()).into_iter().chain(listen.map(|at| at.to_string()));
         let valid = Valid {
             brokers: brokers.collect(),
+            deliveries: config.deliveries.into_iter().map(ValidDelivery::from).collect(),
             trust_domain: config.trust_domain.to_string(),
             servers: config.servers.iter().map(ToString::to_string).collect(),
             data_dir: config.data_dir,
@@ -143,6 +146,7 @@ impl Settings {
                 .line("state in", valid.data_dir.display().to_string())
                 .line("workloads", valid.workload_socket.display().to_string())
                 .lines("brokers", &valid.brokers);
+            let sheet = valid.deliveries.iter().fold(sheet, |sheet, delivery| delivery.below(sheet));
             format!("the config is right\n\n{}", sheet.text())
         })
     }

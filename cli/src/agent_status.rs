@@ -1,6 +1,6 @@
 //! `chancery agent status`: how the agent of this machine is, asked of itself.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 use spiffe::proto::v1;
@@ -32,7 +32,10 @@ pub(crate) struct Settings {
 impl Settings {
     /// Does it.
     pub(crate) async fn run(self, globals: &Globals) -> Outcome {
-        let path = self.status_socket.unwrap_or_else(|| Folders::of_this_process().status_socket(Path::exists));
+        let path = self.status_socket.unwrap_or_else(|| {
+            // One that may not be looked at is there, too.
+            Folders::of_this_process().status_socket(|path| path.try_exists().unwrap_or(true))
+        });
         let channel = unix_channel(&path).await.map_err(|error| {
             let place = path.display();
             match error.kind() {

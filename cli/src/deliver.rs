@@ -68,12 +68,34 @@ struct Valid {
     deliveries: Vec<ValidDelivery>,
 }
 
+/// One delivery of a config that is right.
 #[derive(Debug, Serialize)]
-struct ValidDelivery {
+pub(crate) struct ValidDelivery {
     name: String,
     dir: PathBuf,
     files: usize,
     actions: Vec<&'static str>,
+}
+
+impl From<Delivery> for ValidDelivery {
+    fn from(delivery: Delivery) -> Self {
+        Self {
+            name: delivery.name,
+            dir: delivery.dir,
+            files: delivery.files.len(),
+            actions: delivery.actions.iter().map(|action| action.kind.word()).collect(),
+        }
+    }
+}
+
+impl ValidDelivery {
+    /// Its line, put below `sheet`.
+    pub(crate) fn below(&self, sheet: Sheet) -> Sheet {
+        let Self { name, dir, files, actions } = self;
+        let actions = if actions.is_empty() { String::new() } else { format!(", then {}", actions.join(", ")) };
+        let files = if *files == 1 { "1 file".into() } else { format!("{files} files") };
+        sheet.line(name, format!("{files} to {}{actions}", dir.display()))
+    }
 }
 
 impl Deliver {
@@ -135,21 +157,11 @@ impl Settings {
 
 fn validate(settings: Settings, output: Output) -> Outcome {
     let (workload_socket, deliveries) = settings.config()?;
-    let valid = |delivery: Delivery| ValidDelivery {
-        name: delivery.name,
-        dir: delivery.dir,
-        files: delivery.files.len(),
-        actions: delivery.actions.iter().map(|action| action.kind.word()).collect(),
-    };
-    let valid = Valid { workload_socket, deliveries: deliveries.into_iter().map(valid).collect() };
+    let deliveries = deliveries.into_iter().map(ValidDelivery::from).collect();
+    let valid = Valid { workload_socket, deliveries };
     output.show(&valid, || {
         let sheet = Sheet::default().line("workload api", valid.workload_socket.display().to_string());
-        let line = |sheet: Sheet, delivery: &ValidDelivery| {
-            let ValidDelivery { name, dir, files, actions } = delivery;
-            let actions = if actions.is_empty() { String::new() } else { format!(", then {}", actions.join(", ")) };
-            let files = if *files == 1 { "1 file".into() } else { format!("{files} files") };
-            sheet.line(name, format!("{files} to {}{actions}", dir.display()))
-        };
-        format!("the config is right\n\n{}", valid.deliveries.iter().fold(sheet, line).text())
+        let sheet = valid.deliveries.iter().fold(sheet, |sheet, delivery| delivery.below(sheet));
+        format!("the config is right\n\n{}", sheet.text())
     })
 }

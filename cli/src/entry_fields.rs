@@ -38,6 +38,9 @@ pub(crate) struct Fields {
     /// A DNS name in its SVIDs; may be repeated, the first is also the common name.
     #[arg(long = "dns", value_name = "NAME")]
     dns_names: Vec<DnsName>,
+    /// No DNS name any more.
+    #[arg(long, conflicts_with = "dns_names")]
+    no_dns: bool,
     /// A word to the workload on what this identity is for.
     #[arg(long, value_name = "TEXT")]
     hint: Option<String>,
@@ -47,6 +50,9 @@ pub(crate) struct Fields {
     /// A foreign trust domain whose bundle its workload gets; may be repeated.
     #[arg(long, value_name = "TRUST_DOMAIN")]
     federates_with: Vec<TrustDomain>,
+    /// No foreign trust domain any more.
+    #[arg(long, conflicts_with = "federates_with")]
+    no_federates_with: bool,
     /// When the entry ceases: a time like 2026-11-20T23:40:00Z, a duration from now, or never.
     #[arg(long, value_name = "WHEN")]
     expires: Option<Expiry>,
@@ -100,6 +106,8 @@ impl Fields {
             || self.jti.is_some()
             || self.hint.is_some()
             || self.admin.is_some()
+            || self.no_dns
+            || self.no_federates_with
             || self.expires.is_some()
             || self.key_type.is_some();
         !one && self.selectors.is_empty() && self.dns_names.is_empty() && self.federates_with.is_empty()
@@ -121,6 +129,12 @@ impl Fields {
         texts(&self.selectors, &mut entry.selectors);
         texts(&self.dns_names, &mut entry.dns_names);
         texts(&self.federates_with, &mut entry.federates_with);
+        if self.no_dns {
+            entry.dns_names.clear();
+        }
+        if self.no_federates_with {
+            entry.federates_with.clear();
+        }
         if let Some(ttl) = self.x509_ttl {
             entry.x509_ttl = ttl.as_secs();
         }
