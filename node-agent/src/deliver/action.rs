@@ -9,6 +9,7 @@ use std::time::Duration;
 use spiffe::settings::write_duration;
 use spiffe::time::Clock;
 
+use super::folder::FolderError;
 use super::inputs::InputError;
 use super::material::Material;
 use crate::config::deliver::action::{Action, ActionKind};
@@ -71,6 +72,27 @@ pub enum ActionError {
         /// Whose the process is.
         user: u32,
     },
+    /// Others than its owner decide what is there.
+    #[error(
+        "{} has mode {mode:04o}: others than its owner can write to it, and anybody could have any process signalled so: run \
+         chmod go-w on it, or name another pid file",
+        .path.display()
+    )]
+    Shared {
+        /// The pid file, or a folder on the way to it.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+    },
+    /// It is something else than a file of one name.
+    #[error("{} is a link, or no file, or a file of two names: name the pid file itself", .0.display())]
+    NoFile(PathBuf),
+    /// The way to a file cannot be walked.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    /// A task of our own broke off.
+    #[error("it broke off: this is a mistake of ours, please report it with the log")]
+    Broken,
     /// HAProxy did not do what it was told.
     #[error("HAProxy does not {doing} {name}: {words}")]
     Haproxy {
@@ -133,13 +155,19 @@ pub(super) struct Context<'a> {
 pub(super) async fn act(action: &Action, context: Context<'_>) -> Result<(), ActionError> {
     let acting = async {
         match &action.kind {
-            ActionKind::Signal { pid_file, signal } => signal::send(pid_file, *signal),
+            ActionKind::Signal { pid_file, signal } => {
+                let (pid_file, signal) = (pid_file.clone(), *signal);
+                aside(move || signal::send(&pid_file, signal)).await
+            }
             ActionKind::Command { argv } => command::run(argv, context).await,
             ActionKind::Systemd { unit, systemctl } => {
                 let argv = [&systemctl.display().to_string(), "reload", "--", unit].map(ToOwned::to_owned);
                 command::run(&argv, context).await
             }
-            ActionKind::Touch { path } => touch::touch(path),
+            ActionKind::Touch { path } => {
+                let path = path.clone();
+                aside(move || touch::touch(&path)).await
+            }
             ActionKind::Haproxy { socket, certificate, ca_file } => {
                 let told = haproxy::Told { certificate: certificate.as_deref(), ca_file: ca_file.as_deref() };
                 haproxy::tell(socket, told, context).await
@@ -153,6 +181,13 @@ pub(super) async fn act(action: &Action, context: Context<'_>) -> Result<(), Act
         done = acting => done,
         () = context.clock.sleep(action.timeout) => Err(ActionError::TooLong(action.timeout)),
     }
+}
+
+/// On a thread that may block: a file system that hangs holds up this action alone, and only for its time limit.
+async fn aside<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ActionError> + Send + 'static,
+) -> Result<T, ActionError> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| ActionError::Broken)?
 }
 
 /// A text from outside in one line that is not too long: its end, which mostly says why.

@@ -28,7 +28,7 @@ use super::owner::{self, OwnerError};
 use super::render::{Rendered, RenderedFile};
 
 mod plan;
-mod walk;
+pub(super) mod walk;
 
 use plan::{DATA, Found, POINTER, Seen, Step};
 
@@ -68,7 +68,7 @@ pub enum FolderError {
         mode: u32,
     },
     /// A link on the way that another user has put there.
-    #[error("{} is a symbolic link of uid {owner}: it is not followed; write dir without it", .path.display())]
+    #[error("{} is a symbolic link of uid {owner}: it is not followed; write the path without it", .path.display())]
     Link {
         /// The link.
         path: PathBuf,
