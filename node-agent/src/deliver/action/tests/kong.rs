@@ -251,6 +251,10 @@ async fn contract_kong_refuses_and_its_words_are_shown() {
     let with_token = format!("kind = 'kong'\ntoken_file = '{}'\n", token.display());
     let delivery = kong_delivery(address, "web", &with_token);
     assert!(put(&delivery, &material(), place.path()).await.unwrap_err().contains("cannot read"));
+    // A pipe that nobody writes to would be waited for, and the time limit with it.
+    rustix::fs::mkfifoat(rustix::fs::CWD, &token, rustix::fs::Mode::from_raw_mode(0o600)).unwrap();
+    assert!(put(&delivery, &material(), place.path()).await.unwrap_err().contains("token is no file"));
+    fs::remove_file(&token).unwrap();
     fs::write(&token, "secret\n").unwrap();
     let (first, mut torn) = (material(), material());
     torn.identity.key = first.identity.key.clone();
