@@ -18,6 +18,7 @@ mod command;
 mod haproxy;
 mod http;
 mod kong;
+mod listener;
 mod signal;
 mod touch;
 
@@ -113,6 +114,22 @@ pub enum ActionError {
         url: String,
         /// Why not.
         why: String,
+    },
+    /// Nobody is seen to listen there.
+    #[error(
+        "nobody on this machine is seen to listen at {0}: start Kong, write the address that it listens at, or use https"
+    )]
+    NoListener(String),
+    /// Somebody else listens where Kong should.
+    #[error(
+        "uid {user} listens at {url}, and is sent no private key without TLS: if this is Kong's own user, set admin_user; \
+         if not, find out who listens there, or use https"
+    )]
+    Listener {
+        /// Where.
+        url: String,
+        /// Whose the socket is.
+        user: u32,
     },
     /// An Admin API says no.
     #[error("Kong answers {method} {path} with {status}: {words}")]

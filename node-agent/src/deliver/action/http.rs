@@ -17,7 +17,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{ActionError, aside};
+use super::{ActionError, aside, listener};
 use crate::config::deliver::kong::KongAdmin;
 use crate::deliver::inputs::{self, first_line};
 
@@ -46,6 +46,9 @@ pub(super) async fn ask(admin: &KongAdmin, ask: Ask<'_>) -> Result<Answer, Actio
     let held = admin.clone();
     let Files { tls, token } = aside(move || Files::read(&held)).await?;
     let port = admin.url.port_u16().unwrap_or(if tls.is_some() { 443 } else { 80 });
+    if tls.is_none() {
+        listener::check(admin, host, port).await?;
+    }
     let stream = TcpStream::connect((host, port)).await.map_err(|error| unreachable(error.to_string()))?;
     let request = request(admin, token, ask)?;
     let answer = if let Some(tls) = tls {
@@ -53,6 +56,8 @@ pub(super) async fn ask(admin: &KongAdmin, ask: Ask<'_>) -> Result<Answer, Actio
         let connector = TlsConnector::from(Arc::new(tls));
         exchange(connector.connect(name, stream).await.map_err(|error| unreachable(error.to_string()))?, request).await
     } else {
+        // Once more: it may have been another one that the connection has reached.
+        listener::check(admin, host, port).await?;
         exchange(stream, request).await
     };
     answer.map_err(unreachable)
