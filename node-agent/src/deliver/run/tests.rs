@@ -13,8 +13,8 @@ use tempfile::TempDir;
 use super::*;
 use crate::cache::subscription::Subscribe;
 use crate::cache::{self, Cache, Mailbox, WorkloadState};
-use crate::deliver::deliver;
 use crate::deliver::test_material::{HOUR, NOW, THREE, delivery, domain, identity};
+use crate::deliver::{deliver, test_material};
 
 /// A cache that is served by hand, a clock, and a folder.
 struct Scene {
@@ -204,6 +204,23 @@ async fn an_expired_certificate_is_not_written() {
     subscribers[0].states.send_replace(Some(state().0));
     System.sleep(Duration::from_millis(200)).await;
     assert_eq!(serial(&dir), Some(expected));
+}
+
+#[test]
+fn what_is_tried_again_is_made_of_the_newest() {
+    let place = TempDir::new().unwrap();
+    let roots = delivery(place.path(), "[[deliver.file]]\nkind = 'bundle'\nname = 'ca.crt'\n");
+    let mut running = Running::new(roots, &Watchers { clock: Arc::new(Fake::new(NOW)), ..Watchers::default() });
+    let (old, new) = (test_material::material(), test_material::material());
+    let mut renewed = old.clone();
+    (renewed.identity.svid, renewed.identity.key) = (new.identity.svid, new.identity.key);
+    running.take_in(Some(Said::Material(Box::new(old))));
+    let version = running.version.clone();
+    running.progress.succeeded();
+    running.take_in(Some(Said::Material(Box::new(renewed.clone()))));
+    assert_eq!(running.version, version);
+    assert_eq!(running.material.as_ref().unwrap().identity.svid, renewed.identity.svid);
+    assert!(running.is_done(), "the same roots are not delivered again");
 }
 
 #[tokio::test]
