@@ -224,6 +224,29 @@ fn what_is_tried_again_is_made_of_the_newest() {
 }
 
 #[tokio::test]
+async fn a_slow_token_holds_up_no_new_certificate() {
+    let mut scene = Scene::new();
+    let dir = scene.dir("a");
+    let jwt = "[[deliver.file]]\nkind = 'jwt'\nname = 'token'\naudience = 'db'\n";
+    let audience = spiffe::audience::Audience::parse(&["db".to_owned()]).unwrap();
+    let held = cache::tokens::Token::new(test_material::token(&audience, NOW), NOW);
+    let name = (EntryId::parse("web").unwrap(), audience);
+    scene.mailbox.tokens.store(Arc::new([(name, Arc::new(held))].into_iter().collect()));
+    let (_shutdown, subscribers) = scene.start(vec![delivery(&dir, &format!("{THREE}{jwt}"))]).await;
+    let (first, expected) = state();
+    subscribers[0].states.send_replace(Some(first));
+    until(|| serial(&dir).as_ref() == Some(&expected)).await;
+    // The next token is asked for, and does not come; the time stands still.
+    scene.mailbox.tokens.store(Arc::default());
+    scene.clock.advance(HOUR / 2);
+    let _unanswered = soon(scene.mailbox.wants.recv()).await.unwrap();
+    let (new, expected) = state();
+    subscribers[0].states.send_replace(Some(new));
+    until(|| serial(&dir).as_ref() == Some(&expected)).await;
+    assert!(dir.join("token").exists());
+}
+
+#[tokio::test]
 async fn once_is_over_when_all_is_done_and_fails_with_the_first_action() {
     let mut scene = Scene::new();
     let dir = scene.dir("a");
