@@ -176,10 +176,10 @@ pub(super) async fn act(action: &Action, context: Context<'_>) -> Result<(), Act
                 let (pid_file, signal) = (pid_file.clone(), *signal);
                 aside(move || signal::send(&pid_file, signal)).await
             }
-            ActionKind::Command { argv } => command::run(argv, context).await,
+            ActionKind::Command { argv } => command::run(argv, action.timeout, context).await,
             ActionKind::Systemd { unit, systemctl } => {
                 let argv = [&systemctl.display().to_string(), "reload", "--", unit].map(ToOwned::to_owned);
-                command::run(&argv, context).await
+                command::run(&argv, action.timeout, context).await
             }
             ActionKind::Touch { path } => {
                 let path = path.clone();
@@ -193,10 +193,19 @@ pub(super) async fn act(action: &Action, context: Context<'_>) -> Result<(), Act
             ActionKind::KongFile { admin, file } => kong::load(admin, file, context).await,
         }
     };
+    match &action.kind {
+        // It has that limit itself, and a little more for what is still to be read when it has ended.
+        ActionKind::Command { .. } | ActionKind::Systemd { .. } => acting.await,
+        _ => within(action.timeout, context.clock, acting).await?,
+    }
+}
+
+/// What comes of `work`, if that is in time.
+async fn within<T>(timeout: Duration, clock: &dyn Clock, work: impl Future<Output = T>) -> Result<T, ActionError> {
     tokio::select! {
         biased;
-        done = acting => done,
-        () = context.clock.sleep(action.timeout) => Err(ActionError::TooLong(action.timeout)),
+        done = work => Ok(done),
+        () = clock.sleep(timeout) => Err(ActionError::TooLong(timeout)),
     }
 }
 

@@ -189,6 +189,30 @@ async fn what_takes_too_long_is_killed_with_its_children() {
 }
 
 #[tokio::test]
+async fn who_has_ended_well_has_not_taken_too_long() {
+    let place = TempDir::new().unwrap();
+    let (pid, clock) = (place.path().join("pid"), Fake::new(NOW));
+    // It ends in the last second of its time, and leaves something running that holds its output open.
+    let script = format!("sleep 600 & echo $! $$ > {}", pid.display());
+    let action = Action { kind: command(&["/bin/sh", "-c", &script]), timeout: Duration::from_secs(1) };
+    let material = material();
+    let context = Context { name: "nginx", dir: place.path(), material: &material, clock: &clock };
+    let turning = async {
+        let numbers =
+            || fs::read_to_string(&pid).unwrap_or_default().split_whitespace().map(ToOwned::to_owned).collect();
+        let is_over = |numbers: Vec<String>| numbers.len() == 2 && !Path::new("/proc").join(&numbers[1]).exists();
+        while !is_over(numbers()) {
+            System.sleep(Duration::from_millis(5)).await;
+        }
+        clock.advance(Duration::from_secs(1));
+    };
+    let (done, ()) = tokio::join!(act(&action, context), turning);
+    done.unwrap();
+    let left: i32 = fs::read_to_string(pid).unwrap().split(' ').next().unwrap().parse().unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(left), Signal::SIGKILL).expect("it is left running");
+}
+
+#[tokio::test]
 async fn systemd_is_asked_to_reload_the_unit() {
     let place = TempDir::new().unwrap();
     let (systemctl, out) = (place.path().join("systemctl"), place.path().join("out"));
