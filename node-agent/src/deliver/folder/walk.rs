@@ -11,7 +11,7 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{CWD, FileType, Mode, OFlags, fchmod, fstat, mkdirat, openat, readlinkat};
 use rustix::io::Errno;
 
-use super::{FolderError, failed};
+use super::{FolderError, failed, without_lists};
 
 /// As many as the kernel follows.
 const MAX_LINKS: usize = 40;
@@ -110,6 +110,8 @@ fn make(at: &OwnedFd, name: &OsStr, place: &Path) -> Result<OwnedFd, FolderError
     mkdirat(at, name, Mode::from_raw_mode(0o755)).map_err(|errno| failed("make the folder", place, errno))?;
     let folder = openat(at, name, FOLDER, Mode::empty()).map_err(|errno| failed("open", place, errno))?;
     // The mode of the call is cut by the umask; whoever reads the files has to get through.
-    fchmod(&folder, Mode::from_raw_mode(0o755)).map_err(|errno| failed("set the mode of", place, errno))?;
+    without_lists(&folder)
+        .and_then(|()| fchmod(&folder, Mode::from_raw_mode(0o755)))
+        .map_err(|errno| failed("set the mode of", place, errno))?;
     Ok(folder)
 }

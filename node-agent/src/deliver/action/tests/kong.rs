@@ -304,7 +304,15 @@ async fn contract_kong_without_a_database_is_handed_the_file() {
     let (address, place) = (serve(kong.clone()).await, TempDir::new().unwrap());
     let delivery = kong_delivery(address, "web", "kind = 'kong_file'\nfile = 'kong.yml'\n");
     assert!(put(&delivery, &material(), place.path()).await.unwrap_err().contains("kong.yml: No such file"));
-    fs::write(place.path().join("kong.yml"), "_format_version: '3.0'\n").unwrap();
+    // As it was delivered, and not by a link that leads elsewhere.
+    let version = place.path().join("..0000000000000001");
+    fs::create_dir(&version).unwrap();
+    std::os::unix::fs::symlink("..0000000000000001", place.path().join("..data")).unwrap();
+    fs::write(place.path().join("secret"), "root's").unwrap();
+    std::os::unix::fs::symlink(place.path().join("secret"), version.join("kong.yml")).unwrap();
+    assert!(put(&delivery, &material(), place.path()).await.unwrap_err().contains("cannot read"));
+    fs::remove_file(version.join("kong.yml")).unwrap();
+    fs::write(version.join("kong.yml"), "_format_version: '3.0'\n").unwrap();
     put(&delivery, &material(), place.path()).await.unwrap();
     assert_eq!(kong.lock().unwrap().config, "_format_version: '3.0'\n");
 }
