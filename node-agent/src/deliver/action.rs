@@ -9,6 +9,7 @@ use std::time::Duration;
 use spiffe::settings::write_duration;
 use spiffe::time::Clock;
 
+use super::folder::FolderError;
 use super::inputs::InputError;
 use super::material::Material;
 use crate::config::deliver::action::{Action, ActionKind};
@@ -17,6 +18,7 @@ mod command;
 mod haproxy;
 mod http;
 mod kong;
+mod listener;
 mod signal;
 mod touch;
 
@@ -71,6 +73,27 @@ pub enum ActionError {
         /// Whose the process is.
         user: u32,
     },
+    /// Others than its owner decide what is there.
+    #[error(
+        "{} has mode {mode:04o}: others than its owner can write to it, and anybody could have any process signalled so: run \
+         chmod go-w on it, or name another pid file",
+        .path.display()
+    )]
+    Shared {
+        /// The pid file, or a folder on the way to it.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+    },
+    /// It is something else than a file of one name.
+    #[error("{} is a link, or no file, or a file of two names: name the pid file itself", .0.display())]
+    NoFile(PathBuf),
+    /// The way to a file cannot be walked.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    /// A task of our own broke off.
+    #[error("it broke off: this is a mistake of ours, please report it with the log")]
+    Broken,
     /// HAProxy did not do what it was told.
     #[error("HAProxy does not {doing} {name}: {words}")]
     Haproxy {
@@ -91,6 +114,22 @@ pub enum ActionError {
         url: String,
         /// Why not.
         why: String,
+    },
+    /// Nobody is seen to listen there.
+    #[error(
+        "nobody on this machine is seen to listen at {0}: start Kong, write the address that it listens at, or use https"
+    )]
+    NoListener(String),
+    /// Somebody else listens where Kong should.
+    #[error(
+        "uid {user} listens at {url}, and is sent no private key without TLS: if this is Kong's own user, set admin_user; \
+         if not, find out who listens there, or use https"
+    )]
+    Listener {
+        /// Where.
+        url: String,
+        /// Whose the socket is.
+        user: u32,
     },
     /// An Admin API says no.
     #[error("Kong answers {method} {path} with {status}: {words}")]
@@ -133,13 +172,19 @@ pub(super) struct Context<'a> {
 pub(super) async fn act(action: &Action, context: Context<'_>) -> Result<(), ActionError> {
     let acting = async {
         match &action.kind {
-            ActionKind::Signal { pid_file, signal } => signal::send(pid_file, *signal),
-            ActionKind::Command { argv } => command::run(argv, context).await,
+            ActionKind::Signal { pid_file, signal } => {
+                let (pid_file, signal) = (pid_file.clone(), *signal);
+                aside(move || signal::send(&pid_file, signal)).await
+            }
+            ActionKind::Command { argv } => command::run(argv, action.timeout, context).await,
             ActionKind::Systemd { unit, systemctl } => {
                 let argv = [&systemctl.display().to_string(), "reload", "--", unit].map(ToOwned::to_owned);
-                command::run(&argv, context).await
+                command::run(&argv, action.timeout, context).await
             }
-            ActionKind::Touch { path } => touch::touch(path),
+            ActionKind::Touch { path } => {
+                let path = path.clone();
+                aside(move || touch::touch(&path)).await
+            }
             ActionKind::Haproxy { socket, certificate, ca_file } => {
                 let told = haproxy::Told { certificate: certificate.as_deref(), ca_file: ca_file.as_deref() };
                 haproxy::tell(socket, told, context).await
@@ -148,11 +193,27 @@ pub(super) async fn act(action: &Action, context: Context<'_>) -> Result<(), Act
             ActionKind::KongFile { admin, file } => kong::load(admin, file, context).await,
         }
     };
+    match &action.kind {
+        // It has that limit itself, and a little more for what is still to be read when it has ended.
+        ActionKind::Command { .. } | ActionKind::Systemd { .. } => acting.await,
+        _ => within(action.timeout, context.clock, acting).await?,
+    }
+}
+
+/// What comes of `work`, if that is in time.
+async fn within<T>(timeout: Duration, clock: &dyn Clock, work: impl Future<Output = T>) -> Result<T, ActionError> {
     tokio::select! {
         biased;
-        done = acting => done,
-        () = context.clock.sleep(action.timeout) => Err(ActionError::TooLong(action.timeout)),
+        done = work => Ok(done),
+        () = clock.sleep(timeout) => Err(ActionError::TooLong(timeout)),
     }
+}
+
+/// On a thread that may block: a file system that hangs holds up this action alone, and only for its time limit.
+async fn aside<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ActionError> + Send + 'static,
+) -> Result<T, ActionError> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| ActionError::Broken)?
 }
 
 /// A text from outside in one line that is not too long: its end, which mostly says why.

@@ -12,23 +12,24 @@
 //! - *flushed*: files and folders are synced before the rename, and the rename after it.
 //! - *nobody's trick*: the folder is opened once, every step of its path looked at (`walk`), and all that follows is
 //!   relative to it, without following any link. A folder that others may write to is refused; so is something else in the
-//!   place of a file.
+//!   place of a file. Access lists that a parent hands down are taken away: the mode alone says who reads a key.
 
 use std::fs::File;
 use std::io::{self, Write as _};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, Dir, FileType, Gid, Mode, OFlags, Uid, fchmod, fchown, fstat, fsync, mkdirat, openat, readlinkat,
-    renameat, symlinkat, unlinkat,
+    AtFlags, Dir, FileType, Gid, Mode, OFlags, Uid, fchmod, fchown, fremovexattr, fstat, fsync, mkdirat, openat,
+    readlinkat, renameat, symlinkat, unlinkat,
 };
+use rustix::io::Errno;
 
 use super::owner::{self, OwnerError};
 use super::render::{Rendered, RenderedFile};
 
 mod plan;
-mod walk;
+pub(super) mod walk;
 
 use plan::{DATA, Found, POINTER, Seen, Step};
 
@@ -68,7 +69,7 @@ pub enum FolderError {
         mode: u32,
     },
     /// A link on the way that another user has put there.
-    #[error("{} is a symbolic link of uid {owner}: it is not followed; write dir without it", .path.display())]
+    #[error("{} is a symbolic link of uid {owner}: it is not followed; write the path without it", .path.display())]
     Link {
         /// The link.
         path: PathBuf,
@@ -157,7 +158,7 @@ impl Folder {
     fn link(&self, name: &str) -> Result<Option<String>, FolderError> {
         match readlinkat(&self.folder, name, Vec::new()) {
             Ok(target) => Ok(Some(target.to_string_lossy().into_owned())),
-            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => Ok(None),
+            Err(Errno::INVAL | Errno::NOENT) => Ok(None),
             Err(errno) => Err(self.failed("read the link", name, errno)),
         }
     }
@@ -165,7 +166,7 @@ impl Folder {
     fn is_folder(&self, name: &str) -> Result<bool, FolderError> {
         match rustix::fs::statat(&self.folder, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(found) => Ok(FileType::from_raw_mode(found.st_mode) == FileType::Directory),
-            Err(rustix::io::Errno::NOENT) => Ok(false),
+            Err(Errno::NOENT) => Ok(false),
             Err(errno) => Err(self.failed("look at", name, errno)),
         }
     }
@@ -176,7 +177,9 @@ impl Folder {
             Step::Make(name) => {
                 mkdirat(folder, name, Mode::from_raw_mode(0o700)).map_err(|errno| self.failed("make", name, errno))?;
                 // The mode of the call is cut by the umask.
-                fchmod(self.enter(name)?, Mode::from_raw_mode(0o755))
+                let made = self.enter(name)?;
+                without_lists(&made)
+                    .and_then(|()| fchmod(&made, Mode::from_raw_mode(0o755)))
                     .map_err(|errno| self.failed("set the mode of", name, errno))
             }
             Step::Write(name, file) => self.write(name, file),
@@ -215,7 +218,8 @@ impl Folder {
                 self.failed("set owner and group (only root may give files away) of", &place, errno)
             })?;
         }
-        fchmod(&opened, Mode::from_raw_mode(file.mode))
+        without_lists(&opened)
+            .and_then(|()| fchmod(&opened, Mode::from_raw_mode(file.mode)))
             .map_err(|errno| self.failed("set the mode of", &place, errno))?;
         opened.sync_all().map_err(|error| self.failed("flush", &place, error))
     }
@@ -246,6 +250,34 @@ impl Folder {
         let path = if name == "." { self.path.clone() } else { self.path.join(name) };
         FolderError::File { doing, path, source: source.into() }
     }
+}
+
+/// A file as it was last delivered to `dir`, read on the way that it was written: no link counts that is not a delivery's.
+pub(super) fn delivered(dir: &Path, file: &str) -> Result<OwnedFd, FolderError> {
+    let folder = walk::enter(dir)?.folder;
+    let path = dir.join(file);
+    let wrong = |errno| failed("read", &path, errno);
+    let version = readlinkat(&folder, DATA, Vec::new()).map_err(wrong)?;
+    // A link or a name that leads on is none of ours: a version is a folder beside it.
+    let into = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    if version.as_bytes().contains(&b'/') || version.as_bytes() == b".." {
+        return Err(FolderError::Taken(dir.join(DATA)));
+    }
+    let version = openat(&folder, &version, into | OFlags::DIRECTORY, Mode::empty()).map_err(wrong)?;
+    openat(&version, file, into, Mode::empty()).map_err(wrong)
+}
+
+/// Takes away what a parent folder of somebody else gives to everything that is made below it: the mode alone counts.
+/// Before the mode is set, and with it what an access list may give.
+fn without_lists(made: impl AsFd) -> rustix::io::Result<()> {
+    for list in [c"system.posix_acl_access", c"system.posix_acl_default"] {
+        match fremovexattr(&made, list) {
+            // It has none, or lies where there are none.
+            Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
 }
 
 fn failed(doing: &'static str, path: &Path, source: impl Into<io::Error>) -> FolderError {

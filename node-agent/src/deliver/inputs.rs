@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read as _;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{CWD, Mode, OFlags, openat};
 use zeroize::Zeroizing;
 
 /// The largest file that is read.
@@ -21,6 +23,9 @@ pub enum InputError {
         /// Why not.
         source: std::io::Error,
     },
+    /// A pipe, a folder, a device.
+    #[error("{} is no file: name one in the config", .0.display())]
+    NoFile(PathBuf),
     /// Far more than any of them needs.
     #[error("{} is larger than 16 MiB: it is not what the config says", .0.display())]
     TooLarge(PathBuf),
@@ -53,11 +58,40 @@ pub(super) fn first_line(content: &[u8]) -> Option<&str> {
     text.lines().next().map(|line| line.trim_end_matches('\r')).filter(|line| !line.is_empty())
 }
 
-/// Reads a file of a sensible size.
+/// Reads a file of a sensible size. Blocks, but not for a pipe that nobody writes to.
 pub(super) fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, InputError> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = openat(CWD, path, flags, Mode::empty());
+    read_open(file.map_err(|errno| InputError::File { path: path.to_owned(), source: errno.into() })?, path)
+}
+
+/// The same of a file that is open; `path` is for errors alone.
+pub(super) fn read_open(file: OwnedFd, path: &Path) -> Result<Zeroizing<Vec<u8>>, InputError> {
     let failed = |source| InputError::File { path: path.to_owned(), source };
+    let file = File::from(file);
+    if !file.metadata().map_err(failed)?.is_file() {
+        return Err(InputError::NoFile(path.to_owned()));
+    }
     let mut content = Zeroizing::new(Vec::new());
-    let file = File::open(path).map_err(failed)?;
     file.take(MAX_BYTES + 1).read_to_end(&mut content).map_err(failed)?;
     if content.len() as u64 > MAX_BYTES { Err(InputError::TooLarge(path.to_owned())) } else { Ok(content) }
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+
+    #[test]
+    fn a_pipe_is_refused_and_not_waited_for() {
+        let place = TempDir::new().unwrap();
+        let path = place.path().join("token");
+        rustix::fs::mkfifoat(CWD, &path, Mode::from_raw_mode(0o600)).unwrap();
+        let error = read(&path).unwrap_err().to_string();
+        assert!(error.contains("token is no file"), "{error}");
+        assert!(read(place.path()).unwrap_err().to_string().contains("is no file"));
+        std::fs::write(place.path().join("file"), "secret\n").unwrap();
+        assert_eq!(first_line(&read(&place.path().join("file")).unwrap()), Some("secret"));
+    }
 }

@@ -148,9 +148,10 @@ impl Running {
                     self.report.update(|report| report.failure = None);
                 }
                 let version = material.version(&self.delivery);
+                // The newest also where it makes no other files: what is tried again must not be made of what has ended.
+                self.material = Some(*material);
                 if version != self.version {
                     self.version = version;
-                    self.material = Some(*material);
                     self.progress.renew();
                 }
             }

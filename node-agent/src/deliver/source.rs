@@ -2,17 +2,21 @@
 //!
 //! - *whole*: each time everything that there is now. Who is slow gets the latest, never a queue.
 //! - *an outage takes nothing away*: what was there stays delivered.
-//! - Tokens are asked for when half of their life is over (`tokens`), and none that is missing holds up the asking.
+//! - Tokens are asked for when half of their life is over (`tokens`), beside everything else: one that is slow holds up
+//!   neither another one nor new certificates and roots.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt as _, StreamExt as _};
 use spiffe::audience::Audience;
 use spiffe::id::SpiffeId;
 use spiffe::jwt_svid::JwtSvid;
-use spiffe::time::{Clock, Timestamp};
+use spiffe::time::Clock;
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::warn;
@@ -120,49 +124,70 @@ impl Origin {
     }
 
     /// A token of the identity that came last; an error says why there is none.
-    async fn token(&mut self, id: &SpiffeId, audience: &Audience, now: Timestamp) -> Result<JwtSvid, String> {
-        match self {
-            Self::Cache(cache) => cache.token(audience, now).await,
-            Self::Socket(socket) => socket.token(id, audience).await,
+    fn token(&self, id: &SpiffeId, audience: Audience, clock: Arc<dyn Clock>) -> Asking {
+        let asked: BoxFuture<'static, Result<JwtSvid, String>> = match self {
+            Self::Cache(cache) => cache.token(audience.clone(), clock.now()).boxed(),
+            Self::Socket(socket) => socket.token(id, &audience).boxed(),
+        };
+        async move {
+            let token = tokio::select! {
+                token = asked => token,
+                () = clock.sleep(TOKEN_TIMEOUT) => Err("no answer came in time".into()),
+            };
+            (audience, token)
         }
+        .boxed()
     }
 }
+
+/// A token that is asked for, and for whom.
+type Asking = BoxFuture<'static, (Audience, Result<JwtSvid, String>)>;
 
 async fn follow(source: Source, clock: Arc<dyn Clock>, said: watch::Sender<Option<Said>>) {
     let Source { wish, mut from } = source;
     let mut tokens = Tokens::new(wish.audiences.iter().cloned());
     let mut identity: Option<Identity> = None;
+    // No more than there are audiences in the config.
+    let mut asking: FuturesUnordered<Asking> = FuturesUnordered::new();
     loop {
         let wake = identity.as_ref().and_then(|_| tokens.next_wake());
+        let mut is_news = false;
         tokio::select! {
             news = from.next(&wish, clock.as_ref()) => match news {
                 Ok(new) => {
                     if identity.as_ref().is_none_or(|old| old.svid.id() != new.svid.id()) {
                         tokens = Tokens::new(wish.audiences.iter().cloned());
+                        asking.clear();
                     }
                     identity = Some(new);
+                    is_news = true;
                 }
                 Err(Trouble::Nothing(why)) => {
                     said.send_replace(Some(Said::Nothing(why.into())));
                     identity = None;
+                    asking.clear();
                     continue;
                 }
                 Err(Trouble::Stopped) => return,
             },
+            Some((audience, asked)) = asking.next() => {
+                if let Err(why) = &asked {
+                    warn!(delivery = wish.name, audience = audience.values().join(", "), why, "no JWT-SVID: trying again");
+                }
+                tokens.answered(&audience, asked.ok(), clock.now());
+                is_news = asking.is_empty();
+            }
             () = clock.sleep_until(wake.unwrap_or_default()), if wake.is_some() => {}
         }
         let Some(identity) = &identity else { continue };
         for audience in tokens.due(clock.now()) {
-            let asked = tokio::select! {
-                asked = from.token(identity.svid.id(), &audience, clock.now()) => asked,
-                () = clock.sleep(TOKEN_TIMEOUT) => Err("no answer came in time".into()),
-            };
-            if let Err(why) = &asked {
-                warn!(delivery = wish.name, audience = audience.values().join(", "), why, "no JWT-SVID: trying again");
-            }
-            tokens.answered(&audience, asked.ok(), clock.now());
+            tokens.asked(&audience);
+            asking.push(from.token(identity.svid.id(), audience, clock.clone()));
         }
-        let material = Material { identity: identity.clone(), tokens: tokens.held() };
-        said.send_replace(Some(Said::Material(Box::new(material))));
+        // What is not there could not be written anyway; what is there is not held up by what is to replace it.
+        if is_news && (asking.is_empty() || tokens.are_there(clock.now())) {
+            let material = Material { identity: identity.clone(), tokens: tokens.held() };
+            said.send_replace(Some(Said::Material(Box::new(material))));
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! What Kong is given, and how its Admin API is reached.
 //!
-//! - A private key travels to it: without TLS only to this machine itself.
+//! - A private key travels to it: without TLS only to this machine itself, by an address that is no name, and only to a
+//!   listener of root, of us, or of the user that is named here.
 
 use std::path::{Path, PathBuf};
 
@@ -63,6 +64,8 @@ pub struct KongAdmin {
     pub client: Option<(PathBuf, PathBuf)>,
     /// A file with a token in its first line, and the header that it travels in.
     pub token: Option<(HeaderName, PathBuf)>,
+    /// Whose socket it is with `http`, besides root's and ours: a name or a number.
+    pub user: Option<String>,
 }
 
 /// The same as it is written.
@@ -75,6 +78,7 @@ pub(super) struct KongAdminTable {
     token_file: Option<PathBuf>,
     #[serde(default = "token_header")]
     token_header: String,
+    admin_user: Option<String>,
 }
 
 fn token_header() -> String {
@@ -83,7 +87,8 @@ fn token_header() -> String {
 
 impl KongAdminTable {
     pub(super) fn parse(self) -> Result<KongAdmin, String> {
-        let Self { admin_url: text, ca_file, client_certificate, client_key, token_file, token_header } = self;
+        let Self { admin_url: text, ca_file, client_certificate, client_key, token_file, token_header, admin_user } =
+            self;
         let url: Uri = text.parse().map_err(|error| format!("admin_url {text:?} is no URL: {error}"))?;
         let host = url.host().ok_or_else(|| format!("admin_url {text:?} has no host: write http://127.0.0.1:8001"))?;
         if url.query().is_some() || url.authority().is_some_and(|authority| authority.as_str().contains('@')) {
@@ -93,12 +98,17 @@ impl KongAdminTable {
             Some("http") if is_this_machine(host) => {}
             Some("http") => {
                 return Err(format!(
-                    "admin_url {text:?} would send a private key unprotected: use https, or 127.0.0.1"
+                    "admin_url {text:?} would send a private key unprotected: use https, or 127.0.0.1 or [::1]"
                 ));
             }
             Some("https") if ca_file.is_some() => {}
             Some("https") => return Err("https needs ca_file: the roots that Kong's certificate is verified by".into()),
             _ => return Err(format!("admin_url {text:?} is neither http nor https")),
+        }
+        if admin_user.as_ref().is_some_and(|user| user.is_empty() || url.scheme_str() != Some("http")) {
+            return Err(
+                "admin_user is whose socket listens at an http admin_url: name him there, or leave it out".into()
+            );
         }
         let paths = [&ca_file, &client_certificate, &client_key, &token_file].into_iter().flatten();
         if let Some(path) = paths.map(PathBuf::as_path).find(|path: &&Path| !path.is_absolute()) {
@@ -111,13 +121,14 @@ impl KongAdminTable {
         };
         let header =
             token_header.parse().map_err(|_| format!("token_header {token_header:?} is no name of a header"))?;
-        Ok(KongAdmin { url, ca_file, client, token: token_file.map(|path| (header, path)) })
+        Ok(KongAdmin { url, ca_file, client, token: token_file.map(|path| (header, path)), user: admin_user })
     }
 }
 
+/// A name is none: whoever answers for it says where the key goes.
 fn is_this_machine(host: &str) -> bool {
     let address = host.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>();
-    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+    address.is_ok_and(|address| address.is_loopback())
 }
 
 #[cfg(test)]
@@ -130,12 +141,16 @@ mod tests {
 
     #[test]
     fn a_key_travels_protected_or_not_at_all() {
-        for good in ["http://127.0.0.1:8001", "http://localhost:8001/admin", "http://[::1]:8001"] {
+        for good in ["http://127.0.0.1:8001", "http://127.0.0.2:8001/admin", "http://[::1]:8001"] {
             admin(&format!("admin_url = '{good}'")).unwrap();
         }
         admin("admin_url = 'https://kong:8444'\nca_file = '/ca.pem'").unwrap();
+        let user = admin("admin_url = 'http://127.0.0.1:8001'\nadmin_user = 'kong'").unwrap().user;
+        assert_eq!(user.as_deref(), Some("kong"));
         for (text, words) in [
             ("admin_url = 'http://kong:8001'", "would send a private key unprotected"),
+            ("admin_url = 'http://localhost:8001'", "would send a private key unprotected"),
+            ("admin_url = 'https://kong'\nca_file = '/ca'\nadmin_user = 'kong'", "listens at an http admin_url"),
             ("admin_url = 'http://127.0.0.1.evil.example:8001'", "would send a private key unprotected"),
             ("admin_url = 'https://kong:8444'", "https needs ca_file"),
             ("admin_url = 'ftp://kong'", "neither http nor https"),

@@ -1,7 +1,8 @@
 //! `kind = "command"` and `"systemd"`: a program, without a shell.
 //!
 //! - Its environment is `PATH` and what it may need to know of the delivery: nothing of ours, where a token may be.
-//! - It leads a process group of its own, all of which is killed when it takes too long.
+//! - It leads a process group of its own, all of which is killed when it takes too long. Who has ended has not taken too long,
+//!   however long what it left running holds its output open.
 //! - What it prints goes into our log, the first [`MOST`] bytes of it.
 
 use std::pin::pin;
@@ -14,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::process::Command;
 use tracing::info;
 
-use super::{ActionError, Context, shown};
+use super::{ActionError, Context, shown, within};
 
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// The most that is kept of what a program prints, in bytes.
@@ -22,8 +23,8 @@ const MOST: usize = 16 << 10;
 /// How long what it prints is read after it has ended.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// Runs it to its end. Dropping this kills it.
-pub(super) async fn run(argv: &[String], context: Context<'_>) -> Result<(), ActionError> {
+/// Runs it to its end, for which it has `timeout`. Dropping this before kills it.
+pub(super) async fn run(argv: &[String], timeout: Duration, context: Context<'_>) -> Result<(), ActionError> {
     let Some((program, arguments)) = argv.split_first() else { return Ok(()) };
     let mut command = Command::new(program);
     command.args(arguments).env_clear().env("PATH", PATH);
@@ -35,22 +36,28 @@ pub(super) async fn run(argv: &[String], context: Context<'_>) -> Result<(), Act
     let group = child.id().and_then(|id| i32::try_from(id).ok()).map(|id| Group(Some(Pid::from_raw(id))));
     let (mut out, mut err) = (Vec::new(), Vec::new());
     let (from_out, from_err) = (child.stdout.take(), child.stderr.take());
-    let status = {
+    let status;
+    {
         let mut reading = pin!(async { tokio::join!(read(from_out, &mut out), read(from_err, &mut err)) });
-        tokio::select! {
-            status = child.wait() => {
-                // What it has left running on purpose may hold the pipes open for ever.
-                tokio::select! {
-                    _ = &mut reading => {}
-                    () = context.clock.sleep(GRACE) => {}
-                }
-                status
+        let running = async {
+            tokio::select! {
+                status = child.wait() => (status, false),
+                _ = &mut reading => (child.wait().await, true),
             }
-            _ = &mut reading => child.wait().await,
+        };
+        let (ended, is_read) = within(timeout, context.clock, running).await?;
+        // At once: it was waited for, and its number may soon be somebody else's.
+        if let Some(group) = group {
+            group.let_go();
         }
-    };
-    if let Some(group) = group {
-        group.let_go();
+        status = ended;
+        if !is_read {
+            // What it has left running on purpose may hold the pipes open for ever.
+            tokio::select! {
+                _ = &mut reading => {}
+                () = context.clock.sleep(GRACE) => {}
+            }
+        }
     }
     let status = status.map_err(failed)?;
     let words = format!("{} {}", String::from_utf8_lossy(&out), String::from_utf8_lossy(&err));

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use http::header::{HeaderName, HeaderValue};
 use http::{Method, Request, Uri, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::client::conn::http1;
@@ -16,7 +17,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::ActionError;
+use super::{ActionError, aside, listener};
 use crate::config::deliver::kong::KongAdmin;
 use crate::deliver::inputs::{self, first_line};
 
@@ -42,21 +43,54 @@ pub(super) struct Answer {
 pub(super) async fn ask(admin: &KongAdmin, ask: Ask<'_>) -> Result<Answer, ActionError> {
     let unreachable = |why: String| ActionError::Unreachable { url: admin.url.to_string(), why };
     let host = admin.url.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
-    let is_tls = admin.url.scheme_str() == Some("https");
-    let port = admin.url.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
+    let held = admin.clone();
+    let Files { tls, token } = aside(move || Files::read(&held)).await?;
+    let port = admin.url.port_u16().unwrap_or(if tls.is_some() { 443 } else { 80 });
+    if tls.is_none() {
+        listener::check(admin, host, port).await?;
+    }
     let stream = TcpStream::connect((host, port)).await.map_err(|error| unreachable(error.to_string()))?;
-    let request = request(admin, ask)?;
-    let answer = if is_tls {
+    let request = request(admin, token, ask)?;
+    let answer = if let Some(tls) = tls {
         let name = ServerName::try_from(host.to_owned()).map_err(|error| unreachable(error.to_string()))?;
-        let connector = TlsConnector::from(Arc::new(tls(admin)?));
+        let connector = TlsConnector::from(Arc::new(tls));
         exchange(connector.connect(name, stream).await.map_err(|error| unreachable(error.to_string()))?, request).await
     } else {
+        // Once more: it may have been another one that the connection has reached.
+        listener::check(admin, host, port).await?;
         exchange(stream, request).await
     };
     answer.map_err(unreachable)
 }
 
-fn request(admin: &KongAdmin, ask: Ask<'_>) -> Result<Request<Full<Bytes>>, ActionError> {
+/// What is read of this machine for a request.
+struct Files {
+    /// With https.
+    tls: Option<ClientConfig>,
+    token: Option<(HeaderName, HeaderValue)>,
+}
+
+impl Files {
+    /// Blocks.
+    fn read(admin: &KongAdmin) -> Result<Self, ActionError> {
+        let wrong = |why: String| ActionError::Unreachable { url: admin.url.to_string(), why };
+        let token = admin.token.as_ref().map(|(name, path)| {
+            let content = inputs::read(path)?;
+            let token = first_line(&content).ok_or_else(|| wrong(format!("{} has no token in it", path.display())))?;
+            let mut value = HeaderValue::from_str(token).map_err(|error| wrong(error.to_string()))?;
+            value.set_sensitive(true);
+            Ok::<_, ActionError>((name.clone(), value))
+        });
+        let tls = (admin.url.scheme_str() == Some("https")).then(|| tls(admin));
+        Ok(Self { tls: tls.transpose()?, token: token.transpose()? })
+    }
+}
+
+fn request(
+    admin: &KongAdmin,
+    token: Option<(HeaderName, HeaderValue)>,
+    ask: Ask<'_>,
+) -> Result<Request<Full<Bytes>>, ActionError> {
     let wrong = |why: String| ActionError::Unreachable { url: admin.url.to_string(), why };
     let path = format!("{}{}", admin.url.path().trim_end_matches('/'), ask.path);
     let uri: Uri = path.parse().map_err(|error: http::uri::InvalidUri| wrong(error.to_string()))?;
@@ -65,10 +99,8 @@ fn request(admin: &KongAdmin, ask: Ask<'_>) -> Result<Request<Full<Bytes>>, Acti
     if !ask.body.is_empty() {
         request = request.header(header::CONTENT_TYPE, "application/json");
     }
-    if let Some((name, path)) = &admin.token {
-        let content = inputs::read(path)?;
-        let token = first_line(&content).ok_or_else(|| wrong(format!("{} has no token in it", path.display())))?;
-        request = request.header(name, token);
+    if let Some((name, value)) = token {
+        request = request.header(name, value);
     }
     request.body(Full::new(ask.body)).map_err(|error| wrong(error.to_string()))
 }

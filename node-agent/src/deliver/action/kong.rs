@@ -14,10 +14,10 @@ use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use super::http::{Answer, Ask, ask};
-use super::{ActionError, Context, shown};
+use super::{ActionError, Context, aside, shown};
 use crate::config::deliver::kong::{KongAdmin, KongEntities};
-use crate::deliver::inputs;
 use crate::deliver::kong::KongIdentity;
+use crate::deliver::{folder, inputs};
 
 /// The largest page that Kong gives.
 const PAGE: usize = 1000;
@@ -47,7 +47,8 @@ pub(super) async fn put(admin: &KongAdmin, entities: &KongEntities, context: Con
 
 /// Hands over the delivered file `file`.
 pub(super) async fn load(admin: &KongAdmin, file: &str, context: Context<'_>) -> Result<(), ActionError> {
-    let content = inputs::read(&context.dir.join(file))?;
+    let (dir, name) = (context.dir.to_owned(), file.to_owned());
+    let content = aside(move || Ok(inputs::read_open(folder::delivered(&dir, &name)?, &dir.join(&name))?)).await?;
     let text = String::from_utf8_lossy(&content);
     let config = body(&json!({ "config": text }));
     expect(admin, Method::POST, "/config", config).await.map(drop)

@@ -70,6 +70,55 @@ async fn a_pid_file_of_another_user_reaches_only_his_own() {
 }
 
 #[tokio::test]
+async fn whoever_owns_the_folder_of_a_pid_file_reaches_no_process_of_root() {
+    let place = TempDir::new().unwrap();
+    let (his, pid_file, elsewhere) =
+        (place.path().join("his"), place.path().join("his/app.pid"), place.path().join("sshd.pid"));
+    fs::create_dir(&his).unwrap();
+    let mut child = sleeper();
+    fs::write(&elsewhere, child.id().to_string()).unwrap();
+    let signal = || ActionKind::Signal { pid_file: pid_file.clone(), signal: Signal::SIGTERM };
+    // A link to another pid file, a second name of it, and what the kernel says of a process of his.
+    for target in [elsewhere.clone(), "/proc/self/comm".into()] {
+        std::os::unix::fs::symlink(target, &pid_file).unwrap();
+        let error = done(signal(), place.path()).await.unwrap_err();
+        assert!(error.contains("name the pid file itself"), "{error}");
+        fs::remove_file(&pid_file).unwrap();
+    }
+    fs::hard_link(&elsewhere, &pid_file).unwrap();
+    assert!(done(signal(), place.path()).await.unwrap_err().contains("name the pid file itself"));
+    fs::remove_file(&pid_file).unwrap();
+    let comm = ActionKind::Signal { pid_file: "/proc/self/comm".into(), signal: Signal::SIGTERM };
+    assert!(done(comm, place.path()).await.is_err());
+    // The file of root, moved there.
+    fs::rename(&elsewhere, &pid_file).unwrap();
+    for mode in [0o775, 0o1777] {
+        fs::set_permissions(&his, fs::Permissions::from_mode(mode)).unwrap();
+        let error = done(signal(), place.path()).await.unwrap_err();
+        assert!(error.contains(&format!("mode {mode:04o}")) && error.contains("chmod go-w"), "{error}");
+    }
+    fs::set_permissions(&his, fs::Permissions::from_mode(0o755)).unwrap();
+    if nix::unistd::geteuid().is_root() {
+        std::os::unix::fs::chown(&his, Some(4711), None).unwrap();
+        let error = done(signal(), place.path()).await.unwrap_err();
+        assert!(error.contains("his belongs to uid 4711") && error.contains("to uid 0"), "{error}");
+        std::os::unix::fs::chown(&his, Some(0), None).unwrap();
+    }
+    assert!(child.try_wait().unwrap().is_none());
+    done(signal(), place.path()).await.unwrap();
+    assert_eq!(child.wait().unwrap().signal(), Some(Signal::SIGTERM as i32));
+}
+
+#[tokio::test]
+async fn a_pipe_in_the_place_of_a_pid_file_holds_up_nothing() {
+    let place = TempDir::new().unwrap();
+    let pid_file = place.path().join("app.pid");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &pid_file, rustix::fs::Mode::from_raw_mode(0o600)).unwrap();
+    let error = done(ActionKind::Signal { pid_file, signal: Signal::SIGHUP }, place.path()).await.unwrap_err();
+    assert!(error.contains("name the pid file itself"), "{error}");
+}
+
+#[tokio::test]
 async fn a_command_knows_the_delivery_and_nothing_of_ours() {
     let place = TempDir::new().unwrap();
     let out = place.path().join("out");
@@ -137,6 +186,30 @@ async fn what_takes_too_long_is_killed_with_its_children() {
     while !['X', 'Z'].contains(&state()) {
         System.sleep(Duration::from_millis(5)).await;
     }
+}
+
+#[tokio::test]
+async fn who_has_ended_well_has_not_taken_too_long() {
+    let place = TempDir::new().unwrap();
+    let (pid, clock) = (place.path().join("pid"), Fake::new(NOW));
+    // It ends in the last second of its time, and leaves something running that holds its output open.
+    let script = format!("sleep 600 & echo $! $$ > {}", pid.display());
+    let action = Action { kind: command(&["/bin/sh", "-c", &script]), timeout: Duration::from_secs(1) };
+    let material = material();
+    let context = Context { name: "nginx", dir: place.path(), material: &material, clock: &clock };
+    let turning = async {
+        let numbers =
+            || fs::read_to_string(&pid).unwrap_or_default().split_whitespace().map(ToOwned::to_owned).collect();
+        let is_over = |numbers: Vec<String>| numbers.len() == 2 && !Path::new("/proc").join(&numbers[1]).exists();
+        while !is_over(numbers()) {
+            System.sleep(Duration::from_millis(5)).await;
+        }
+        clock.advance(Duration::from_secs(1));
+    };
+    let (done, ()) = tokio::join!(act(&action, context), turning);
+    done.unwrap();
+    let left: i32 = fs::read_to_string(pid).unwrap().split(' ').next().unwrap().parse().unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(left), Signal::SIGKILL).expect("it is left running");
 }
 
 #[tokio::test]

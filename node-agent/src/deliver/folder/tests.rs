@@ -166,6 +166,34 @@ fn a_folder_of_another_user_is_refused_and_so_is_his_link() {
 }
 
 #[test]
+fn access_lists_that_a_parent_hands_down_open_no_key() {
+    let (access, default) = (c"system.posix_acl_access", c"system.posix_acl_default");
+    let place = TempDir::new().unwrap();
+    // Of acl(5): the user 4711 may do everything with what is made below. Tag, permissions, number.
+    let entries: [(u16, u16, u32); 5] =
+        [(1, 7, u32::MAX), (2, 7, 4711), (4, 7, u32::MAX), (16, 7, u32::MAX), (32, 0, u32::MAX)];
+    let mut list = 2_u32.to_le_bytes().to_vec();
+    for (tag, permissions, number) in entries {
+        list.extend(tag.to_le_bytes().into_iter().chain(permissions.to_le_bytes()).chain(number.to_le_bytes()));
+    }
+    let set = rustix::fs::setxattr(place.path(), default, &list, rustix::fs::XattrFlags::empty());
+    if set == Err(Errno::OPNOTSUPP) {
+        return;
+    }
+    set.unwrap();
+    let dir = place.path().join("dir");
+    Folder::open(&dir).unwrap().swap(&version(1, 1)).unwrap();
+    let version = dir.join("..0000000000000001");
+    for (path, mode) in [(dir, 0o755), (version.clone(), 0o755), (version.join("file0"), 0o640)] {
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, mode);
+        for list in [access, default] {
+            let found = rustix::fs::getxattr(&path, list, &mut [0_u8; 256][..]);
+            assert!(found.is_err(), "{} {list:?}", path.display());
+        }
+    }
+}
+
+#[test]
 fn links_that_we_made_are_followed_but_not_for_ever() {
     let place = TempDir::new().unwrap();
     fs::create_dir(place.path().join("real")).unwrap();

@@ -1,5 +1,6 @@
 //! From the root of the file system to a folder, step by step, so that no link is followed that another user has put
-//! there: a link counts only if root or we have made it. The last folder is made where it is missing.
+//! there: a link counts only if root or we have made it. What was passed is told: whoever owns a folder on the way can put
+//! another thing into the place of what comes behind it.
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -10,23 +11,51 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{CWD, FileType, Mode, OFlags, fchmod, fstat, mkdirat, openat, readlinkat};
 use rustix::io::Errno;
 
-use super::{FolderError, failed};
+use super::{FolderError, failed, without_lists};
 
 /// As many as the kernel follows.
 const MAX_LINKS: usize = 40;
 const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// Opens the folder at `path`, which is absolute.
+/// A folder that was walked to.
+pub(in crate::deliver) struct Walked {
+    /// The folder, held.
+    pub(in crate::deliver) folder: OwnedFd,
+    /// Every folder on the way, itself as the last.
+    pub(in crate::deliver) passed: Vec<Passed>,
+}
+
+/// A folder that was passed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::deliver) struct Passed {
+    /// Where.
+    pub(in crate::deliver) path: PathBuf,
+    /// Whose it is.
+    pub(in crate::deliver) owner: u32,
+    /// Who may do what in it.
+    pub(in crate::deliver) mode: u32,
+}
+
+/// Opens the folder at `path`, which is absolute; the last one is made where it is missing.
 pub(super) fn open(path: &Path) -> Result<OwnedFd, FolderError> {
+    Ok(walk(path, true)?.folder)
+}
+
+/// Opens the folder at `path`, which is absolute and there.
+pub(in crate::deliver) fn enter(path: &Path) -> Result<Walked, FolderError> {
+    walk(path, false)
+}
+
+fn walk(path: &Path, makes: bool) -> Result<Walked, FolderError> {
     let ours = nix::unistd::geteuid().as_raw();
     let root = || openat(CWD, "/", FOLDER, Mode::empty()).map_err(|errno| failed("open", Path::new("/"), errno));
     let (mut at, mut place, mut links) = (root()?, PathBuf::from("/"), 0);
     let mut ahead: VecDeque<OsString> = names(path).collect();
+    let mut passed = vec![look(&at, &place)?];
     while let Some(name) = ahead.pop_front() {
         let next = place.join(&name);
-        match openat(&at, &name, FOLDER, Mode::empty()) {
-            Ok(folder) => (at, place) = (folder, next),
-            Err(Errno::NOENT) if ahead.is_empty() => return make(&at, &name, &next),
+        let entered = match openat(&at, &name, FOLDER, Mode::empty()) {
+            Err(Errno::NOENT) if ahead.is_empty() && makes => make(&at, &name, &next),
             Err(Errno::LOOP | Errno::NOTDIR) => {
                 let target = follow(&at, &name, &next, ours)?;
                 links += 1;
@@ -37,11 +66,19 @@ pub(super) fn open(path: &Path) -> Result<OwnedFd, FolderError> {
                     (at, place) = (root()?, PathBuf::from("/"));
                 }
                 names(&target).rev().for_each(|name| ahead.push_front(name));
+                continue;
             }
-            Err(errno) => return Err(failed("open", &next, errno)),
-        }
+            opened => opened.map_err(|errno| failed("open", &next, errno)),
+        };
+        (at, place) = (entered?, next);
+        passed.push(look(&at, &place)?);
     }
-    Ok(at)
+    Ok(Walked { folder: at, passed })
+}
+
+fn look(at: &OwnedFd, place: &Path) -> Result<Passed, FolderError> {
+    let found = fstat(at).map_err(|errno| failed("look at", place, errno))?;
+    Ok(Passed { path: place.to_owned(), owner: found.st_uid, mode: found.st_mode & 0o7777 })
 }
 
 fn names(path: &Path) -> impl DoubleEndedIterator<Item = OsString> {
@@ -73,6 +110,8 @@ fn make(at: &OwnedFd, name: &OsStr, place: &Path) -> Result<OwnedFd, FolderError
     mkdirat(at, name, Mode::from_raw_mode(0o755)).map_err(|errno| failed("make the folder", place, errno))?;
     let folder = openat(at, name, FOLDER, Mode::empty()).map_err(|errno| failed("open", place, errno))?;
     // The mode of the call is cut by the umask; whoever reads the files has to get through.
-    fchmod(&folder, Mode::from_raw_mode(0o755)).map_err(|errno| failed("set the mode of", place, errno))?;
+    without_lists(&folder)
+        .and_then(|()| fchmod(&folder, Mode::from_raw_mode(0o755)))
+        .map_err(|errno| failed("set the mode of", place, errno))?;
     Ok(folder)
 }

@@ -178,3 +178,13 @@ fn a_version_changes_with_what_a_delivery_is_made_of_and_nothing_else() {
         assert_eq!(changes, expected, "{rest}");
     }
 }
+
+#[test]
+fn roots_are_delivered_however_old_the_svid_is() {
+    let roots = delivery(Path::new("/d"), "[[deliver.file]]\nkind = 'bundle'\nname = 'ca.crt'\n");
+    let (material, inputs) = (material(), Inputs::default());
+    let of = Of { delivery: &roots, material: &material, inputs: &inputs, now: NOW.plus(2 * HOUR) };
+    assert_eq!(render(of).unwrap().files.len(), 1);
+    let three = delivery(Path::new("/d"), THREE);
+    assert!(matches!(render(Of { delivery: &three, ..of }), Err(RenderError::Expired(_))));
+}

@@ -13,8 +13,8 @@ use tempfile::TempDir;
 use super::*;
 use crate::cache::subscription::Subscribe;
 use crate::cache::{self, Cache, Mailbox, WorkloadState};
-use crate::deliver::deliver;
 use crate::deliver::test_material::{HOUR, NOW, THREE, delivery, domain, identity};
+use crate::deliver::{deliver, test_material};
 
 /// A cache that is served by hand, a clock, and a folder.
 struct Scene {
@@ -204,6 +204,46 @@ async fn an_expired_certificate_is_not_written() {
     subscribers[0].states.send_replace(Some(state().0));
     System.sleep(Duration::from_millis(200)).await;
     assert_eq!(serial(&dir), Some(expected));
+}
+
+#[test]
+fn what_is_tried_again_is_made_of_the_newest() {
+    let place = TempDir::new().unwrap();
+    let roots = delivery(place.path(), "[[deliver.file]]\nkind = 'bundle'\nname = 'ca.crt'\n");
+    let mut running = Running::new(roots, &Watchers { clock: Arc::new(Fake::new(NOW)), ..Watchers::default() });
+    let (old, new) = (test_material::material(), test_material::material());
+    let mut renewed = old.clone();
+    (renewed.identity.svid, renewed.identity.key) = (new.identity.svid, new.identity.key);
+    running.take_in(Some(Said::Material(Box::new(old))));
+    let version = running.version.clone();
+    running.progress.succeeded();
+    running.take_in(Some(Said::Material(Box::new(renewed.clone()))));
+    assert_eq!(running.version, version);
+    assert_eq!(running.material.as_ref().unwrap().identity.svid, renewed.identity.svid);
+    assert!(running.is_done(), "the same roots are not delivered again");
+}
+
+#[tokio::test]
+async fn a_slow_token_holds_up_no_new_certificate() {
+    let mut scene = Scene::new();
+    let dir = scene.dir("a");
+    let jwt = "[[deliver.file]]\nkind = 'jwt'\nname = 'token'\naudience = 'db'\n";
+    let audience = spiffe::audience::Audience::parse(&["db".to_owned()]).unwrap();
+    let held = cache::tokens::Token::new(test_material::token(&audience, NOW), NOW);
+    let name = (EntryId::parse("web").unwrap(), audience);
+    scene.mailbox.tokens.store(Arc::new([(name, Arc::new(held))].into_iter().collect()));
+    let (_shutdown, subscribers) = scene.start(vec![delivery(&dir, &format!("{THREE}{jwt}"))]).await;
+    let (first, expected) = state();
+    subscribers[0].states.send_replace(Some(first));
+    until(|| serial(&dir).as_ref() == Some(&expected)).await;
+    // The next token is asked for, and does not come; the time stands still.
+    scene.mailbox.tokens.store(Arc::default());
+    scene.clock.advance(HOUR / 2);
+    let _unanswered = soon(scene.mailbox.wants.recv()).await.unwrap();
+    let (new, expected) = state();
+    subscribers[0].states.send_replace(Some(new));
+    until(|| serial(&dir).as_ref() == Some(&expected)).await;
+    assert!(dir.join("token").exists());
 }
 
 #[tokio::test]

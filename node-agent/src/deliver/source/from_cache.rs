@@ -55,16 +55,24 @@ impl FromCache {
         Ok(identity)
     }
 
-    pub(super) async fn token(&mut self, audience: &Audience, now: Timestamp) -> Result<JwtSvid, String> {
-        let entry = self.entry.as_ref().ok_or("there is no identity yet")?;
-        if let Some(token) = self.cache.held_token(entry, audience, now) {
-            return Ok(token.svid().clone());
-        }
-        match self.cache.token(entry, audience).await.map_err(|stopped| stopped.to_string())? {
-            Told::Token(token) => Ok(token.svid().clone()),
-            Told::Refused(why) => Err(format!("the server refuses it: {why}")),
-            Told::Failed => Err("the server could not be asked".into()),
-            Told::Gone => Err("its entry is gone".into()),
+    /// Asked for as soon as it is polled, beside anything else.
+    pub(super) fn token(
+        &self,
+        audience: Audience,
+        now: Timestamp,
+    ) -> impl Future<Output = Result<JwtSvid, String>> + use<> {
+        let (cache, entry) = (self.cache.clone(), self.entry.clone());
+        async move {
+            let entry = entry.ok_or("there is no identity yet")?;
+            if let Some(token) = cache.held_token(&entry, &audience, now) {
+                return Ok(token.svid().clone());
+            }
+            match cache.token(&entry, &audience).await.map_err(|stopped| stopped.to_string())? {
+                Told::Token(token) => Ok(token.svid().clone()),
+                Told::Refused(why) => Err(format!("the server refuses it: {why}")),
+                Told::Failed => Err("the server could not be asked".into()),
+                Told::Gone => Err("its entry is gone".into()),
+            }
         }
     }
 }

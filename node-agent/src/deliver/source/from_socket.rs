@@ -121,12 +121,20 @@ impl FromSocket {
         Ok(Open { client, svids, keys, last_svids: None, last_keys: None })
     }
 
-    pub(super) async fn token(&self, id: &SpiffeId, audience: &Audience) -> Result<JwtSvid, String> {
-        let mut client = self.open.as_ref().ok_or("no agent is connected")?.client.clone();
+    /// Asked for as soon as it is polled, beside anything else.
+    pub(super) fn token(
+        &self,
+        id: &SpiffeId,
+        audience: &Audience,
+    ) -> impl Future<Output = Result<JwtSvid, String>> + use<> {
+        let client = self.open.as_ref().map(|open| open.client.clone());
         let message = wire::JwtsvidRequest { audience: audience.values().to_vec(), spiffe_id: id.to_string() };
-        let answer = client.fetch_jwtsvid(request(message)).await.map_err(|status| words(&status))?.into_inner();
-        let svid = answer.svids.first().ok_or("the agent sent no JWT-SVID")?;
-        JwtSvid::parse(&svid.svid).map_err(|error| format!("the agent sent a JWT-SVID that is none: {error}"))
+        async move {
+            let mut client = client.ok_or("no agent is connected")?;
+            let answer = client.fetch_jwtsvid(request(message)).await.map_err(|status| words(&status))?.into_inner();
+            let svid = answer.svids.first().ok_or("the agent sent no JWT-SVID")?;
+            JwtSvid::parse(&svid.svid).map_err(|error| format!("the agent sent a JWT-SVID that is none: {error}"))
+        }
     }
 }
 

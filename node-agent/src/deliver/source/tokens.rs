@@ -20,6 +20,7 @@ pub(super) struct Tokens(BTreeMap<Audience, Slot>);
 struct Slot {
     token: Option<JwtSvid>,
     ask_at: Timestamp,
+    is_asked_for: bool,
 }
 
 impl Tokens {
@@ -30,17 +31,31 @@ impl Tokens {
 
     /// When the next is to be asked for.
     pub(super) fn next_wake(&self) -> Option<Timestamp> {
-        self.0.values().map(|slot| slot.ask_at).min()
+        self.0.values().filter(|slot| !slot.is_asked_for).map(|slot| slot.ask_at).min()
     }
 
-    /// For whom one is to be asked for at `now`.
+    /// For whom one is to be asked for at `now`; none that is being asked for.
     pub(super) fn due(&self, now: Timestamp) -> Vec<Audience> {
-        self.0.iter().filter(|(_, slot)| slot.ask_at <= now).map(|(audience, _)| audience.clone()).collect()
+        let due = |slot: &Slot| slot.ask_at <= now && !slot.is_asked_for;
+        self.0.iter().filter(|(_, slot)| due(slot)).map(|(audience, _)| audience.clone()).collect()
+    }
+
+    /// It is being asked for, until it is answered.
+    pub(super) fn asked(&mut self, audience: &Audience) {
+        if let Some(slot) = self.0.get_mut(audience) {
+            slot.is_asked_for = true;
+        }
+    }
+
+    /// Whether there is one for each, of which none has ended.
+    pub(super) fn are_there(&self, now: Timestamp) -> bool {
+        self.0.values().all(|slot| slot.token.as_ref().is_some_and(|token| now < token.expires_at()))
     }
 
     /// What came of asking.
     pub(super) fn answered(&mut self, audience: &Audience, token: Option<JwtSvid>, now: Timestamp) {
         let Some(slot) = self.0.get_mut(audience) else { return };
+        slot.is_asked_for = false;
         let left = |token: &JwtSvid| token.expires_at().since(now);
         let is_old = token.is_none() || token == slot.token;
         slot.token = token.or_else(|| slot.token.take());
@@ -83,6 +98,19 @@ mod tests {
         let second = token(&db, half);
         tokens.answered(&db, Some(second.clone()), half);
         assert_eq!((&tokens.held()[&db], tokens.next_wake()), (&second, Some(half.plus(HOUR / 2))));
+    }
+
+    #[test]
+    fn what_is_being_asked_for_is_not_asked_for_again() {
+        let (db, api) = (audience("db"), audience("api"));
+        let mut tokens = Tokens::new([db.clone(), api.clone()]);
+        tokens.asked(&db);
+        assert_eq!(tokens.due(NOW), std::slice::from_ref(&api));
+        tokens.answered(&api, Some(token(&api, NOW)), NOW);
+        assert_eq!((tokens.next_wake(), tokens.are_there(NOW)), (Some(NOW.plus(HOUR / 2)), false));
+        tokens.answered(&db, Some(token(&db, NOW)), NOW);
+        assert!(tokens.are_there(NOW) && !tokens.are_there(NOW.plus(HOUR)));
+        assert!(Tokens::new([]).are_there(NOW));
     }
 
     #[test]

@@ -140,6 +140,11 @@ async fn serve(kong: Arc<Mutex<Kong>>) -> SocketAddr {
 async fn serve_by(kong: Arc<Mutex<Kong>>, tls: Option<TlsAcceptor>) -> SocketAddr {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
+    serve_at(listener, kong, tls);
+    address
+}
+
+fn serve_at(listener: tokio::net::TcpListener, kong: Arc<Mutex<Kong>>, tls: Option<TlsAcceptor>) {
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
             let kong = kong.clone();
@@ -176,7 +181,6 @@ async fn serve_by(kong: Arc<Mutex<Kong>>, tls: Option<TlsAcceptor>) -> SocketAdd
             });
         }
     });
-    address
 }
 
 /// A delivery with one action on the Kong at `address`.
@@ -251,6 +255,10 @@ async fn contract_kong_refuses_and_its_words_are_shown() {
     let with_token = format!("kind = 'kong'\ntoken_file = '{}'\n", token.display());
     let delivery = kong_delivery(address, "web", &with_token);
     assert!(put(&delivery, &material(), place.path()).await.unwrap_err().contains("cannot read"));
+    // A pipe that nobody writes to would be waited for, and the time limit with it.
+    rustix::fs::mkfifoat(rustix::fs::CWD, &token, rustix::fs::Mode::from_raw_mode(0o600)).unwrap();
+    assert!(put(&delivery, &material(), place.path()).await.unwrap_err().contains("token is no file"));
+    fs::remove_file(&token).unwrap();
     fs::write(&token, "secret\n").unwrap();
     let (first, mut torn) = (material(), material());
     torn.identity.key = first.identity.key.clone();
@@ -265,7 +273,29 @@ async fn contract_kong_refuses_and_its_words_are_shown() {
     let error = put(&delivery, &first, place.path()).await.unwrap_err();
     assert!(error.contains("with 409: UNIQUE violation"), "{error}");
     let nobody = kong_delivery("127.0.0.1:1".parse().unwrap(), "web", "kind = 'kong'\n");
-    assert!(put(&nobody, &first, place.path()).await.unwrap_err().contains("cannot be reached: Connection refused"));
+    assert!(put(&nobody, &first, place.path()).await.unwrap_err().contains("nobody on this machine is seen to listen"));
+}
+
+#[tokio::test]
+async fn contract_who_listens_in_kongs_place_is_given_nothing() {
+    if !nix::unistd::geteuid().is_root() {
+        // Only root can give a socket away to try it.
+        return;
+    }
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    std::os::unix::fs::fchown(&listener, Some(4711), None).unwrap();
+    let (address, place) = (listener.local_addr().unwrap(), TempDir::new().unwrap());
+    let error = put(&kong_delivery(address, "web", "kind = 'kong'\n"), &material(), place.path()).await.unwrap_err();
+    assert!(error.contains("uid 4711 listens at") && error.contains("set admin_user"), "{error}");
+    assert!(listener.accept().is_err(), "it was not even connected to");
+
+    let kong = Arc::new(Mutex::new(Kong::default()));
+    let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+    serve_at(listener, kong.clone(), None);
+    let delivery = kong_delivery(address, "web", "kind = 'kong'\nadmin_user = '4711'\n");
+    put(&delivery, &material(), place.path()).await.unwrap();
+    assert_eq!(ids(&kong, "certificates").len(), 1);
 }
 
 #[tokio::test]
@@ -274,7 +304,15 @@ async fn contract_kong_without_a_database_is_handed_the_file() {
     let (address, place) = (serve(kong.clone()).await, TempDir::new().unwrap());
     let delivery = kong_delivery(address, "web", "kind = 'kong_file'\nfile = 'kong.yml'\n");
     assert!(put(&delivery, &material(), place.path()).await.unwrap_err().contains("kong.yml: No such file"));
-    fs::write(place.path().join("kong.yml"), "_format_version: '3.0'\n").unwrap();
+    // As it was delivered, and not by a link that leads elsewhere.
+    let version = place.path().join("..0000000000000001");
+    fs::create_dir(&version).unwrap();
+    std::os::unix::fs::symlink("..0000000000000001", place.path().join("..data")).unwrap();
+    fs::write(place.path().join("secret"), "root's").unwrap();
+    std::os::unix::fs::symlink(place.path().join("secret"), version.join("kong.yml")).unwrap();
+    assert!(put(&delivery, &material(), place.path()).await.unwrap_err().contains("cannot read"));
+    fs::remove_file(version.join("kong.yml")).unwrap();
+    fs::write(version.join("kong.yml"), "_format_version: '3.0'\n").unwrap();
     put(&delivery, &material(), place.path()).await.unwrap();
     assert_eq!(kong.lock().unwrap().config, "_format_version: '3.0'\n");
 }
