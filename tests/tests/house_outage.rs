@@ -113,7 +113,7 @@ async fn an_agent_whose_own_svid_has_expired_attests_anew_by_its_certificate() {
 async fn an_agent_moves_on_when_the_first_server_of_its_list_is_dead() {
     let house = House::start(&[]).await;
     // A port that nobody listens on.
-    let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let dead = std::net::SocketAddr::from(([127, 0, 0, 1], tests::binary::free_port()));
     let servers = format!("[\"{dead}\", \"{}\"]", house.address());
     let node = Node::start(&house, "node", &[("servers", &servers)]).await;
     connected(&house, &node).await;

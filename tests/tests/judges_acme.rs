@@ -14,6 +14,7 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use serde_json::json;
 use spiffe::time::System;
+use tests::binary::free_port;
 use tests::patience;
 use tests::web::Browser;
 
@@ -36,10 +37,6 @@ fn pebble() -> PathBuf {
     });
     assert!(path.exists(), "CHANCERY_PEBBLE names {}, which is not there", path.display());
     path
-}
-
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 fn start(program: &Path, arguments: &[&str]) -> Running {

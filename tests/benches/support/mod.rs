@@ -21,6 +21,7 @@ use spiffe::proto::workload::X509svidResponse;
 use spiffe::time::System;
 use spiffe::x509_svid::X509Svid;
 use tempfile::TempDir;
+use tests::binary::free_port;
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 use tonic::Streaming;
@@ -115,8 +116,8 @@ impl Server {
 
     /// The same with these tables at the end of its config.
     pub(crate) async fn start_with(folder: &Arc<TempDir>, more: &str) -> Result<Self> {
-        let port = free_port()?;
-        let health = free_port()?;
+        let port = free_port();
+        let health = free_port();
         let root = folder.path();
         let config = format!(
             "trust_domain = '{DOMAIN}'\ndata_dir = '{0}/server'\nlisten = '127.0.0.1:{port}'\n\
@@ -275,9 +276,4 @@ impl Figures {
         let at = (self.0.len() * percent).div_ceil(100).saturating_sub(1);
         self.0.get(at).map_or(f64::NAN, |duration| duration.as_secs_f64() * 1e3)
     }
-}
-
-/// A port of 127.0.0.1 that nobody has now.
-pub(crate) fn free_port() -> Result<u16> {
-    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }

@@ -1,7 +1,8 @@
 //! Two trust domains that fetch each other's bundles.
 
 use super::command::Output;
-use super::house::{House, free_port};
+use super::house::House;
+use super::port::free_port;
 
 /// A trust domain that serves its bundle by its own SVID and may fetch from this machine; and where it does.
 #[track_caller]

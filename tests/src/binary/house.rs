@@ -1,12 +1,12 @@
 //! A server and an agent, each the real binary, in a folder of their own.
 
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
 use super::command::{Command, Output};
 use super::patience::wait_for;
+use super::port::free_port;
 use super::process::Process;
 
 /// How long server and agent may take to be ready, in seconds.
@@ -231,10 +231,4 @@ impl House {
     pub fn of_us() -> String {
         format!("unix:uid:{}", nix::unistd::geteuid())
     }
-}
-
-/// A TCP port of the loopback that nobody has.
-pub fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("its number").port()
 }

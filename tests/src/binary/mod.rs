@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `patience` | the one place where a test waits: for a condition, with a limit |
 //! | `command` | a program that ends by itself, and its [`Output`] |
+//! | `port` | a [`free_port`] for a program that is told where to listen |
 //! | `process` | a program that runs on: its log, its end |
 //! | `house` | a [`House`]: server and agent of one trust domain in a folder of their own |
 //! | `federation` | two houses that fetch each other's bundles |
@@ -20,13 +21,15 @@ pub mod federation;
 mod house;
 mod judges;
 mod patience;
+mod port;
 mod process;
 mod session;
 
 pub use command::{Command, Output};
-pub use house::{House, free_port};
+pub use house::House;
 pub use judges::{Judge, interop, jose, openssl, pkilint, place, pyjwt, update_of};
 pub use patience::wait_for;
+pub use port::free_port;
 pub use process::Process;
 pub use session::{Session, Step};
 
