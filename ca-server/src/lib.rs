@@ -16,6 +16,7 @@ pub mod federation;
 pub mod health;
 pub mod https;
 pub mod issuance;
+pub mod kube;
 pub mod metrics;
 pub mod origin;
 pub mod own_svid;

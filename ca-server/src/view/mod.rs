@@ -8,6 +8,7 @@
 mod apply;
 pub mod follow;
 pub mod keys;
+pub mod pods;
 pub mod record;
 
 use std::sync::Arc;
