@@ -1,6 +1,7 @@
 //! The agent: what it holds in memory with 100 workload identities, and how soon after the connection a workload has
-//! an SVID that the agent already holds; and how soon a JWT-SVID that it holds is answered to 16 callers at once, at a fixed
-//! rate and as fast as they can, beside an RPC that the same stack answers without looking at anything.
+//! an SVID that the agent already holds; and how soon a JWT-SVID that it holds is answered to 16 callers of a workload with one
+//! of those identities, at a fixed rate and as fast as they can, beside an RPC that the same stack answers without looking at
+//! anything.
 
 #![allow(clippy::disallowed_methods, clippy::print_stdout, reason = "a benchmark measures and prints")]
 
@@ -16,6 +17,7 @@ use spiffe::proto::v1;
 use spiffe::proto::workload::JwtsvidRequest;
 use spiffe::proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use support::{DOMAIN, Figures, Process, Server, binary, create, entry, unix_channel, workload_stream};
+use tonic::transport::Channel;
 
 const IDENTITIES: usize = 100;
 const CONNECTS: usize = 500;
@@ -48,7 +50,8 @@ fn main() -> Result<()> {
             tokio::time::sleep(Duration::from_millis(10)).await;
         };
         let before = process.resident()?;
-        create(&mut admin, (0..IDENTITIES).map(|number| entry(&format!("/svc/{number}"), &agent)).collect()).await?;
+        let path = |number| format!("/svc/{number}");
+        let ids = create(&mut admin, (0..IDENTITIES).map(|number| entry(&path(number), &agent)).collect()).await?;
         let mut stream = workload_stream(&socket).await?;
         let waiting = Instant::now();
         while stream.message().await?.context("the stream ended")?.svids.len() < IDENTITIES {
@@ -74,6 +77,16 @@ fn main() -> Result<()> {
             figures.percentile(50),
             figures.percentile(99)
         );
+        // From here on the workload is one of a hundred with an identity each.
+        admin.delete_entries(v1::DeleteEntriesRequest { ids: ids.into_iter().skip(1).collect() }).await?;
+        let of_another = |number: usize| {
+            let selectors = vec![format!("unix:uid:{}", 100_000 + number)];
+            v1::Entry { selectors, ..entry(&path(number), &agent) }
+        };
+        create(&mut admin, (1..IDENTITIES).map(of_another).collect()).await?;
+        while workload_stream(&socket).await?.message().await?.context("no state")?.svids.len() > 1 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
         tokens(&socket, &process).await?;
         process.stop()?;
         server.process.stop()
@@ -81,24 +94,40 @@ fn main() -> Result<()> {
 }
 
 const CALLERS: u32 = 16;
-const CALLS: usize = 2_000;
+const CALLS: u32 = 2_000;
 /// Of all callers together, in a second.
 const RATE: u32 = 1_600;
+
+/// How the callers call.
+#[derive(Clone, Copy)]
+enum Pace {
+    /// Each at moments of its own, as many in a second as [`RATE`] says: a thread of its own that sleeps until then, since the
+    /// timers of a runtime, which are those of whole milliseconds, would have them all call together.
+    Fixed,
+    /// As fast as they can.
+    ClosedLoop,
+}
 
 async fn tokens(socket: &Path, agent: &Process) -> Result<()> {
     println!("\n| 16 callers | calls/s | p50 ms | p99 ms | agent CPU us/call |");
     println!("|---|---|---|---|---|");
-    for (what, pause) in [("fixed rate", Duration::from_secs(1) * CALLERS / RATE), ("closed loop", Duration::ZERO)] {
+    for (what, pace) in [("fixed rate", Pace::Fixed), ("closed loop", Pace::ClosedLoop)] {
         for held in [true, false] {
             let (started, cpu) = (Instant::now(), agent.cpu()?);
-            // One after the other, so that they do not all call in the same moment from then on.
-            let one = |number| tokio::spawn(calls(socket.to_owned(), held, pause, pause * number / CALLERS));
-            let callers: Vec<_> = (0..CALLERS).map(one).collect();
+            let callers: Vec<_> = (0..CALLERS)
+                .map(|number| {
+                    let caller = Caller { socket: socket.to_owned(), held };
+                    match pace {
+                        Pace::Fixed => tokio::task::spawn_blocking(move || caller.at_moments(started, number)),
+                        Pace::ClosedLoop => tokio::spawn(caller.in_a_loop()),
+                    }
+                })
+                .collect();
             let mut figures = Figures::default();
             for caller in callers {
                 figures.extend(caller.await??);
             }
-            let calls = f64::from(CALLERS) * CALLS as f64;
+            let calls = f64::from(CALLERS) * f64::from(CALLS);
             let which = if held { "a held JWT-SVID" } else { "limit: refused for want of the header" };
             println!(
                 "| {what}, {which} | {:.0} | {:.3} | {:.3} | {:.0} |",
@@ -112,30 +141,54 @@ async fn tokens(socket: &Path, agent: &Process) -> Result<()> {
     Ok(())
 }
 
-/// The calls of one caller, on a connection of its own.
-async fn calls(socket: PathBuf, held: bool, pause: Duration, later: Duration) -> Result<Figures> {
-    tokio::time::sleep(later).await;
-    let mut client = SpiffeWorkloadApiClient::new(unix_channel(socket).await?);
-    let id = format!("spiffe://{DOMAIN}/svc/0");
-    let mut figures = Figures::default();
-    for number in 0..=CALLS {
-        let request = JwtsvidRequest { audience: vec!["bench".into()], spiffe_id: id.clone() };
-        let mut request = tonic::Request::new(request);
-        if held {
+/// One of those who call, on a connection of its own.
+struct Caller {
+    socket: PathBuf,
+    held: bool,
+}
+
+impl Caller {
+    fn at_moments(self, from: Instant, number: u32) -> Result<Figures> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let pause = Duration::from_secs(1) * CALLERS / RATE;
+        let mut client = runtime.block_on(self.connect())?;
+        let mut figures = Figures::default();
+        for call in 1..=CALLS {
+            let moment = from + pause * number / CALLERS + pause * call;
+            std::thread::sleep(moment.saturating_duration_since(Instant::now()));
+            figures.add(runtime.block_on(self.call(&mut client))?);
+        }
+        Ok(figures)
+    }
+
+    async fn in_a_loop(self) -> Result<Figures> {
+        let mut client = self.connect().await?;
+        let mut figures = Figures::default();
+        for _ in 0..CALLS {
+            figures.add(self.call(&mut client).await?);
+        }
+        Ok(figures)
+    }
+
+    /// Connects, and calls once: that has the token issued.
+    async fn connect(&self) -> Result<SpiffeWorkloadApiClient<Channel>> {
+        let mut client = SpiffeWorkloadApiClient::new(unix_channel(self.socket.clone()).await?);
+        self.call(&mut client).await?;
+        Ok(client)
+    }
+
+    /// How long a call took.
+    async fn call(&self, client: &mut SpiffeWorkloadApiClient<Channel>) -> Result<Duration> {
+        let id = format!("spiffe://{DOMAIN}/svc/0");
+        let mut request = tonic::Request::new(JwtsvidRequest { audience: vec!["bench".into()], spiffe_id: id });
+        if self.held {
             request.metadata_mut().insert("workload.spiffe.io", tonic::metadata::MetadataValue::from_static("true"));
         }
         let started = Instant::now();
         let answer = client.fetch_jwtsvid(request).await;
-        if held == answer.is_err() {
+        if self.held == answer.is_err() {
             bail!("not the answer that is measured: {answer:?}");
         }
-        // The first one has the token issued.
-        if number > 0 {
-            figures.add(started.elapsed());
-        }
-        if !pause.is_zero() {
-            tokio::time::sleep(pause.saturating_sub(started.elapsed())).await;
-        }
+        Ok(started.elapsed())
     }
-    Ok(figures)
 }

@@ -59,7 +59,6 @@ fn attest(error: &AttestError) -> Status {
         | AttestError::AllFailed(_) => Status::unavailable(error.to_string()),
         AttestError::Hidden
         | AttestError::Gone(_)
-        | AttestError::Reused(_)
         | AttestError::Changed(_)
         | AttestError::Thread(_)
         | AttestError::TwoUsers(_)

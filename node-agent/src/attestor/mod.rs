@@ -40,9 +40,6 @@ pub enum AttestError {
     /// The process has ended.
     #[error("process {0} has ended")]
     Gone(u32),
-    /// The pid now belongs to another process.
-    #[error("process {0} has ended and its pid belongs to another process now")]
-    Reused(u32),
     /// The process acts for another user or group than when it was pinned, as after running a setuid program.
     #[error("process {0} has changed its user or group since it connected or was named: begin anew")]
     Changed(u32),

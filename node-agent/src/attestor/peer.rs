@@ -8,13 +8,16 @@
 //! - Of a process that is named its pidfd is opened first and everything is read after: as long as the pidfd says that
 //!   the process has not ended, the pid cannot have become another's. Threads are none, the kernel's least of all; nor is a
 //!   setuid program: anybody may start one, and it acts for two users.
-//! - [`Peer::check`] says whether it is still the same process (not ended, same start time) and still acts for the
+//! - Its `/proc/<pid>/status` is opened once, before the pidfd is looked at for the first time: from then on that file is of this
+//!   very process, as the pidfd is, and tells of no other one that may get its number.
+//! - [`Peer::check`] says whether it is still there (and so is what was read by its number its own) and still acts for the
 //!   user and group that connected: a process that connects and then runs a setuid program proves nothing by it.
 //! - A pid is one of the agent's own pid namespace. Whoever is in another one means another process by the same number.
 
 use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt as _;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -24,10 +27,10 @@ use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
 
 use super::AttestError;
-use super::process_file::{Credentials, is_kernel_thread, pid_namespaces, start_time};
+use super::process_file::{Credentials, is_kernel_thread, pid_namespaces};
 
 /// More than any file of `/proc/<pid>` that is read has, with tens of thousands of groups in it.
-const MOST_BYTES: u64 = 1 << 20;
+const MOST_BYTES: usize = 1 << 20;
 
 /// A process that has connected, or was named. See the head of this file.
 #[derive(Debug)]
@@ -35,8 +38,9 @@ pub struct Peer {
     pid: u32,
     uid: u32,
     gid: u32,
-    start_time: u64,
     pidfd: AsyncFd<OwnedFd>,
+    /// Its `/proc/<pid>/status`.
+    status: File,
 }
 
 impl Peer {
@@ -54,8 +58,8 @@ impl Peer {
             Err(_) => return Err(AttestError::Gone(pid)),
         };
         let pidfd = watch(pidfd).map_err(AttestError::Credentials)?;
-        let start_time = read_start_time(pid)?;
-        let peer = Self { pid, uid: credentials.uid(), gid: credentials.gid(), start_time, pidfd };
+        let status = open(pid, "status")?;
+        let peer = Self { pid, uid: credentials.uid(), gid: credentials.gid(), pidfd, status };
         peer.check()?;
         Ok(peer)
     }
@@ -67,12 +71,12 @@ impl Peer {
         if is_kernel_thread(&stat).ok_or_else(|| malformed(pid, "stat"))? {
             return Err(AttestError::Thread(pid));
         }
-        let start_time = start_time(&stat).ok_or_else(|| malformed(pid, "stat"))?;
-        let now = credentials(pid)?;
+        let status = open(pid, "status")?;
+        let now = credentials(pid, &status)?;
         if !now.are_of_one() {
             return Err(AttestError::TwoUsers(pid));
         }
-        let peer = Self { pid, uid: now.effective_uid, gid: now.effective_gid, start_time, pidfd };
+        let peer = Self { pid, uid: now.effective_uid, gid: now.effective_gid, pidfd, status };
         peer.check()?;
         Ok(peer)
     }
@@ -92,13 +96,9 @@ impl Peer {
         self.gid
     }
 
-    /// Its users and groups as they are now, if it is still there, is still the same process, and still acts for the same
-    /// user and group.
+    /// Its users and groups as they are now, if it is still there and still acts for the same user and group.
     pub fn check(&self) -> Result<Credentials, AttestError> {
         let now = self.credentials()?;
-        if read_start_time(self.pid)? != self.start_time {
-            return Err(AttestError::Reused(self.pid));
-        }
         // At the end: as long as it has not ended, its pid is nobody else's, and what was read until now was its own.
         if is_readable(self.pidfd.get_ref())? {
             return Err(AttestError::Gone(self.pid));
@@ -111,12 +111,12 @@ impl Peer {
 
     /// Its users and groups as they are now.
     pub fn credentials(&self) -> Result<Credentials, AttestError> {
-        credentials(self.pid)
+        credentials(self.pid, &self.status)
     }
 
     /// Whether it calls processes by the same pids as the agent.
     pub fn shares_pid_namespace(&self) -> Result<bool, AttestError> {
-        Ok(pid_namespaces(&read(self.pid, "status")?) == 1)
+        Ok(pid_namespaces(&whole(self.pid, "status", &self.status)?) == 1)
     }
 
     /// Returns when it has ended.
@@ -163,27 +163,48 @@ fn is_readable(pidfd: &OwnedFd) -> Result<bool, AttestError> {
     Ok(count > 0)
 }
 
-fn credentials(pid: u32) -> Result<Credentials, AttestError> {
-    Credentials::parse(&read(pid, "status")?).ok_or_else(|| malformed(pid, "status"))
-}
-
-fn read_start_time(pid: u32) -> Result<u64, AttestError> {
-    start_time(&read(pid, "stat")?).ok_or_else(|| malformed(pid, "stat"))
+fn credentials(pid: u32, status: &File) -> Result<Credentials, AttestError> {
+    Credentials::parse(&whole(pid, "status", status)?).ok_or_else(|| malformed(pid, "status"))
 }
 
 /// A small file of `/proc/<pid>`; `Gone` when there is none.
 pub(super) fn read(pid: u32, file: &'static str) -> Result<Vec<u8>, AttestError> {
-    // In one piece: without asking first how large it is, which it does not know.
-    let mut content = Vec::with_capacity(4096);
-    let whole =
-        File::open(format!("/proc/{pid}/{file}")).and_then(|opened| opened.take(MOST_BYTES).read_to_end(&mut content));
-    whole.map(|_| content).map_err(|error| {
-        if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(Errno::ESRCH as i32) {
-            AttestError::Gone(pid)
-        } else {
-            AttestError::ProcessFile { pid, file, reason: error.to_string() }
+    whole(pid, file, &open(pid, file)?)
+}
+
+fn open(pid: u32, file: &'static str) -> Result<File, AttestError> {
+    File::open(format!("/proc/{pid}/{file}")).map_err(|error| unreadable(pid, file, &error))
+}
+
+/// What is in it now, from its beginning, however often it was read before.
+fn whole(pid: u32, file: &'static str, opened: &File) -> Result<Vec<u8>, AttestError> {
+    // Most are read in one piece: the kernel does not say how large they are.
+    let mut content = vec![0; 4096];
+    let mut read = 0;
+    loop {
+        match opened.read_at(&mut content[read..], read as u64) {
+            Ok(0) => break,
+            Ok(more) => read += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(unreadable(pid, file, &error)),
         }
-    })
+        if read == content.len() {
+            if read >= MOST_BYTES {
+                break;
+            }
+            content.resize(2 * read, 0);
+        }
+    }
+    content.truncate(read);
+    Ok(content)
+}
+
+fn unreadable(pid: u32, file: &'static str, error: &io::Error) -> AttestError {
+    if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(Errno::ESRCH as i32) {
+        AttestError::Gone(pid)
+    } else {
+        AttestError::ProcessFile { pid, file, reason: error.to_string() }
+    }
 }
 
 fn malformed(pid: u32, file: &'static str) -> AttestError {
@@ -210,8 +231,8 @@ mod tests {
         let pidfd = pidfd_by_number(&theirs, child.id()).unwrap();
         let pidfd = watch(pidfd).unwrap();
         let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
-        let start_time = read_start_time(child.id()).unwrap();
-        let peer = Peer { pid: child.id(), uid, gid, start_time, pidfd };
+        let status = open(child.id(), "status").unwrap();
+        let peer = Peer { pid: child.id(), uid, gid, pidfd, status };
         (child, peer)
     }
 
@@ -221,14 +242,6 @@ mod tests {
         assert_eq!(peer.pid(), std::process::id());
         assert_eq!((peer.uid(), peer.gid()), (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw()));
         peer.check().unwrap();
-    }
-
-    #[tokio::test]
-    async fn pid_reuse_is_refused() {
-        let (_held, mut peer) = ourselves();
-        peer.start_time += 1;
-        assert!(matches!(peer.check(), Err(AttestError::Reused(_))));
-        assert!(matches!(Attestors::new(Vec::new()).attest(&peer).await, Err(AttestError::Reused(_))));
     }
 
     #[tokio::test]
@@ -258,7 +271,6 @@ mod tests {
         let (mut child, expected) = child();
         let peer = Peer::named(child.id()).unwrap();
         assert_eq!((peer.pid(), peer.uid(), peer.gid()), (expected.pid(), expected.uid(), expected.gid()));
-        assert_eq!(peer.start_time, expected.start_time);
         assert!(peer.shares_pid_namespace().unwrap());
         child.kill().unwrap();
         peer.ended().await;
@@ -275,8 +287,14 @@ mod tests {
         let (mut second, _) = child();
         first.kill().unwrap();
         first.wait().unwrap();
-        // As if the kernel had given its number to the second.
-        let peer = Peer { pid: second.id(), start_time: read_start_time(second.id()).unwrap(), ..peer };
+        // As if the kernel had given its number to the second: what is read by number is the second's.
+        let peer = Peer { pid: second.id(), ..peer };
+        assert!(read(peer.pid(), "status").is_ok());
+        assert!(matches!(peer.check(), Err(AttestError::Gone(_))));
+        assert!(matches!(Attestors::new(Vec::new()).attest(&peer).await, Err(AttestError::Gone(_))));
+        // And where all that was opened of the first was opened too late.
+        let peer = Peer { status: open(second.id(), "status").unwrap(), ..peer };
+        assert!(peer.credentials().is_ok());
         assert!(matches!(peer.check(), Err(AttestError::Gone(_))));
         second.kill().unwrap();
         second.wait().unwrap();

@@ -6,21 +6,13 @@
 /// `PF_KTHREAD` of the kernel's `sched.h`.
 const KERNEL_THREAD: u64 = 0x0020_0000;
 
-/// When the process started, in clock ticks since boot: field 22 of `/proc/<pid>/stat`.
-pub fn start_time(stat: &[u8]) -> Option<u64> {
-    field(stat, 22)
-}
-
 /// Whether it is a thread of the kernel's own, by its flags: field 9 of `/proc/<pid>/stat`.
 pub fn is_kernel_thread(stat: &[u8]) -> Option<bool> {
-    field(stat, 9).map(|flags| flags & KERNEL_THREAD != 0)
-}
-
-fn field(stat: &[u8], number: usize) -> Option<u64> {
     let name_end = stat.iter().rposition(|byte| *byte == b')')?;
     let rest = std::str::from_utf8(stat.get(name_end + 1..)?).ok()?;
     // The field after the name is the third.
-    rest.split_ascii_whitespace().nth(number.checked_sub(3)?)?.parse().ok()
+    let flags: u64 = rest.split_ascii_whitespace().nth(9 - 3)?.parse().ok()?;
+    Some(flags & KERNEL_THREAD != 0)
 }
 
 /// In how many pid namespaces, from the reader's own downwards, the process has a pid: the line `NSpid:` of
@@ -79,7 +71,6 @@ mod tests {
 
     #[test]
     fn our_own_files_are_read() {
-        assert!(start_time(&std::fs::read("/proc/self/stat").unwrap()).unwrap() > 0);
         let own = Credentials::parse(&std::fs::read("/proc/self/status").unwrap()).unwrap();
         assert_eq!(own.effective_uid, nix::unistd::geteuid().as_raw());
         assert_eq!(own.effective_gid, nix::unistd::getegid().as_raw());
@@ -115,9 +106,9 @@ mod tests {
 
     #[test]
     fn cut_off_files_are_refused() {
-        assert_eq!(start_time(b""), None);
-        assert_eq!(start_time(b"7 (a) S 1 2 3"), None);
-        assert_eq!(start_time(b"7 (a"), None);
+        assert_eq!(is_kernel_thread(b""), None);
+        assert_eq!(is_kernel_thread(b"7 (a) S 1 2 3"), None);
+        assert_eq!(is_kernel_thread(b"7 (a"), None);
         assert_eq!(Credentials::parse(b"Name:\ta\nUid:\t1\nGid:\t1\t1\t1\t1\nGroups:\t\n"), None);
         assert_eq!(Credentials::parse(b"Uid:\t1\t-1\t1\t1\nGid:\t1\t1\t1\t1\nGroups:\t\n"), None);
         assert_eq!(Credentials::parse(b"Uid:\t1\t1\t1\t1\nGid:\t1\t1\t1\t1\n"), None);
@@ -125,11 +116,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_process_cannot_choose_its_start_time_by_its_name(name in prop::collection::vec(any::<u8>(), 0..16), ticks: u64) {
+        fn a_process_cannot_choose_its_flags_by_its_name(name in prop::collection::vec(any::<u8>(), 0..16), flags: u64) {
             let mut stat = b"4711 (".to_vec();
             stat.extend(&name);
-            stat.extend(format!(") S 1 2 3 0 -1 4194560 5 0 0 0 0 0 0 0 20 0 1 0 {ticks} 0 0\n").as_bytes());
-            prop_assert_eq!(start_time(&stat), Some(ticks));
+            stat.extend(format!(") S 1 2 3 0 -1 {flags} 5 0 0 0 0 0 0 0 20 0 1 0 4711 0 0\n").as_bytes());
+            prop_assert_eq!(is_kernel_thread(&stat), Some(flags & KERNEL_THREAD != 0));
         }
 
         #[test]
@@ -147,7 +138,7 @@ mod tests {
 
         #[test]
         fn nothing_panics(bytes: Vec<u8>) {
-            let _ = (start_time(&bytes), is_kernel_thread(&bytes), pid_namespaces(&bytes), Credentials::parse(&bytes));
+            let _ = (is_kernel_thread(&bytes), pid_namespaces(&bytes), Credentials::parse(&bytes));
         }
     }
 }

@@ -5,7 +5,6 @@ use libfuzzer_sys::fuzz_target;
 use node_agent::attestor::{process_file, systemd};
 
 fuzz_target!(|bytes: &[u8]| {
-    let _ = process_file::start_time(bytes);
     let _ = process_file::is_kernel_thread(bytes);
     let _ = process_file::pid_namespaces(bytes);
     let _ = process_file::Credentials::parse(bytes);

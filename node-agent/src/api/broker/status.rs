@@ -113,7 +113,7 @@ pub(super) fn denied(denial: &Denial) -> Status {
 
 fn attest(error: &AttestError) -> Status {
     let (reason, pid) = match error {
-        AttestError::Gone(pid) | AttestError::Reused(pid) | AttestError::Thread(pid) => (Reason::NotFound, *pid),
+        AttestError::Gone(pid) | AttestError::Thread(pid) => (Reason::NotFound, *pid),
         AttestError::Changed(pid) | AttestError::TwoUsers(pid) | AttestError::ProcessFile { pid, .. } => {
             (Reason::NotEntitled, *pid)
         }
