@@ -161,7 +161,7 @@ mod tests {
     #[test]
     fn an_attestor_that_is_not_enabled_names_those_that_are() {
         let none = config::JoinToken { enabled: false, max_ttl: Duration::from_secs(60) };
-        let nobody = Attestors::from_config(&config::Attest { join_token: none, x509pop: None }).unwrap();
+        let nobody = Attestors::from_config(&config::Attest { join_token: none, ..Default::default() }).unwrap();
         assert_eq!(
             nobody.find("join_token").unwrap_err().to_string(),
             "attestor \"join_token\" is not enabled here: this server attests no new nodes"
