@@ -128,7 +128,7 @@ pub enum AppError {
         /// Its name.
         cluster: String,
         /// What is wrong with them.
-        error: AccessError,
+        error: Box<AccessError>,
     },
     /// TLS could not be set up.
     #[error("TLS cannot be set up: {0}")]

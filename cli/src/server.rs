@@ -165,10 +165,10 @@ impl Valid {
         let relationships = config.federation.relationships.iter();
         let relationships = relationships.map(|one| one.relationship.trust_domain.to_string()).collect();
         let allow_networks = config.federation.allow_networks.iter().map(ToString::to_string).collect();
-        let clusters = config.kubernetes.keys().map(|name| Cluster {
-            name: name.to_string(),
-            k8s_psat: config.attest.k8s_psat.contains_key(name),
-        });
+        let clusters = config
+            .kubernetes
+            .keys()
+            .map(|name| Cluster { name: name.to_string(), k8s_psat: config.attest.k8s_psat.contains_key(name) });
         Self {
             trust_domain: config.trust_domain.to_string(),
             data_dir: config.data_dir.clone(),

@@ -14,7 +14,7 @@ use crate::metrics::ObservedCluster;
 /// What the files of each cluster say, in the order of their names.
 pub(super) fn read(config: &Config) -> Result<Vec<Access>, AppError> {
     let read = config.kubernetes.iter().map(|(name, cluster)| {
-        Access::read(cluster).map_err(|error| AppError::Cluster { cluster: name.to_string(), error })
+        Access::read(cluster).map_err(|error| AppError::Cluster { cluster: name.to_string(), error: Box::new(error) })
     });
     read.collect()
 }

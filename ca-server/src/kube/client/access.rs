@@ -11,7 +11,7 @@ use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use secrecy::ExposeSecret as _;
+use secrecy::{ExposeSecret as _, SecretString};
 use spiffe::crypto;
 use spiffe::time::{Clock, TlsTime};
 use zeroize::Zeroizing;
@@ -105,7 +105,7 @@ impl Access {
             return Err("names no CA of the API server: set certificate-authority or certificate-authority-data".into());
         }
         let pem = identity_pem(auth)?;
-        let identity = pem.as_ref().map(|pem| identity(pem)).transpose()?;
+        let identity = pem.as_ref().map(identity).transpose()?;
         let mut all = Zeroizing::new(crypto::sha256(text).to_vec());
         ders.chain(pem.iter().flat_map(|(chain, key)| [&**chain, &**key])).for_each(|part| {
             all.extend(crypto::sha256(part));
@@ -161,7 +161,7 @@ fn identity_pem(auth: &AuthInfo) -> Result<Option<Pem>, String> {
         (None, None) => Ok(None),
     };
     let chain = part(auth.client_certificate_data.as_deref(), auth.client_certificate.as_ref(), "client-certificate")?;
-    let key = auth.client_key_data.as_ref().map(|secret| secret.expose_secret());
+    let key = auth.client_key_data.as_ref().map(SecretString::expose_secret);
     let key = part(key, auth.client_key.as_ref(), "client-key")?.map(Zeroizing::new);
     match (chain, key) {
         (Some(chain), Some(key)) => Ok(Some((Zeroizing::new(chain), key))),

@@ -82,6 +82,11 @@ impl Seen {
             life,
         })
     }
+
+    /// Whether both are the same to whoever does not ask how long they live.
+    fn looks_like(&self, other: &Self) -> bool {
+        Self { life: other.life, ..self.clone() } == *other
+    }
 }
 
 impl Node {
@@ -214,17 +219,17 @@ impl Picture {
         if pod.node_name.is_empty() || pod.life.is_over(now) {
             return self.forget(&pod.uid);
         }
-        if let Life::Until(end) = pod.life {
-            self.ends.insert((end, Arc::clone(&pod.uid)));
+        let is_news = self.pods.get(&pod.uid).is_none_or(|before| !before.looks_like(&pod));
+        let event = is_news.then(|| self.tell(&pod));
+        let (uid, life) = (Arc::clone(&pod.uid), pod.life);
+        let before = self.pods.insert(Arc::clone(&uid), pod);
+        if let Some(Life::Until(end)) = before.map(|before| before.life) {
+            self.ends.remove(&(end, Arc::clone(&uid)));
         }
-        let event = self.tell(&pod);
-        let Some(before) = self.pods.insert(Arc::clone(&pod.uid), pod.clone()) else { return Some(event) };
-        if let Life::Until(end) = before.life
-            && before.life != pod.life
-        {
-            self.ends.remove(&(end, Arc::clone(&before.uid)));
+        if let Life::Until(end) = life {
+            self.ends.insert((end, uid));
         }
-        (Seen { life: pod.life, ..before } != pod).then_some(event)
+        event
     }
 
     fn forget(&mut self, uid: &Arc<str>) -> Option<PodEvent> {
