@@ -14,7 +14,7 @@ use tests::cluster::{Cluster, Pod, uid};
 use tests::house::trust_domain;
 use tests::patience::{eventually, that};
 use tokio::sync::mpsc;
-use tokio_util::task::AbortOnDropHandle;
+use tokio::task::JoinSet;
 
 /// What one namespace of a cluster looks like through a watch.
 struct Seen {
@@ -23,7 +23,8 @@ struct Seen {
     told: usize,
     namespace: &'static str,
     watched: Arc<Watched>,
-    _work: AbortOnDropHandle<()>,
+    /// Ends when it is dropped.
+    _work: JoinSet<()>,
 }
 
 impl Seen {
@@ -46,8 +47,9 @@ impl Seen {
         let name = ClusterName::try_from("main".to_owned()).unwrap();
         let watched = Watched::new(&name, &source, Access::read(&source).unwrap(), Arc::new(System));
         let (work, events) = watch(vec![Arc::clone(&watched)], trust_domain(), Arc::new(System));
-        let work = AbortOnDropHandle::new(tokio::spawn(work));
-        (Self { events, pods: Pods::default(), told: 0, namespace, watched, _work: work }, grant)
+        let mut running = JoinSet::new();
+        running.spawn(work);
+        (Self { events, pods: Pods::default(), told: 0, namespace, watched, _work: running }, grant)
     }
 
     /// Waits until the pods of the namespace are these: `name@node UID team app`.
