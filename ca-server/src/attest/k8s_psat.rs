@@ -12,6 +12,7 @@
 //!   the other kinds of attestation have theirs.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -192,12 +193,20 @@ pub fn node_path(cluster: &str, node_uid: &str) -> String {
     format!("{cluster}/{node_uid}")
 }
 
-struct Evidence {
+/// Evidence within its limits; nobody has looked at the token yet.
+pub struct Evidence {
     cluster: String,
     token: String,
 }
 
-fn parse_evidence(bytes: &[u8]) -> Result<Evidence, K8sPsatError> {
+impl fmt::Debug for Evidence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Evidence").field("cluster", &self.cluster).finish_non_exhaustive()
+    }
+}
+
+/// Parses evidence. Meets bytes from strangers.
+pub fn parse_evidence(bytes: &[u8]) -> Result<Evidence, K8sPsatError> {
     if bytes.len() > MAX_EVIDENCE_BYTES {
         return Err(K8sPsatError::EvidenceTooLarge(bytes.len()));
     }

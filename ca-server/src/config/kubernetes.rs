@@ -36,8 +36,8 @@ pub struct Cluster {
 }
 
 impl Default for Cluster {
-    /// Five seconds: an attestation asks up to three times, and has 30 seconds. A minute: a node that is cut off from
-    /// its API server is noticed in less time than Kubernetes itself takes to evict its pods.
+    /// Five seconds: an attestation asks three times, and has 30 seconds. A minute: what an API server that hangs would
+    /// have said is missed no longer, and one that is well is asked no more often.
     fn default() -> Self {
         Self {
             kubeconfig: None,

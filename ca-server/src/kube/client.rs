@@ -160,15 +160,10 @@ impl Cluster {
     /// A client of the API server, made of the files as they were a minute ago at most. Cheap while they are the same.
     pub async fn client(&self) -> Result<Client, ApiError> {
         let now = self.clock.now();
-        let is_old = {
-            let held = self.held();
-            held.read_at > now || now.since(held.read_at) >= FILES
-        };
-        if is_old {
+        if self.is_to_be_read(now) {
             let source = self.source.clone();
             let read = tokio::task::spawn_blocking(move || Access::read(&source)).await;
             let mut held = self.held();
-            held.read_at = now;
             match read {
                 Ok(Ok(access)) if access.same_as(&held.access) => {}
                 Ok(Ok(access)) => {
@@ -265,6 +260,16 @@ impl Cluster {
         Ok(Client::new(service, config.default_namespace.clone()))
     }
 
+    /// Whether it is time to read the files again: for one caller; the others use what is there.
+    fn is_to_be_read(&self, now: Timestamp) -> bool {
+        let mut held = self.held();
+        let is_old = held.read_at > now || now.since(held.read_at) >= FILES;
+        if is_old {
+            held.read_at = now;
+        }
+        is_old
+    }
+
     fn held(&self) -> std::sync::MutexGuard<'_, Held> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -303,4 +308,4 @@ fn in_words(error: &(dyn std::error::Error + 'static)) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,5 +1,5 @@
-//! Pods, nodes and namespaces as an API server sends them, with only those of their fields that we need: whole objects
-//! are twenty times as large.
+//! Pods, nodes and namespaces as an API server sends them, with only those of their fields that we need: a server that
+//! knows every pod of a cluster cannot hold whole objects.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

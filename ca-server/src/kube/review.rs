@@ -10,6 +10,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use http::Request;
 use serde::Deserialize;
+use spiffe::time::Clock;
 
 pub use self::remember::Remembering;
 use super::client::{Cluster, Reviewed, shortened};
@@ -126,6 +127,15 @@ impl ApiReviewer {
         let answer: Review = self.cluster.ask(request).await.map_err(|error| unavailable(error.to_string()))?;
         judge(answer.status, audience)
     }
+}
+
+/// A reviewer for each of these clusters, that remembers a yes for a moment: for callers that come often with one token.
+pub fn remembering(clusters: &[Arc<Cluster>], clock: &Arc<dyn Clock>) -> Vec<Arc<dyn TokenReviewer>> {
+    let one = |cluster: &Arc<Cluster>| -> Arc<dyn TokenReviewer> {
+        let ask = Arc::new(ApiReviewer::new(Arc::clone(cluster)));
+        Arc::new(Remembering::new(Arc::clone(cluster), ask, Arc::clone(clock)))
+    };
+    clusters.iter().map(one).collect()
 }
 
 /// Whether `text` has the form of a JWT, within the limit: anything else is not worth a question.

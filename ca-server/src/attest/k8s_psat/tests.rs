@@ -127,3 +127,24 @@ fn the_node_is_the_one_of_the_token() {
     assert!(judge_node(&account, &pod(), Some(anew)).is_ok(), "an API server before 1.32 does not say");
     assert_eq!(node_path("main", "node-1"), "main/node-1");
 }
+
+#[tokio::test]
+async fn an_api_server_that_does_not_answer_has_places_of_its_own() {
+    let (cluster, _held) = crate::kube::client::tests::silent().await;
+    let attestor = K8sPsatAttestor::new([(cluster, config())]);
+    let evidence = br#"{"cluster":"main","token":"a.b.c"}"#;
+    let waiting = futures_util::future::join_all((0..AT_ONCE).map(|_| attestor.check(evidence, NOW)));
+    let late = async {
+        tokio::task::yield_now().await;
+        attestor.check(evidence, NOW).await
+    };
+    let (waited, late) = tokio::join!(waiting, late);
+    assert_eq!(late, Err(K8sPsatError::Busy("main".into())));
+    assert!(waited.iter().all(|one| *one == Err(K8sPsatError::Unavailable("main".into()))), "{waited:?}");
+    assert!(
+        attestor.check(evidence, NOW).await.unwrap_err().to_string().contains("could not be asked"),
+        "its place is free"
+    );
+    let other = attestor.check(br#"{"cluster":"x","token":"a.b.c"}"#, NOW).await.unwrap_err();
+    assert!(other.to_string().contains("cluster \"x\" is not one"), "{other}");
+}

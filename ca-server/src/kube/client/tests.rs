@@ -60,18 +60,24 @@ fn a_kubeconfig_is_taken_only_as_far_as_a_ca_may_go() {
     assert!(Access::read(&config::Cluster::default()).map(|_| ()).unwrap_err().to_string().contains("is no pod"));
 }
 
-#[tokio::test]
-async fn an_api_server_that_does_not_answer_costs_its_time_and_no_more() {
+/// A cluster whose API server takes connections and says nothing, as long as the listener and the folder are held.
+pub(crate) async fn silent() -> (Arc<Cluster>, impl Sized) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("https://{}", listener.local_addr().unwrap());
     let folder = tempfile::tempdir().unwrap();
     let source = kubeconfig(folder.path(), &url, "certificate-authority: ca.pem", "token: abc");
     let name = ClusterName::try_from("main".to_owned()).unwrap();
     let cluster = Cluster::new(&name, &source, Access::read(&source).unwrap(), Arc::new(System));
+    (cluster, (listener, folder))
+}
+
+#[tokio::test]
+async fn an_api_server_that_does_not_answer_costs_its_time_and_no_more() {
+    let (cluster, held) = silent().await;
     let ask = || cluster.ask::<serde_json::Value>(Request::get(NAMESPACES).body(Vec::new()).unwrap());
     let silent = ask().await.unwrap_err();
     assert!(matches!(silent, ApiError::TimedOut(_) | ApiError::Unreachable(_)), "{silent}");
-    drop(listener);
+    drop(held);
     let gone = ask().await.unwrap_err();
     assert!(matches!(gone, ApiError::Unreachable(_)), "{gone}");
 }

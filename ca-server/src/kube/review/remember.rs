@@ -13,11 +13,11 @@ use spiffe::time::{Clock, Timestamp};
 use super::{ReviewError, ServiceAccount, TokenReviewer};
 use crate::kube::client::{Cluster, Reviewed};
 
-/// How long a yes is remembered. An API server itself goes on saying yes for about as long after a pod is gone: it
-/// answers reviews from a cache of ten seconds.
+/// How long a yes is remembered: shorter than an API server itself goes on saying yes after a pod is gone, which takes
+/// reviews from a cache of its own (seven to ten seconds).
 const REMEMBERED: Duration = Duration::from_secs(5);
 
-/// The most answers that are remembered: one for each token of a cluster of 10,000 clients, in about 4 MiB.
+/// The most answers that are remembered: one for each of 10,000 clients that ask within those seconds.
 const MOST: usize = 10_000;
 
 /// Asks another reviewer, and remembers what it says yes to.

@@ -1,5 +1,4 @@
-//! Strings and labels that many objects share, held once: of 30,000 pods there are a few hundred namespaces, accounts and
-//! sets of labels.
+//! Strings and labels that many objects share, held once: many pods have the same namespace, account, node and labels.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;

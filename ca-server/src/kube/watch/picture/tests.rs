@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use proptest::prelude::*;
+
 use super::*;
+use crate::view::pods::Pods;
 
 const NOW: Timestamp = Timestamp::from_unix(1_795_218_000);
 
@@ -130,4 +133,62 @@ fn the_same_again() {
     assert!(picture.after(Told::Namespaces(Change::Put(namespace("shop", "a"))), NOW).is_empty());
     assert_eq!(put(&mut picture, Seen { labels: Labels::default(), ..pod("1", "n1") }), ["+1@u1/a"]);
     assert_eq!(short(&picture.after(Told::Pods(Change::Gone(pod("1", "n1"))), NOW)), ["-1"]);
+}
+
+/// Anything that a watch may say of a few pods, nodes and namespaces, some time after the last.
+fn anything() -> impl Strategy<Value = (Told, u64)> {
+    let life = prop_oneof![
+        3 => Just(Life::Open),
+        1 => (0..60_u64).prop_map(|after| Life::Until(NOW.plus(Duration::from_secs(after)))),
+        1 => Just(Life::Ended),
+    ];
+    let pods = ("[1-4]", "(n[12])?", "[ab]", life).prop_map(|(uid, on, space, life)| Seen {
+        namespace: space.into(),
+        life,
+        ..pod(&uid, &on)
+    });
+    let nodes = ("n[12]", "u[12]").prop_map(|(name, uid)| node(&name, &uid));
+    let spaces = ("[ab]", "[xy]").prop_map(|(name, team)| namespace(&name, &team));
+    fn change<S: std::fmt::Debug + Clone + 'static>(
+        one: impl Strategy<Value = S> + Clone + 'static,
+    ) -> BoxedStrategy<Change<S>> {
+        prop_oneof![
+            1 => prop::collection::vec(one.clone(), 0..4).prop_map(Change::All),
+            4 => one.clone().prop_map(Change::Put),
+            2 => one.prop_map(Change::Gone),
+        ]
+        .boxed()
+    }
+    let told = prop_oneof![
+        change(pods.boxed()).prop_map(Told::Pods),
+        change(nodes.boxed()).prop_map(Told::Nodes),
+        change(spaces.boxed()).prop_map(Told::Namespaces),
+    ];
+    (told, 0..5_u64)
+}
+
+proptest! {
+    #[test]
+    fn whoever_was_told_knows_what_the_picture_shows(said in prop::collection::vec(anything(), 0..60)) {
+        let mut picture = empty();
+        let (mut known, mut now) = (Pods::default(), NOW);
+        for (told, after) in said {
+            now = now.plus(Duration::from_secs(after));
+            let events = picture.pass(now).into_iter().chain(picture.after(told, now));
+            for event in events.collect::<Vec<_>>() {
+                known = known.after(event).0;
+            }
+            let shown: Vec<Pod> = picture.pods.values().filter_map(|pod| picture.show(pod)).collect();
+            if picture.is_whole() {
+                prop_assert_eq!(known.count(), shown.len());
+                for pod in shown {
+                    prop_assert_eq!(known.find("main", &pod.uid).map(|known| (**known).clone()), Some(pod));
+                }
+            } else {
+                prop_assert_eq!(known.count(), 0);
+            }
+            prop_assert!(picture.pods.values().all(|pod| !pod.life.is_over(now) && !pod.node_name.is_empty()));
+            prop_assert!(picture.ends.len() <= picture.pods.len());
+        }
+    }
 }
