@@ -73,6 +73,8 @@ async fn a_service_account_may_what_it_is_granted_and_sees_what_is_written() {
     let cluster = Cluster::shared();
     cluster.namespace("watched", &[("team", "shop")]);
     cluster.service_account("watched", "agent");
+    let unknown = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "dry" }, "spek": {} });
+    assert!(matches!(cluster.dry_run(&unknown), Err(kube::Error::Api(status)) if status.message.contains("spek")));
     for node in ["watched-1", "watched-2"] {
         cluster.node(node, &[]);
     }

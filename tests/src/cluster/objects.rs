@@ -19,7 +19,16 @@ impl Cluster {
         self.call("POST", &collection(object), Some(object))
     }
 
-    /// Creates many.
+    /// Asks whether it would be taken, with every field known, and nothing more.
+    ///
+    /// # Errors
+    /// What the API server says against it.
+    pub fn dry_run(&self, object: &Value) -> kube::Result<Value> {
+        let path = format!("{}?dryRun=All&fieldValidation=Strict", collection(object));
+        self.call("POST", &path, Some(object))
+    }
+
+    /// Creates many, in any order.
     pub fn create_all(&self, objects: impl IntoIterator<Item = Value, IntoIter: Send>) {
         self.call_all(objects.into_iter().map(|object| (collection(&object), object)));
     }

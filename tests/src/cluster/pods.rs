@@ -156,7 +156,7 @@ impl Cluster {
     /// Creates a Deployment, for the ReplicaSets that it owns.
     #[track_caller]
     pub fn deployment(&self, namespace: &str, name: &str) -> Value {
-        self.create(&workload("Deployment", json!({ "namespace": namespace, "name": name })))
+        self.create(&workload("Deployment", &json!({ "namespace": namespace, "name": name })))
     }
 
     /// Creates a ReplicaSet, which may have an owner.
@@ -164,7 +164,7 @@ impl Cluster {
     pub fn replica_set(&self, namespace: &str, name: &str, of: Option<&Value>) -> Value {
         let owners: Vec<Value> = of.map(owner).into_iter().collect();
         let metadata = json!({ "namespace": namespace, "name": name, "ownerReferences": owners });
-        self.create(&workload("ReplicaSet", metadata))
+        self.create(&workload("ReplicaSet", &metadata))
     }
 
     /// Creates a pod of which no kubelet has said anything yet.
@@ -217,7 +217,7 @@ fn plain(kind: &str, name: &str, labels: &[(&str, &str)]) -> Value {
     json!({ "apiVersion": "v1", "kind": kind, "metadata": { "name": name, "labels": labels } })
 }
 
-fn workload(kind: &str, metadata: Value) -> Value {
+fn workload(kind: &str, metadata: &Value) -> Value {
     let labels = json!({ "app": metadata["name"] });
     let spec = json!({ "containers": [{ "name": "main", "image": "example/main:1" }] });
     json!({
