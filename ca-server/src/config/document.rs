@@ -10,6 +10,7 @@ use spiffe::id::TrustDomain;
 use spiffe::settings::optional_duration;
 
 use super::federation::FederationDocument;
+use super::kubernetes::{self, Clusters};
 use super::web::WebDocument;
 use super::{
     Address, Attest, Audit, AuditTarget, Authority, Config, ConfigError, Issuer, JoinToken, Keys, LIFETIMES_PER_CA,
@@ -61,6 +62,8 @@ pub(super) struct Document {
     federation: FederationDocument,
     #[serde(default)]
     web: WebDocument,
+    #[serde(default)]
+    kubernetes: Clusters,
 }
 
 #[derive(Deserialize)]
@@ -265,6 +268,7 @@ impl TryFrom<Document> for Config {
             }
         }
         check_limits(&document.limits, &document.attest)?;
+        kubernetes::check(&document.kubernetes, &document.attest.k8s_psat)?;
         in_range("audit.queue", document.audit.queue, 16, 1 << 20)?;
         let to = match document.audit.file {
             Some(path) if path.as_os_str() == "-" => AuditTarget::Stdout,
@@ -282,6 +286,7 @@ impl TryFrom<Document> for Config {
             purge: document.purge,
             federation: document.federation.read(&trust_domain)?,
             web,
+            kubernetes: document.kubernetes,
             trust_domain,
             data_dir,
             listen,
