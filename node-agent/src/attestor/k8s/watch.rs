@@ -128,8 +128,10 @@ impl Watch {
 
     /// The pods of this node, and the version at which they are so.
     async fn list(&self, api: &Api<PodObject>, is_told: bool) -> Result<(Vec<Pod>, String), WatchError> {
-        let mut params = ListParams::default().fields(&self.fields()).limit(PAGE);
-        if !is_told {
+        let mut params = ListParams::default().fields(&self.fields());
+        if is_told {
+            params.limit = Some(PAGE);
+        } else {
             // As the kubelet does: out of the API server's memory, which is good enough where nothing is known yet. Later it
             // would be a step back.
             (params.resource_version, params.version_match) = (Some("0".into()), Some(VersionMatch::NotOlderThan));
