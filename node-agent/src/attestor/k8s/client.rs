@@ -100,6 +100,20 @@ pub fn connect(cluster: &Cluster, clock: &Arc<dyn Clock>) -> Result<Client, Acce
     }
 }
 
+/// An error of kube's and what is below it: the outermost alone says little.
+pub(super) fn in_words(error: &kube::Error) -> String {
+    let mut words = error.to_string();
+    let mut below = std::error::Error::source(error);
+    while let Some(error) = below {
+        let more = error.to_string();
+        if !words.contains(&more) {
+            words = format!("{words}: {more}");
+        }
+        below = error.source();
+    }
+    words
+}
+
 fn read(path: &Path, context: Option<&str>) -> Result<Config, String> {
     let mut kubeconfig = Kubeconfig::read_from(path).map_err(|error| error.to_string())?;
     let has_proxy = |proxy: &Option<String>| proxy.as_ref().is_some_and(|url| !url.is_empty());

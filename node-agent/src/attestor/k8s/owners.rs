@@ -16,7 +16,7 @@ use kube::core::ObjectMeta;
 use kube::{Api, Client, Resource};
 use spiffe::selector::Selector;
 
-use super::client::AccessError;
+use super::client::{AccessError, in_words};
 use super::object::of_owner;
 
 const LIMIT: Duration = Duration::from_secs(3);
@@ -50,7 +50,7 @@ pub enum OwnerError {
     #[error(transparent)]
     Access(#[from] AccessError),
     /// The API server said so, or did not answer.
-    #[error("{0}")]
+    #[error("the API server: {}", in_words(.0))]
     Kube(#[from] kube::Error),
     /// It took too long.
     #[error("the API server does not answer within 3 seconds")]

@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::client::{AccessError, ApiServer};
+use super::client::{AccessError, ApiServer, in_words};
 use super::object::{Pod, PodObject};
 use super::pods::{Event, MAX_PODS};
 
@@ -42,7 +42,7 @@ const GONE: u16 = 410;
 enum WatchError {
     #[error(transparent)]
     Access(#[from] AccessError),
-    #[error("the API server: {0}")]
+    #[error("the API server: {}", in_words(.0))]
     Api(#[from] kube::Error),
     #[error("the API server ends the watch: {0}")]
     Ended(String),
