@@ -52,6 +52,7 @@ use crate::store::sled::SledStore;
 use crate::store::{Revision, Store, StoreError};
 use crate::view::follow::{self, FollowError, Signers, Views};
 use crate::view::keys;
+use crate::view::pods::PodEvent;
 use crate::web::{self, WebError};
 
 /// How long open calls may take to end when the server stops.
@@ -187,6 +188,15 @@ fn judge(config: &Config, now: Timestamp) -> Result<Judged, AppError> {
 impl Server {
     /// Starts a server and returns when it answers on all of its addresses.
     pub async fn start(config: Config, clock: Arc<dyn Clock>) -> Result<Self, AppError> {
+        Self::start_told(config, clock, None).await
+    }
+
+    /// The same, where somebody else tells of the pods that rules are for.
+    pub async fn start_told(
+        config: Config,
+        clock: Arc<dyn Clock>,
+        pods: Option<mpsc::Receiver<PodEvent>>,
+    ) -> Result<Self, AppError> {
         let Judged { upstream, rules, attestors, relationships, web_roots } = judge(&config, clock.now())?;
         // Before the socket in it, whose folder would be made for everybody to enter.
         make_data_dir(&config)?;
@@ -222,7 +232,7 @@ impl Server {
         let loops = TaskTracker::new();
         let spawn = Spawner { loops: &loops, stop: &stop };
 
-        spawn.run(follow::follow(Arc::clone(&store), Arc::clone(&views), signers, Arc::clone(&clock)));
+        spawn.run(follow::follow(Arc::clone(&store), Arc::clone(&views), signers, Arc::clone(&clock), pods));
         let rotator = Arc::new(Rotator::new(rotate::Parts {
             store: Arc::clone(&store),
             keys,
@@ -303,6 +313,7 @@ impl Server {
             version: env!("CARGO_PKG_VERSION"),
             address: advertised,
             most_entries: config.limits.entries,
+            most_rules: config.limits.rules,
             most_tokens: config.limits.join_tokens,
             token_max_ttl: config.attest.join_token.max_ttl,
             rotator,
