@@ -257,7 +257,9 @@ proptest! {
             // Whoever follows the changes knows the same.
             for change in changes {
                 let Change::Entry { before, after } = change else { continue };
-                before.iter().for_each(|entry| drop(known.remove(&entry.id)));
+                if let Some(before) = before {
+                    known.remove(&before.id);
+                }
                 known.extend(after.iter().map(|entry| entry.id.clone()));
             }
             prop_assert_eq!(&known, &view.entries_after(None).map(|entry| entry.id.clone()).collect());
