@@ -106,7 +106,7 @@ async fn a_pod_gets_its_entry_issues_and_loses_it_when_it_has_gone() {
         .await;
     house.tell(gone("2")).await;
     let message = next(&mut stream).await;
-    assert_eq!(message.removed_entries, [derived.id.clone()]);
+    assert_eq!(message.removed_entries, std::slice::from_ref(&derived.id));
     let refused = agent.issue(&house, &derived.id, csr()).await.unwrap_err();
     assert_eq!(refused.code, Code::NotFound as i32, "{refused:?}");
     let unknown = explain(&operator, "web-2").await.unwrap_err();
@@ -139,6 +139,45 @@ async fn what_is_waited_for_is_what_the_agent_has() {
     drop(stream);
     let mut again = agent.sync(&house).await.unwrap();
     assert_eq!(next(&mut again).await.entries.len(), 2);
+}
+
+#[tokio::test]
+async fn a_rule_that_changes_many_entries_is_told_whole() {
+    const PODS: usize = 300;
+    let house = House::start(&[]).await;
+    let operator = house.operator().await;
+    let (agent, other) = (Caller::attest(&house).await, Caller::attest(&house).await);
+    let by_uid = |hint: &str| v1::Rule {
+        id: "by-uid".into(),
+        spiffe_id: "spiffe://example.org/{{pod-uid}}".into(),
+        hint: hint.into(),
+        ..v1::Rule::default()
+    };
+    let mut stream = agent.sync(&house).await.unwrap();
+    let mut elsewhere = other.sync(&house).await.unwrap();
+    assert_eq!((next(&mut stream).await.entries.len(), next(&mut elsewhere).await.entries.len()), (0, 0));
+    let pods = (0..PODS).map(|uid| pod(&uid.to_string(), agent.id(), None)).collect();
+    house.tell(PodEvent::All { cluster: "prod".into(), pods }).await;
+    create(&operator, by_uid("old")).await.unwrap();
+    let first = next(&mut stream).await;
+    assert_eq!((first.entries.len(), first.removed_entries.len(), first.more), (PODS, 0, false));
+    let update = v1::UpdateRuleRequest { rule: Some(by_uid("new")) };
+    let revision = operator.door.clone().update_rule(update).await.unwrap().into_inner().revision;
+    // More than 500 things come in two messages.
+    let (one, two) = (next(&mut stream).await, next(&mut stream).await);
+    assert!(one.more && !two.more && !one.snapshot && one.revision == revision);
+    let entries: Vec<v1::Entry> = [one.entries, two.entries].concat();
+    let mut removed: Vec<String> = [one.removed_entries, two.removed_entries].concat();
+    assert!(entries.len() == PODS && entries.iter().all(|entry| entry.hint == "new"));
+    let mut before: Vec<String> = first.entries.into_iter().map(|entry| entry.id).collect();
+    before.sort();
+    removed.sort();
+    assert_eq!(before, removed);
+    // Whom nothing of that concerns is told nothing of it.
+    let (mine, _) = operator.register(entry(other.id(), "/mine")).await;
+    let message = next(&mut elsewhere).await;
+    assert_eq!(message.entries.iter().map(|entry| &entry.id).collect::<Vec<_>>(), [&mine.id]);
+    assert!(message.removed_entries.is_empty());
 }
 
 #[tokio::test]
