@@ -55,6 +55,7 @@ use crate::store::sled::SledStore;
 use crate::store::{Revision, Store, StoreError};
 use crate::view::follow::{self, FollowError, Signers, Views};
 use crate::view::keys;
+use crate::view::pods::PodEvent;
 use crate::web::{self, WebError};
 
 /// How long open calls may take to end when the server stops.
@@ -200,6 +201,15 @@ fn judge(config: &Config, now: Timestamp) -> Result<Judged, AppError> {
 impl Server {
     /// Starts a server and returns when it answers on all of its addresses.
     pub async fn start(config: Config, clock: Arc<dyn Clock>) -> Result<Self, AppError> {
+        Self::start_told(config, clock, None).await
+    }
+
+    /// The same, where somebody else than the API servers of the config tells of the pods that rules are for.
+    pub async fn start_told(
+        config: Config,
+        clock: Arc<dyn Clock>,
+        pods: Option<mpsc::Receiver<PodEvent>>,
+    ) -> Result<Self, AppError> {
         let Judged { upstream, rules, attestors, relationships, web_roots, clusters } = judge(&config, clock.now())?;
         let clusters = clusters::open(&config, clusters, &clock);
         let attestors = clusters::with_agents(attestors, &config, &clusters);
@@ -238,10 +248,14 @@ impl Server {
         let loops = TaskTracker::new();
         let spawn = Spawner { loops: &loops, stop: &stop };
 
-        let (watching, pods) = watch::watch(clusters, config.trust_domain.clone(), Arc::clone(&clock));
-        spawn.run(watching);
-        drop(pods);
-        spawn.run(follow::follow(Arc::clone(&store), Arc::clone(&views), signers, Arc::clone(&clock)));
+        let pods = pods.or_else(|| {
+            (!clusters.is_empty()).then(|| {
+                let (watching, pods) = watch::watch(clusters, config.trust_domain.clone(), Arc::clone(&clock));
+                spawn.run(watching);
+                pods
+            })
+        });
+        spawn.run(follow::follow(Arc::clone(&store), Arc::clone(&views), signers, Arc::clone(&clock), pods));
         let rotator = Arc::new(Rotator::new(rotate::Parts {
             store: Arc::clone(&store),
             keys,
@@ -322,6 +336,7 @@ impl Server {
             version: env!("CARGO_PKG_VERSION"),
             address: advertised,
             most_entries: config.limits.entries,
+            most_rules: config.limits.rules,
             most_tokens: config.limits.join_tokens,
             token_max_ttl: config.attest.join_token.max_ttl,
             rotator,

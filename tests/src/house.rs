@@ -11,9 +11,11 @@ use std::time::Duration;
 
 use ca_server::app::{AppError, Server};
 use ca_server::config::{Config, ConfigError};
+use ca_server::view::pods::PodEvent;
 use spiffe::id::{SpiffeId, TrustDomain};
 use spiffe::time::{Clock, Fake, Timestamp};
 use tempfile::TempDir;
+use tokio::sync::mpsc;
 
 use crate::operator::Operator;
 use crate::patience;
@@ -36,6 +38,7 @@ pub struct House {
     settings: BTreeMap<String, String>,
     server: Option<Server>,
     address: Option<SocketAddr>,
+    pods: Option<mpsc::Sender<PodEvent>>,
 }
 
 impl House {
@@ -63,7 +66,7 @@ impl House {
         let mut all = own(&defaults);
         all.insert("data_dir".into(), text(&data));
         all.extend(own(settings));
-        Self { clock: Fake::new(BEGINNING), folder, settings: all, server: None, address: None }
+        Self { clock: Fake::new(BEGINNING), folder, settings: all, server: None, address: None, pods: None }
     }
 
     /// Settings for a server that remembers everything over a restart.
@@ -82,7 +85,10 @@ impl House {
     /// Starts the server: at the address that it had before, if it had one.
     pub async fn start_server(&mut self) -> Result<(), AppError> {
         let config = self.config().unwrap();
-        let server = Box::pin(patience::soon("the server starts", Server::start(config, self.clock()))).await?;
+        let (pods, told) = mpsc::channel(64);
+        let starting = Server::start_told(config, self.clock(), Some(told));
+        let server = Box::pin(patience::soon("the server starts", starting)).await?;
+        self.pods = Some(pods);
         self.address = Some(server.address());
         self.set("listen", &server.address().to_string());
         self.server = Some(server);
@@ -93,6 +99,11 @@ impl House {
     pub async fn stop_server(&mut self) {
         let server = self.server.take().unwrap();
         patience::soon("the server stops", server.shutdown()).await;
+    }
+
+    /// Tells the server of pods, as an API server would.
+    pub async fn tell(&self, event: PodEvent) {
+        self.pods.as_ref().unwrap().send(event).await.unwrap();
     }
 
     /// The running server.

@@ -401,6 +401,7 @@ pub(super) mod tests {
             expires_at: None,
             key_type: None,
             created_at: NOW,
+            rule: None,
         }
     }
 
