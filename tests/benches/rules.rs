@@ -112,7 +112,8 @@ fn account(number: usize) -> String {
 
 fn pod(domain: &TrustDomain, number: usize, nodes: usize) -> Result<Pod> {
     let node = number % nodes;
-    let account = account(number * 31);
+    // No two pods of one node have the same account: each has an entry of its own.
+    let account = account(number * 31 + number / nodes);
     let labels = [("app", account.as_str()), ("pod-template-hash", "7d4b9c6f5"), ("app.kubernetes.io/part-of", "shop")];
     Ok(Pod {
         cluster: "prod".into(),
