@@ -108,7 +108,7 @@ impl Agent {
             tasks.spawn(ended("health page", shutdown.clone(), health.serve(listener, shutdown.clone())));
         }
 
-        let (attestors, pods, k8s) = attestors(&config.attestors, &clock, &metrics)?;
+        let Attesting { attestors, pods, k8s } = attestors(&config.attestors, &clock, &metrics)?;
         if let Some(loops) = k8s {
             tasks.spawn(ended("watch of pods", shutdown.clone(), loops.run(shutdown.clone())));
         }
@@ -292,11 +292,17 @@ async fn own_identity(folder: &Folder, attestor: &Attestor) -> Result<(NodeIdent
 }
 
 /// All attestors; what one of them knows of pods, and what keeps that up to date.
+struct Attesting {
+    attestors: Arc<Attestors>,
+    pods: Option<KnownPods>,
+    k8s: Option<k8s::Loops>,
+}
+
 fn attestors(
     config: &config::attestors::Attestors,
     clock: &Arc<dyn Clock>,
     metrics: &Metrics,
-) -> Result<(Arc<Attestors>, Option<KnownPods>, Option<k8s::Loops>), AppError> {
+) -> Result<Attesting, AppError> {
     let mut list: Vec<Box<dyn WorkloadAttestor>> = Vec::new();
     if let Some(unix) = &config.unix {
         list.push(Box::new(Unix::new(unix.sha256_limit.0, Arc::clone(clock))));
@@ -304,7 +310,9 @@ fn attestors(
     if config.systemd.is_some() {
         list.push(Box::new(Systemd));
     }
-    let Some(k8s) = &config.k8s else { return Ok((Arc::new(Attestors::new(list)), None, None)) };
+    let Some(k8s) = &config.k8s else {
+        return Ok(Attesting { attestors: Arc::new(Attestors::new(list)), pods: None, k8s: None });
+    };
     let (cluster, of_files) = (k8s.cluster.clone(), Arc::clone(clock));
     let api_server = ApiServer::new(Box::new(move || k8s::client::connect(&cluster, &of_files)));
     // What files say that are no good should be said at the start.
@@ -318,7 +326,7 @@ fn attestors(
         metrics: metrics.clone(),
     });
     list.push(Box::new(attestor));
-    Ok((Arc::new(Attestors::new(list)), Some(known), Some(loops)))
+    Ok(Attesting { attestors: Arc::new(Attestors::new(list)), pods: Some(known), k8s: Some(loops) })
 }
 
 fn limits(config: &config::Limits) -> api::Limits {

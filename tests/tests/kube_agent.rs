@@ -229,13 +229,7 @@ async fn an_api_server_that_is_gone_hangs_or_forgets_changes_no_identity() {
     let container = Container::new("main", "example/main:1");
     let late = cluster.run(&scene.pod("late", &container));
     let late = scene.process(Shape::Crio, &late, &container);
-    let waiting = scene.house.eventually("a pod from behind the gap is known", async || {
-        let workload = scene.workload(&late).await;
-        tests::eventually("an answer", async || workload.context().or_else(|_| workload.end().map(|_| unknown())))
-            .await;
-        workload.context().map(|_| workload)
-    });
-    scene.has(&waiting.await, &["/web"]).await;
+    scene.comes_to_have(&late, &["/web"]).await;
     cluster.delete(&created);
     scene.refused(&workload).await;
 }

@@ -21,7 +21,7 @@ use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use secrecy::ExposeSecret as _;
+use secrecy::ExposeSecret;
 use spiffe::crypto;
 use spiffe::time::{Clock, TlsTime};
 use tower::BoxError;
@@ -187,7 +187,7 @@ type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 fn identity(auth: &AuthInfo) -> Result<Option<Identity>, BoxError> {
     let chain =
         part(auth.client_certificate_data.as_deref(), auth.client_certificate.as_deref(), "client-certificate")?;
-    let key = auth.client_key_data.as_ref().map(|secret| secret.expose_secret());
+    let key = auth.client_key_data.as_ref().map(ExposeSecret::expose_secret);
     let key = part(key, auth.client_key.as_deref(), "client-key")?;
     match (chain, key) {
         (None, None) => Ok(None),
