@@ -1,5 +1,7 @@
 //! The only place that joins things: store, keys, View, doors and loops become a running server, and stop as one.
 
+mod istio;
+mod listeners;
 mod lives;
 mod observe;
 
@@ -17,7 +19,6 @@ use spiffe::mtls::{self, CurrentBundles, CurrentSvid, Peers};
 use spiffe::proto::v1::admin_server::AdminServer;
 use spiffe::proto::v1::node_server::NodeServer;
 use spiffe::time::{Clock, Timestamp};
-use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
@@ -27,8 +28,9 @@ use tracing::{error, info, warn};
 
 use crate::api::Doors;
 use crate::api::admin::{AdminDoor, AdminSettings};
+use crate::api::istio::IstioDoor;
 use crate::api::limits::Attempts;
-use crate::api::listen::{self, Arrivals, ListenError};
+use crate::api::listen::{self, Arrivals, ListenError, NetworkRoom};
 use crate::api::node::NodeDoor;
 use crate::api::rights::{Guard, Operators};
 use crate::attest::Attestors;
@@ -42,6 +44,7 @@ use crate::connected::Connected;
 use crate::federation::{self, Federation};
 use crate::health;
 use crate::https::WebRoots;
+use crate::kube::Kubernetes;
 use crate::metrics::Metrics;
 use crate::origin::Places;
 use crate::own_svid::{OwnSvid, OwnSvidError};
@@ -53,6 +56,7 @@ use crate::store::{Revision, Store, StoreError};
 use crate::view::follow::{self, FollowError, Signers, Views};
 use crate::view::keys;
 use crate::web::{self, WebError};
+use listeners::Listeners;
 
 /// How long open calls may take to end when the server stops.
 const GRACE: Duration = Duration::from_secs(10);
@@ -135,6 +139,9 @@ pub enum AppError {
         /// Of the config.
         asked: TrustDomain,
     },
+    /// Proxies are taken of a cluster that nobody can be asked about.
+    #[error("istio.clusters names cluster {0}, of which no API server is known: add [kubernetes.{0}]")]
+    IstioCluster(String),
     /// The active authority's key cannot be used, although a new authority was tried.
     #[error("this server has no authority that can sign: see the log above for the reason")]
     NoAuthority,
@@ -146,6 +153,7 @@ pub struct Server {
     address: SocketAddr,
     health_address: SocketAddr,
     web: web::Addresses,
+    istio: Option<SocketAddr>,
     admin_socket: PathBuf,
     doors: Arc<Doors>,
     stop: CancellationToken,
@@ -187,6 +195,11 @@ fn judge(config: &Config, now: Timestamp) -> Result<Judged, AppError> {
 impl Server {
     /// Starts a server and returns when it answers on all of its addresses.
     pub async fn start(config: Config, clock: Arc<dyn Clock>) -> Result<Self, AppError> {
+        Self::start_told(config, clock, Kubernetes::default()).await
+    }
+
+    /// The same with somebody else who tells of Kubernetes.
+    pub async fn start_told(config: Config, clock: Arc<dyn Clock>, kubernetes: Kubernetes) -> Result<Self, AppError> {
         let Judged { upstream, rules, attestors, relationships, web_roots } = judge(&config, clock.now())?;
         // Before the socket in it, whose folder would be made for everybody to enter.
         make_data_dir(&config)?;
@@ -247,7 +260,7 @@ impl Server {
         let own = OwnSvid {
             svid: svid.clone(),
             bundles: bundles.clone(),
-            dns_names: config.dns_names.clone(),
+            dns_names: config.own_names(),
             profile: profile.clone(),
             views: Arc::clone(&views),
             metrics: Arc::clone(&metrics),
@@ -336,14 +349,26 @@ impl Server {
         let (to, connections) = mpsc::channel(64);
         let opening = config.limits.handshake_timeout;
         let arrivals = Arrivals { to, opening, clock: Arc::clone(&clock), stop: stop.clone() };
-        loops.spawn(listen::accept_tls(listeners.tls, Arc::new(tls), config.limits.connections, arrivals.clone()));
+        let tls = Arc::new(tls);
+        let room = NetworkRoom::of_agents(config.limits.connections);
+        loops.spawn(listen::accept_tls(listeners.tls, Arc::clone(&tls), room, arrivals.clone()));
         let mut uids = config.admin_uids.clone();
         uids.extend([0, nix::unistd::geteuid().as_raw()]);
         let operators = Operators { uids: uids.into() };
-        loops.spawn(listen::accept_unix(listeners.admin, operators.clone(), arrivals));
+        loops.spawn(listen::accept_unix(listeners.admin, operators.clone(), arrivals.clone()));
         let guard = Guard { views, operators, clock };
+        let request_timeout = config.limits.request_timeout;
+        let istio = listeners.istio.as_ref().and_then(|port| port.local_addr().ok());
+        if let (Some(port), Some(istio)) = (listeners.istio, &config.istio) {
+            let settings = Arc::new(istio::settings(&config, istio, kubernetes, guard.clock.now())?);
+            let (to, connections) = mpsc::channel(64);
+            let room = NetworkRoom::of_proxies(istio.connections);
+            loops.spawn(listen::accept_tls(port, tls, room, Arrivals { to, ..arrivals }));
+            let door = IstioDoor { doors: Arc::clone(&doors), settings };
+            loops.spawn(istio::serve(door, guard.clone(), request_timeout, connections));
+        }
         let ended = CancellationToken::new();
-        let serving = serve(Arc::clone(&doors), admin, guard, config.limits.request_timeout, connections);
+        let serving = serve(Arc::clone(&doors), admin, guard, request_timeout, connections);
         let serving = tokio::spawn({
             // Also when the task is dropped or ends in a panic.
             let ended = ended.clone().drop_guard();
@@ -358,6 +383,7 @@ impl Server {
             address,
             health_address,
             web,
+            istio,
             admin_socket: config.admin_socket.as_path().to_owned(),
             doors,
             stop,
@@ -381,6 +407,11 @@ impl Server {
     /// Where the own bundle is served to other trust domains.
     pub fn web_addresses(&self) -> web::Addresses {
         self.web
+    }
+
+    /// Where Istio's proxies connect.
+    pub fn istio_address(&self) -> Option<SocketAddr> {
+        self.istio
     }
 
     /// Where local operators connect.
@@ -420,31 +451,6 @@ impl Server {
         // A socket that is gone already is as good.
         let _ = std::fs::remove_file(&self.admin_socket);
         info!("the server has stopped");
-    }
-}
-
-struct Listeners {
-    tls: TcpListener,
-    health: TcpListener,
-    admin: UnixListener,
-    web: web::Ports,
-}
-
-impl Listeners {
-    async fn bind(config: &Config) -> Result<Self, ListenError> {
-        let mut web = web::Ports::default();
-        if let Some(https_web) = &config.web.https_web {
-            web.https_web = Some(listen::bind_tcp("web.https_web.listen", https_web.listen).await?);
-        }
-        if let Some(https_spiffe) = &config.web.https_spiffe {
-            web.https_spiffe = Some(listen::bind_tcp("web.https_spiffe.listen", https_spiffe.listen).await?);
-        }
-        Ok(Self {
-            web,
-            tls: listen::bind_tcp("listen", config.listen).await?,
-            health: listen::bind_tcp("health_listen", config.health_listen).await?,
-            admin: listen::bind_unix(config.admin_socket.as_path(), config.admin_socket_mode.bits()).await?,
-        })
     }
 }
 

@@ -2,3 +2,19 @@
 //! token is) and what they tell (which pods run where).
 
 pub mod review;
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
+use self::review::TokenReviewer;
+use crate::view::pods::Pods;
+
+/// What a server is told of Kubernetes.
+#[derive(Clone, Debug, Default)]
+pub struct Kubernetes {
+    /// Who knows whose a token is, one for each cluster.
+    pub reviewers: Vec<Arc<dyn TokenReviewer>>,
+    /// The pods that run now.
+    pub pods: Arc<ArcSwap<Pods>>,
+}
