@@ -11,11 +11,13 @@ use std::time::Duration;
 
 use ca_server::app::{AppError, Server};
 use ca_server::config::{Config, ConfigError};
+use ca_server::kube::Kubernetes;
 use spiffe::id::{SpiffeId, TrustDomain};
 use spiffe::time::{Clock, Fake, Timestamp};
 use tempfile::TempDir;
 
 use crate::operator::Operator;
+use crate::paper_cluster::PaperCluster;
 use crate::patience;
 use crate::workload::Workload;
 
@@ -34,6 +36,7 @@ pub struct House {
     pub clock: Fake,
     folder: TempDir,
     settings: BTreeMap<String, String>,
+    kubernetes: Kubernetes,
     server: Option<Server>,
     address: Option<SocketAddr>,
 }
@@ -63,7 +66,8 @@ impl House {
         let mut all = own(&defaults);
         all.insert("data_dir".into(), text(&data));
         all.extend(own(settings));
-        Self { clock: Fake::new(BEGINNING), folder, settings: all, server: None, address: None }
+        let (clock, kubernetes) = (Fake::new(BEGINNING), Kubernetes::default());
+        Self { clock, folder, settings: all, kubernetes, server: None, address: None }
     }
 
     /// Settings for a server that remembers everything over a restart.
@@ -74,6 +78,13 @@ impl House {
         self.settings.insert(key.into(), value.into());
     }
 
+    /// A cluster of this name, without pods, for the next start.
+    pub fn cluster(&mut self, name: &str) -> PaperCluster {
+        let cluster = PaperCluster::new(name, &self.clock, &self.kubernetes.pods);
+        self.kubernetes.reviewers.push(Arc::new(cluster.clone()));
+        cluster
+    }
+
     /// The server's config, as a start would read it.
     pub fn config(&self) -> Result<Config, ConfigError> {
         Config::parse("", variables(ca_server::config::PREFIX, &self.settings))
@@ -82,9 +93,13 @@ impl House {
     /// Starts the server: at the address that it had before, if it had one.
     pub async fn start_server(&mut self) -> Result<(), AppError> {
         let config = self.config().unwrap();
-        let server = Box::pin(patience::soon("the server starts", Server::start(config, self.clock()))).await?;
+        let server = Server::start_told(config, self.clock(), self.kubernetes.clone());
+        let server = Box::pin(patience::soon("the server starts", server)).await?;
         self.address = Some(server.address());
         self.set("listen", &server.address().to_string());
+        if let Some(address) = server.istio_address() {
+            self.set("istio.listen", &address.to_string());
+        }
         self.server = Some(server);
         Ok(())
     }
