@@ -173,7 +173,7 @@ async fn six_hundred_identities_get_certificates_and_keep_them_through_a_rotatio
     let at = mesh.house.now().unix().to_string();
     let words =
         ["verify", "-x509_strict", "-attime", &at, "-CAfile", "roots.pem", "-untrusted", "chain.pem", "chain.pem"];
-    openssl().folder(mesh.house.path("roots.pem").parent().unwrap()).args(&words).run().succeeded();
+    openssl().folder(mesh.house.path("roots.pem").parent().unwrap()).args(words).run().succeeded();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
