@@ -2,6 +2,7 @@
 
 mod istio;
 mod listeners;
+mod clusters;
 mod lives;
 mod observe;
 
@@ -45,6 +46,8 @@ use crate::federation::{self, Federation};
 use crate::health;
 use crate::https::WebRoots;
 use crate::kube::Kubernetes;
+use crate::kube::client::{Access, AccessError};
+use crate::kube::watch;
 use crate::metrics::Metrics;
 use crate::origin::Places;
 use crate::own_svid::{OwnSvid, OwnSvidError};
@@ -123,6 +126,14 @@ pub enum AppError {
     /// The own bundle cannot be served to others.
     #[error(transparent)]
     Web(#[from] WebError),
+    /// The files of a Kubernetes cluster are no good.
+    #[error("kubernetes.{cluster}: {error}")]
+    Cluster {
+        /// Its name.
+        cluster: String,
+        /// What is wrong with them.
+        error: Box<AccessError>,
+    },
     /// TLS could not be set up.
     #[error("TLS cannot be set up: {0}")]
     Tls(#[from] rustls::Error),
@@ -170,6 +181,7 @@ struct Judged {
     attestors: Attestors,
     relationships: Vec<(Relationship, Option<Bundle>)>,
     web_roots: Vec<CertificateDer<'static>>,
+    clusters: Vec<Access>,
 }
 
 /// Whether a server could start by `config` at `now`, as far as its values and the files that it names go. Changes nothing.
@@ -189,7 +201,8 @@ fn judge(config: &Config, now: Timestamp) -> Result<Judged, AppError> {
     let web_roots = config.federation.web_roots.as_ref();
     let web_roots = web_roots.map(|path| config::certificates("federation.web_roots", path)).transpose()?;
     let attestors = Attestors::from_config(&config.attest)?;
-    Ok(Judged { upstream, rules, attestors, relationships, web_roots: web_roots.unwrap_or_default() })
+    let (web_roots, clusters) = (web_roots.unwrap_or_default(), clusters::read(config)?);
+    Ok(Judged { upstream, rules, attestors, relationships, web_roots, clusters })
 }
 
 impl Server {
@@ -201,6 +214,9 @@ impl Server {
     /// The same with somebody else who tells of Kubernetes.
     pub async fn start_told(config: Config, clock: Arc<dyn Clock>, kubernetes: Kubernetes) -> Result<Self, AppError> {
         let Judged { upstream, rules, attestors, relationships, web_roots } = judge(&config, clock.now())?;
+        let Judged { upstream, rules, attestors, relationships, web_roots, clusters } = judge(&config, clock.now())?;
+        let clusters = clusters::open(&config, clusters, &clock);
+        let attestors = clusters::with_agents(attestors, &config, &clusters);
         // Before the socket in it, whose folder would be made for everybody to enter.
         make_data_dir(&config)?;
         let listeners = Listeners::bind(&config).await?;
@@ -229,12 +245,16 @@ impl Server {
                 audit.clone(),
                 Arc::clone(&clock),
                 Arc::clone(&polled),
+                clusters.clone(),
             ),
         ));
         let stop = CancellationToken::new();
         let loops = TaskTracker::new();
         let spawn = Spawner { loops: &loops, stop: &stop };
 
+        let (watching, pods) = watch::watch(clusters, config.trust_domain.clone(), Arc::clone(&clock));
+        spawn.run(watching);
+        drop(pods);
         spawn.run(follow::follow(Arc::clone(&store), Arc::clone(&views), signers, Arc::clone(&clock)));
         let rotator = Arc::new(Rotator::new(rotate::Parts {
             store: Arc::clone(&store),

@@ -6,6 +6,7 @@
 //!   [`LIFETIMES_PER_CA`] and [`LIFETIMES_PER_KEY`].
 //! - Files that the config names are not read here; [`Config::check_files`] does, for `chancery server validate`.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -21,12 +22,14 @@ use spiffe::settings::{self, SettingsError};
 use self::document::{Document, default_max_chain, default_max_rsa_bits, default_min_rsa_bits};
 pub use self::federation::{Configured, Federation, Network};
 pub use self::istio::{Istio, MAX_CLUSTER_BYTES, NodeAccount};
+use self::kubernetes::{ClusterName, Clusters, K8sPsat};
 pub use self::values::{Address, MAX_SOCKET_PATH_BYTES, Mode, ServerName, SocketPath};
 pub use self::web::{Acme, CertificateFiles, HttpsSpiffe, HttpsWeb, Issuer, Oidc, Web, WebCertificate};
 
 mod document;
 mod federation;
 mod istio;
+pub mod kubernetes;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -165,6 +168,12 @@ pub enum ConfigError {
     /// The cluster of proxies that name none is none of those that are known.
     #[error("istio.default_cluster = {0:?} is none of the clusters in istio.clusters: name one of ours, on the right")]
     IstioCluster(String),
+    /// A context of no kubeconfig.
+    #[error("kubernetes.{0}.context is of a kubeconfig: set kubernetes.{0}.kubeconfig too, or leave context out")]
+    ContextWithoutKubeconfig(ClusterName),
+    /// Agents of a cluster that is not known.
+    #[error("attest.k8s_psat.{0} is of a cluster that is not known: add [kubernetes.{0}]")]
+    UnknownCluster(ClusterName),
     /// A file that the config names is no good.
     #[error("{key}: {path}: {reason}")]
     File {
@@ -224,6 +233,8 @@ pub struct Config {
     pub web: Web,
     /// The door for Istio's proxies; `None`: there is none.
     pub istio: Option<Istio>,
+    /// The Kubernetes clusters whose API servers are asked.
+    pub kubernetes: Clusters,
 }
 
 /// `[store]`.
@@ -325,6 +336,8 @@ pub struct Attest {
     pub join_token: JoinToken,
     /// Certificates that nodes already have; `None`: not taken.
     pub x509pop: Option<X509Pop>,
+    /// Service-account tokens of these clusters.
+    pub k8s_psat: BTreeMap<ClusterName, K8sPsat>,
 }
 
 /// `[attest.join_token]`.

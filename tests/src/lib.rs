@@ -16,6 +16,8 @@
 //! | `web` | a browser of few words |
 //! | `patience` | how tests wait: for a condition, never for a time |
 //! | `binary` | the real binary as processes, and where its judges are |
+//! | `cluster` | a Kubernetes cluster without nodes: a real kube-apiserver and etcd |
+//! | `cgroup` | processes in cgroups as container runtimes shape them |
 //! | `proxies` | Envoy and others as the real programs, with the configs of `docs/proxies` |
 #![allow(
     clippy::unwrap_used,
@@ -29,6 +31,8 @@ pub mod binary;
 pub mod broker;
 pub mod by_hand;
 pub mod certificates;
+pub mod cgroup;
+pub mod cluster;
 pub mod endpoint;
 pub mod house;
 pub mod node;

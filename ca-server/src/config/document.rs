@@ -11,6 +11,7 @@ use spiffe::settings::optional_duration;
 
 use super::federation::FederationDocument;
 use super::istio::IstioDocument;
+use super::kubernetes::{self, Clusters};
 use super::web::WebDocument;
 use super::{
     Address, Attest, Audit, AuditTarget, Authority, Config, ConfigError, Issuer, JoinToken, Keys, LIFETIMES_PER_CA,
@@ -63,6 +64,8 @@ pub(super) struct Document {
     #[serde(default)]
     web: WebDocument,
     istio: Option<IstioDocument>,
+    #[serde(default)]
+    kubernetes: Clusters,
 }
 
 #[derive(Deserialize)]
@@ -268,6 +271,7 @@ impl TryFrom<Document> for Config {
         }
         let istio = document.istio.map(|istio| istio.read(authority.ca_ttl, dns_names.len())).transpose()?;
         check_limits(&document.limits, &document.attest)?;
+        kubernetes::check(&document.kubernetes, &document.attest.k8s_psat)?;
         in_range("audit.queue", document.audit.queue, 16, 1 << 20)?;
         let to = match document.audit.file {
             Some(path) if path.as_os_str() == "-" => AuditTarget::Stdout,
@@ -286,6 +290,7 @@ impl TryFrom<Document> for Config {
             federation: document.federation.read(&trust_domain)?,
             web,
             istio,
+            kubernetes: document.kubernetes,
             trust_domain,
             data_dir,
             listen,

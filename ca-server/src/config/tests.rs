@@ -23,7 +23,12 @@ fn the_sample_has_every_key_and_shows_the_defaults() {
     let x509pop = sample.attest.x509pop.clone().unwrap();
     assert_eq!((x509pop.max_chain, x509pop.min_rsa_bits, x509pop.max_rsa_bits), (5, 2048, 4096));
     assert!(sample.authority.upstream.is_some() && sample.jwt.issuer.is_some());
-    let attest = Attest { x509pop: None, ..sample.attest.clone() };
+    let psat = sample.attest.k8s_psat.values().next().unwrap();
+    assert_eq!(psat.audience, kubernetes::TokenAudience::default());
+    let cluster = sample.kubernetes.values().next().unwrap();
+    let usual = kubernetes::Cluster::default();
+    assert_eq!((cluster.request_timeout, cluster.watch_timeout), (usual.request_timeout, usual.watch_timeout));
+    let attest = Attest { x509pop: None, k8s_psat: BTreeMap::new(), ..sample.attest.clone() };
     let authority = Authority { upstream: None, ..sample.authority.clone() };
     let other = sample.federation.relationships.first().unwrap();
     assert!(other.bundle.is_some() && other.relationship.is_self_serving());
@@ -45,6 +50,7 @@ fn the_sample_has_every_key_and_shows_the_defaults() {
         attest,
         authority,
         federation,
+        kubernetes: BTreeMap::new(),
         address: defaults.address.clone(),
         dns_names: defaults.dns_names.clone(),
         jwt: Tokens { issuer: None, ..sample.jwt.clone() },
