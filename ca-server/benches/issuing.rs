@@ -73,6 +73,7 @@ fn main() {
         expires_at: None,
         key_type: None,
         created_at: NOW,
+        rule: None,
     };
     let request = csr::create(&spiffe::crypto::generate_key(KeyType::P256).unwrap()).unwrap();
 

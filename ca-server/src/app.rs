@@ -1,8 +1,8 @@
 //! The only place that joins things: store, keys, View, doors and loops become a running server, and stop as one.
 
+mod clusters;
 mod istio;
 mod listeners;
-mod clusters;
 mod lives;
 mod observe;
 
@@ -45,9 +45,9 @@ use crate::connected::Connected;
 use crate::federation::{self, Federation};
 use crate::health;
 use crate::https::WebRoots;
-use crate::kube::Kubernetes;
+use crate::kube::Told;
 use crate::kube::client::{Access, AccessError};
-use crate::kube::watch;
+use crate::kube::{review, watch};
 use crate::metrics::Metrics;
 use crate::origin::Places;
 use crate::own_svid::{OwnSvid, OwnSvidError};
@@ -208,12 +208,11 @@ fn judge(config: &Config, now: Timestamp) -> Result<Judged, AppError> {
 impl Server {
     /// Starts a server and returns when it answers on all of its addresses.
     pub async fn start(config: Config, clock: Arc<dyn Clock>) -> Result<Self, AppError> {
-        Self::start_told(config, clock, Kubernetes::default()).await
+        Self::start_told(config, clock, Told::default()).await
     }
 
-    /// The same with somebody else who tells of Kubernetes.
-    pub async fn start_told(config: Config, clock: Arc<dyn Clock>, kubernetes: Kubernetes) -> Result<Self, AppError> {
-        let Judged { upstream, rules, attestors, relationships, web_roots } = judge(&config, clock.now())?;
+    /// The same, where somebody else tells of Kubernetes.
+    pub async fn start_told(config: Config, clock: Arc<dyn Clock>, told: Told) -> Result<Self, AppError> {
         let Judged { upstream, rules, attestors, relationships, web_roots, clusters } = judge(&config, clock.now())?;
         let clusters = clusters::open(&config, clusters, &clock);
         let attestors = clusters::with_agents(attestors, &config, &clusters);
@@ -252,10 +251,11 @@ impl Server {
         let loops = TaskTracker::new();
         let spawn = Spawner { loops: &loops, stop: &stop };
 
-        let (watching, pods) = watch::watch(clusters, config.trust_domain.clone(), Arc::clone(&clock));
+        let reviewers = [review::remembering(&clusters, &clock), told.reviewers].concat();
+        let (watching, watched) = watch::watch(clusters, config.trust_domain.clone(), Arc::clone(&clock));
         spawn.run(watching);
-        drop(pods);
-        spawn.run(follow::follow(Arc::clone(&store), Arc::clone(&views), signers, Arc::clone(&clock)));
+        let pods = Some(told.pods.unwrap_or(watched));
+        spawn.run(follow::follow(Arc::clone(&store), Arc::clone(&views), signers, Arc::clone(&clock), pods));
         let rotator = Arc::new(Rotator::new(rotate::Parts {
             store: Arc::clone(&store),
             keys,
@@ -336,6 +336,7 @@ impl Server {
             version: env!("CARGO_PKG_VERSION"),
             address: advertised,
             most_entries: config.limits.entries,
+            most_rules: config.limits.rules,
             most_tokens: config.limits.join_tokens,
             token_max_ttl: config.attest.join_token.max_ttl,
             rotator,
@@ -380,7 +381,7 @@ impl Server {
         let request_timeout = config.limits.request_timeout;
         let istio = listeners.istio.as_ref().and_then(|port| port.local_addr().ok());
         if let (Some(port), Some(istio)) = (listeners.istio, &config.istio) {
-            let settings = Arc::new(istio::settings(&config, istio, kubernetes, guard.clock.now())?);
+            let settings = Arc::new(istio::settings(&config, istio, reviewers, guard.clock.now())?);
             let (to, connections) = mpsc::channel(64);
             let room = NetworkRoom::of_proxies(istio.connections);
             loops.spawn(listen::accept_tls(port, tls, room, Arrivals { to, ..arrivals }));

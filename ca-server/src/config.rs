@@ -406,6 +406,8 @@ pub struct Limits {
     pub request_timeout: Duration,
     /// Registration entries.
     pub entries: usize,
+    /// Rules: each is held against every pod.
+    pub rules: usize,
     /// Join tokens that have been made and not used.
     pub join_tokens: usize,
 }

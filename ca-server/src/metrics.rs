@@ -83,8 +83,16 @@ const REASONS: [Reason; 17] = [
 pub struct Observed {
     /// Every authority.
     pub authorities: Vec<ObservedAuthority>,
-    /// Registration entries.
+    /// Registration entries, those of rules included.
     pub entries: u64,
+    /// Rules.
+    pub rules: u64,
+    /// Pods that rules are held against.
+    pub pods: u64,
+    /// Entries that come from rules.
+    pub derived: u64,
+    /// How many times a pod does not get what a rule says, because a template refuses it.
+    pub refused_by_rules: u64,
     /// Recorded agents.
     pub agents: u64,
     /// Agents with an open Sync stream.
@@ -257,7 +265,11 @@ impl Collector for State {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let now = (self.0)();
         let numbers = [
-            ("entries", "Registration entries", now.entries),
+            ("entries", "Registration entries, those of rules included", now.entries),
+            ("rules", "Rules", now.rules),
+            ("pods", "Pods that rules are held against", now.pods),
+            ("derived_entries", "Registration entries that come from rules", now.derived),
+            ("rule_refusals", "Pods that a rule selects and a template refuses", now.refused_by_rules),
             ("agents", "Agents that have attested and are not forgotten", now.agents),
             ("agents_connected", "Agents with an open Sync stream", now.agents_connected),
             ("agents_lag_max_revisions", "How many revisions the agent furthest behind lags", now.lag_max),

@@ -49,9 +49,9 @@ pub fn tokens(view: &View, now: Timestamp) -> Vec<Forget> {
         .collect()
 }
 
-/// Entries that have ceased to give anything.
+/// Entries of the store that have ceased to give anything.
 pub fn entries(view: &View, now: Timestamp) -> Vec<Forget> {
-    let old = view.entries_after(None).filter(|entry| !entry.is_live(now));
+    let old = view.entries_after(None).filter(|entry| !entry.is_live(now) && entry.rule.is_none());
     let forget = |entry: &Arc<crate::view::Held<spiffe::entry::RegistrationEntry>>| Forget {
         key: keys::entry(&entry.id),
         revision: entry.revision,

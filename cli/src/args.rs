@@ -13,8 +13,8 @@ use crate::output::Output;
 use crate::refusal;
 use crate::svid_files::hint_at_others;
 use crate::{
-    agent, authority, bundle, completions, deliver, dev, entry, federation, fetch, healthcheck, jwt, server, token,
-    validate, x509,
+    agent, authority, bundle, completions, deliver, dev, entry, explain, federation, fetch, healthcheck, jwt, rule,
+    server, token, validate, x509,
 };
 
 const EXAMPLES: &str = "\
@@ -72,6 +72,10 @@ pub(crate) enum Noun {
     /// Registration entries: which identity goes to what.
     #[command(subcommand)]
     Entry(entry::Verb),
+    /// Rules: which entries the pods of Kubernetes get.
+    #[command(subcommand)]
+    Rule(rule::Verb),
+    Explain(explain::Explain),
     /// Node agents: run one, or look after those of a server.
     #[command(subcommand)]
     Agent(agent::Verb),
@@ -133,6 +137,8 @@ impl Chancery {
         let globals = &self.globals;
         match self.noun {
             Noun::Entry(verb) => verb.run(globals).await,
+            Noun::Rule(verb) => verb.run(globals).await,
+            Noun::Explain(explain) => explain.run(globals).await,
             Noun::Agent(verb) => verb.run(globals).await,
             Noun::Token(verb) => verb.run(globals).await,
             Noun::Bundle(verb) => verb.run(globals).await,

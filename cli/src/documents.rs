@@ -11,8 +11,10 @@ use spiffe::time::Timestamp;
 use crate::moments::{self, Moment};
 
 mod agent_status;
+mod rule;
 
 pub(crate) use agent_status::AgentStatus;
+pub(crate) use rule::{Explained, Rule, Rules};
 
 /// A registration entry: printed by `entry show|list|create|update|delete`, read by `entry create|update --file`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,12 +63,19 @@ pub(crate) struct Entry {
     /// Set by the server; passed over in files.
     #[serde(default)]
     pub(crate) created_at: Option<String>,
+    /// The rule that it comes from; left out where an operator made it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(crate) rule: String,
+}
+
+/// A length of time; nothing where it is not said.
+fn length(seconds: u64) -> Option<String> {
+    (seconds > 0).then(|| write_duration(Duration::from_secs(seconds)))
 }
 
 impl From<v1::Entry> for Entry {
     fn from(wire: v1::Entry) -> Self {
         let moment = |seconds: u64| (seconds > 0).then(|| Timestamp::from_unix(seconds).to_string());
-        let length = |seconds: u64| (seconds > 0).then(|| write_duration(Duration::from_secs(seconds)));
         Self {
             id: wire.id,
             spiffe_id: wire.spiffe_id,
@@ -83,6 +92,7 @@ impl From<v1::Entry> for Entry {
             expires_at: moment(wire.expires_at),
             key_type: (!wire.key_type.is_empty()).then_some(wire.key_type),
             created_at: moment(wire.created_at),
+            rule: wire.rule,
         }
     }
 }
@@ -113,6 +123,7 @@ impl TryFrom<Entry> for v1::Entry {
             expires_at: expires_at.map_err(|error| format!("expires_at: {error}"))?.map_or(0, Timestamp::unix),
             key_type: entry.key_type.unwrap_or_default(),
             created_at: 0,
+            rule: entry.rule,
         })
     }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use spiffe::entry::EntryId;
+use spiffe::entry::{EntryId, RuleId};
 use spiffe::id::{SpiffeId, TrustDomain};
 use spiffe::proto::v1;
 use spiffe::selector::Selector;
@@ -32,7 +32,7 @@ Examples:
   chancery entry create --spiffe-id spiffe://example.org/web --selector unix:user:web \\
       --parent spiffe://example.org/chancery/agent/join_token/4a1c --wait
   chancery entry create --file entries.yaml
-  chancery entry list -o json | chancery --socket OTHER entry create --file -
+  chancery entry list --derived=false -o json | chancery --socket OTHER entry create --file -
 
 A file is JSON or YAML: a list of entries with the fields of `entry list -o json`, of which spiffe_id, parent and
 selectors have to be there.")]
@@ -127,6 +127,12 @@ pub(crate) struct Filter {
     /// Those marked admin, or, with --admin=false, those that are not.
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "true|false")]
     admin: Option<bool>,
+    /// Those that come from this rule.
+    #[arg(long, value_name = "NAME")]
+    rule: Option<RuleId>,
+    /// Those that come from rules, or, with --derived=false, those that operators made.
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "true|false")]
+    derived: Option<bool>,
 }
 
 impl From<Filter> for v1::EntryFilter {
@@ -138,6 +144,8 @@ impl From<Filter> for v1::EntryFilter {
             hint: filter.hint.unwrap_or_default(),
             federates_with: filter.federates_with.map(|name| name.to_string()).unwrap_or_default(),
             admin: filter.admin,
+            rule: filter.rule.map(|rule| rule.to_string()).unwrap_or_default(),
+            derived: filter.derived,
         }
     }
 }
@@ -364,6 +372,9 @@ fn table(entries: &[v1::Entry], now: Timestamp) -> String {
         if entry.admin {
             marks.push("admin".to_owned());
         }
+        if !entry.rule.is_empty() {
+            marks.push(format!("rule {}", entry.rule));
+        }
         if entry.expires_at > 0 {
             marks.push(moments::expiry(entry.expires_at, now));
         }
@@ -413,6 +424,7 @@ fn sheet(entry: &v1::Entry, now: Timestamp) -> String {
         .line("admin", if entry.admin { "yes" } else { "" })
         .lines("federates with", &entry.federates_with)
         .line("key type", &entry.key_type)
+        .line("rule", &entry.rule)
         .line("expires", expires)
         .line("created", format!("{} ({created})", moments::relative(created, now)))
         .text()

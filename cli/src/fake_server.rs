@@ -268,6 +268,36 @@ impl Admin for FakeServer {
         self.0.lock().unwrap().change()
     }
 
+    async fn create_rule(&self, _: Request<v1::CreateRuleRequest>) -> Answer<v1::ChangeResponse> {
+        self.0.lock().unwrap().change()
+    }
+
+    async fn list_rules(&self, _: Request<v1::ListRulesRequest>) -> Answer<v1::ListRulesResponse> {
+        Ok(Response::new(v1::ListRulesResponse { rules: vec![v1::RuleStatus::default()] }))
+    }
+
+    async fn show_rule(&self, request: Request<v1::ShowRuleRequest>) -> Answer<v1::RuleStatus> {
+        let namespaces = vec!["shop".to_owned()];
+        let rule = v1::Rule { id: request.into_inner().id, x509_ttl: 600, namespaces, ..v1::Rule::default() };
+        Ok(Response::new(v1::RuleStatus { rule: Some(rule), ..v1::RuleStatus::default() }))
+    }
+
+    /// What is not given stays.
+    async fn update_rule(&self, request: Request<v1::UpdateRuleRequest>) -> Answer<v1::ChangeResponse> {
+        let rule = request.into_inner().rule.unwrap();
+        assert_eq!((rule.x509_ttl, rule.namespaces.len(), rule.hint.as_str()), (600, 0, "internal"));
+        self.0.lock().unwrap().change()
+    }
+
+    async fn delete_rule(&self, _: Request<v1::DeleteRuleRequest>) -> Answer<v1::ChangeResponse> {
+        self.0.lock().unwrap().change()
+    }
+
+    async fn explain_pod(&self, request: Request<v1::ExplainPodRequest>) -> Answer<v1::ExplainPodResponse> {
+        let v1::ExplainPodRequest { namespace, name, .. } = request.into_inner();
+        Ok(Response::new(v1::ExplainPodResponse { namespace, name, ..v1::ExplainPodResponse::default() }))
+    }
+
     async fn list_authorities(&self, _: Request<v1::ListAuthoritiesRequest>) -> Answer<v1::ListAuthoritiesResponse> {
         Ok(Response::new(v1::ListAuthoritiesResponse::default()))
     }
@@ -349,6 +379,8 @@ mod tests {
         let (exit, text) = code(&format!("{CREATE} spiffe://example.org/a")).await;
         assert_eq!((exit, text.as_str()), (1, "1 of 1 entry was not created"));
         assert_eq!(code("entry update a").await.0, 2);
+        assert_eq!(code("rule update pods").await.0, 2);
+        assert_eq!(code("explain web-1").await.0, 2);
         assert_eq!(code("entry delete a nonexistent").await.0, 1);
         assert_eq!(code("entry show nonexistent").await, (1, "not found: no entry nonexistent".into()));
         assert_eq!(code("entry create --hint x").await.0, 2);
@@ -390,6 +422,15 @@ mod tests {
             "federation update other.org --url https://elsewhere.org/",
             "federation update other.org --url https://elsewhere.org/ --profile https_web",
             "federation delete other.org --dissociate --wait=1s",
+            "rule create pods",
+            "rule create shop --namespace shop --spiffe-id spiffe://example.org/{{ns}} --wait=1s",
+            "rule list",
+            "rule list -o json",
+            "rule show pods -o json",
+            "rule update pods --hint internal --none namespace",
+            "rule delete pods",
+            "explain shop/web-1",
+            "explain --uid u1 -o json",
             "authority list",
             "authority activate a1",
             "authority taint a1 -o json",

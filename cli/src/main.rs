@@ -22,6 +22,7 @@ mod entry;
 mod entry_fields;
 mod entry_file;
 mod exit;
+mod explain;
 #[cfg(test)]
 mod fake_server;
 mod federation;
@@ -38,6 +39,8 @@ mod open_files;
 mod output;
 mod overrides;
 mod refusal;
+mod rule;
+mod rule_fields;
 mod running;
 mod server;
 mod svid_files;

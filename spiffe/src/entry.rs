@@ -3,6 +3,7 @@
 //! - An entry gives its SPIFFE ID to every process of its parent's node whose selectors include all of the entry's.
 //! - The parent is one agent, or a node alias. A node alias is itself an entry: its parent is the server's own
 //!   ID, and its selectors match nodes instead of processes.
+//! - Operators make entries, and so do [rules](crate::rule): an entry says which rule it comes from.
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,7 +16,7 @@ use crate::id::{SpiffeId, TrustDomain};
 use crate::selector::Selectors;
 use crate::time::Timestamp;
 
-/// The longest entry ID, in bytes.
+/// The longest ID of an entry or a rule, in bytes.
 pub const MAX_ENTRY_ID_BYTES: usize = 64;
 /// The longest hint, in bytes.
 pub const MAX_HINT_BYTES: usize = 1024;
@@ -30,6 +31,9 @@ pub enum EntryError {
     /// Not 1 to 64 characters of `[A-Za-z0-9_-]`.
     #[error("entry ID {0:?} must be 1 to 64 letters, digits, dashes or underscores")]
     Id(String),
+    /// The same, of a rule.
+    #[error("the name of a rule {0:?} must be 1 to 64 letters, digits, dashes or underscores")]
+    RuleId(String),
     /// Not a DNS name by RFC 1123 (an asterisk may stand for the whole first label).
     #[error("DNS name {0:?} is not one: labels of 1 to 63 of a-z, 0-9 and dash, 253 in all, in lower case")]
     DnsName(String),
@@ -46,11 +50,23 @@ pub struct EntryId(Arc<str>);
 impl EntryId {
     /// 1 to 64 characters of `[A-Za-z0-9_-]`.
     pub fn parse(text: &str) -> Result<Self, EntryError> {
-        let legal = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
-        if text.is_empty() || text.len() > MAX_ENTRY_ID_BYTES || !text.bytes().all(legal) {
+        if !is_name(text) {
             return Err(EntryError::Id(text.chars().take(MAX_ENTRY_ID_BYTES).collect()));
         }
         Ok(Self(text.into()))
+    }
+
+    /// The ID of an entry that a rule makes: its whole content has this hash, so that another content is another entry.
+    pub fn derived(content: [u8; 32]) -> Self {
+        let digits = content.iter().take(DERIVED_BYTES).map(|byte| format!("{byte:02x}"));
+        Self(std::iter::once(DERIVED.to_owned()).chain(digits).collect::<String>().into())
+    }
+
+    /// Whether it is of the form that the entries of rules have, which no operator may choose.
+    pub fn is_derived(&self) -> bool {
+        let is_hex = |b: u8| matches!(b, b'0'..=b'9' | b'a'..=b'f');
+        let digits = self.0.strip_prefix(DERIVED);
+        digits.is_some_and(|digits| digits.len() == 2 * DERIVED_BYTES && digits.bytes().all(is_hex))
     }
 
     /// A new ID from 128 random bits, as 32 hexadecimal digits.
@@ -72,6 +88,35 @@ impl EntryId {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+}
+
+/// What the ID of an entry that a rule makes begins with, and how many bytes of a hash follow.
+const DERIVED: &str = "rule-";
+const DERIVED_BYTES: usize = 24;
+
+/// The name of a rule, given by whoever creates it. Cheap to clone.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct RuleId(Arc<str>);
+
+impl RuleId {
+    /// 1 to 64 characters of `[A-Za-z0-9_-]`.
+    pub fn parse(text: &str) -> Result<Self, EntryError> {
+        if !is_name(text) {
+            return Err(EntryError::RuleId(text.chars().take(MAX_ENTRY_ID_BYTES).collect()));
+        }
+        Ok(Self(text.into()))
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+fn is_name(text: &str) -> bool {
+    let legal = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+    (1..=MAX_ENTRY_ID_BYTES).contains(&text.len()) && text.bytes().all(legal)
 }
 
 /// A DNS name in lower case, by RFC 1123; `*.` may stand before it. Cheap to clone.
@@ -135,6 +180,7 @@ macro_rules! text_traits {
     };
 }
 text_traits!(EntryId);
+text_traits!(RuleId);
 text_traits!(DnsName);
 
 /// The kinds of key that an SVID may have.
@@ -208,14 +254,37 @@ pub struct RegistrationEntry {
     pub expires_at: Option<Timestamp>,
     /// The kind of key of its SVIDs; `None`: as the agent's config says.
     pub key_type: Option<KeyType>,
-    /// When it was created: a workload's default identity is its oldest entry.
+    /// When it was created, or the rule that it comes from.
     pub created_at: Timestamp,
+    /// The rule that it comes from; `None`: an operator made it.
+    pub rule: Option<RuleId>,
+}
+
+/// Where an entry stands among those of one workload, the first of which is its default identity: entries that operators
+/// made before those of rules, the older before the younger, and what is as old in the order of its ID.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    is_derived: bool,
+    created_at: Timestamp,
+    id: EntryId,
+}
+
+impl Place {
+    /// The entry that stands there.
+    pub fn id(&self) -> &EntryId {
+        &self.id
+    }
 }
 
 impl RegistrationEntry {
     /// Whether this entry names nodes, not processes.
     pub fn is_node_alias(&self) -> bool {
         self.parent.is_server()
+    }
+
+    /// Where it stands among the entries of one workload.
+    pub fn place(&self) -> Place {
+        Place { is_derived: self.rule.is_some(), created_at: self.created_at, id: self.id.clone() }
     }
 
     /// Whether the entry still gives its identity at `now`.
@@ -259,6 +328,18 @@ mod tests {
         for bad in ["", "a/b", "a b", "ä", &"a".repeat(65)] {
             assert!(EntryId::parse(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn the_ids_of_derived_entries_are_of_their_own_form() {
+        let id = EntryId::derived([0xcd; 32]);
+        assert_eq!(id.as_str(), format!("rule-{}", "cd".repeat(24)));
+        assert_eq!(EntryId::parse(id.as_str()), Ok(id.clone()));
+        assert!(id.is_derived());
+        for other in ["rule-web", "rule-", &id.as_str().to_uppercase(), &format!("{id}0"), &"cd".repeat(24)] {
+            assert!(!EntryId::parse(other).unwrap().is_derived(), "{other}");
+        }
+        assert!(RuleId::parse("a/b").unwrap_err().to_string().contains("the name of a rule \"a/b\""));
     }
 
     #[test]

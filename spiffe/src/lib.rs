@@ -15,6 +15,7 @@ pub mod jwt_svid;
 pub mod mtls;
 pub mod pem;
 pub mod proto;
+pub mod rule;
 pub mod selector;
 pub mod settings;
 pub mod time;

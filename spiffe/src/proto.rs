@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use crate::bundle::{Bundle, BundleError, JwkAuthority, X509Authority};
 use crate::entry::{
-    DnsName, EntryError, EntryId, MAX_DNS_NAMES, MAX_FEDERATES_WITH, MAX_HINT_BYTES, RegistrationEntry,
+    DnsName, EntryError, EntryId, MAX_DNS_NAMES, MAX_FEDERATES_WITH, MAX_HINT_BYTES, RegistrationEntry, RuleId,
 };
 use crate::federation::{EndpointUrl, Relationship, RelationshipError};
 use crate::id::{IdError, SpiffeId, TrustDomain};
 use crate::jose::{Jwk, JwkError};
+use crate::rule::{RuleError, TemplateError};
 use crate::selector::{SelectorError, Selectors};
 use crate::time::Timestamp;
 
@@ -94,6 +95,7 @@ pub mod istio {
     include!(concat!(env!("OUT_DIR"), "/istio.v1.auth.rs"));
 }
 
+mod rule;
 mod secrets;
 
 /// The descriptors of the Workload API, an encoded `FileDescriptorSet`.
@@ -142,6 +144,12 @@ pub enum WireError {
     /// A federation relationship is wrong.
     #[error(transparent)]
     Relationship(#[from] RelationshipError),
+    /// A rule is wrong.
+    #[error(transparent)]
+    Rule(#[from] RuleError),
+    /// A template of a rule is wrong.
+    #[error("{0}: {1}")]
+    Template(&'static str, TemplateError),
 }
 
 impl TryFrom<v1::Entry> for RegistrationEntry {
@@ -178,6 +186,7 @@ impl TryFrom<v1::Entry> for RegistrationEntry {
             expires_at: (wire.expires_at > 0).then(|| Timestamp::from_unix(wire.expires_at)),
             key_type: (!wire.key_type.is_empty()).then(|| wire.key_type.parse()).transpose()?,
             created_at: Timestamp::from_unix(wire.created_at),
+            rule: (!wire.rule.is_empty()).then(|| RuleId::parse(&wire.rule)).transpose()?,
         })
     }
 }
@@ -200,6 +209,7 @@ impl From<&RegistrationEntry> for v1::Entry {
             expires_at: entry.expires_at.map_or(0, Timestamp::unix),
             key_type: entry.key_type.map(|kind| kind.name().to_owned()).unwrap_or_default(),
             created_at: entry.created_at.unix(),
+            rule: entry.rule.as_ref().map(ToString::to_string).unwrap_or_default(),
         }
     }
 }
@@ -329,6 +339,7 @@ mod tests {
             expires_at: 2_000_000_000,
             key_type: "p384".into(),
             created_at: 1_000_000_000,
+            rule: "pods".into(),
         }
     }
 

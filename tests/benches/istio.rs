@@ -19,14 +19,15 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use ca_server::app::Server;
 use ca_server::config::Config;
-use ca_server::kube::Kubernetes;
+use ca_server::kube::Told;
 use ca_server::kube::review::{Bound, ReviewError, ServiceAccount, TokenReviewer};
-use ca_server::view::pods::{Labels, Pod, PodEvent, Pods};
+use ca_server::view::pods::{Labels, Pod, PodEvent};
 use spiffe::id::TrustDomain;
 use spiffe::time::System;
 use support::limit::{self, csrs};
 use support::{DOMAIN, Figures, Process};
 use tests::ztunnel::{Ca, ISTIOD, Way, request, with_token};
+use tokio::sync::mpsc;
 
 const NODES: usize = 300;
 const PODS_OF_ONE: usize = 100;
@@ -96,12 +97,13 @@ async fn serve(folder: &str, delay: Duration) -> Result<()> {
          [limits]\nissue_concurrency = 1024\n[istio]\nlisten = '127.0.0.1:0'\nclusters = {{ Kubernetes = 'main' }}\n\
          trusted_node_accounts = ['istio-system/ztunnel']\nrequests_per_second = 1000000\nrequests_burst = 1000000\n"
     );
-    let all = PodEvent::All { cluster: "main".into(), pods: pods()? };
-    let kubernetes = Kubernetes {
-        reviewers: vec![Arc::new(StandIn(delay))],
-        pods: Arc::new(ArcSwap::from_pointee(Pods::default().after(all).0)),
-    };
-    let server = Server::start_told(Config::parse(&config, [])?, Arc::new(System), kubernetes).await?;
+    let (tell, pods) = mpsc::channel(1);
+    let told = Told { reviewers: vec![Arc::new(StandIn(delay))], pods: Some(pods) };
+    let server = Server::start_told(Config::parse(&config, [])?, Arc::new(System), told).await?;
+    tell.send(PodEvent::All { cluster: "main".into(), pods: self::pods()? }).await?;
+    while server.doors().views.load().pods().count() < NODES * PODS_OF_ONE {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     let roots = server.doors().views.load().bundle().to_pem();
     std::fs::write(format!("{folder}/roots.pem"), roots)?;
     std::fs::write(format!("{folder}/address.new"), server.istio_address().context("no door")?.to_string())?;

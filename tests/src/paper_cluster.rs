@@ -20,6 +20,7 @@ use crate::house::trust_domain;
 pub struct PaperCluster {
     name: Arc<str>,
     clock: Fake,
+    /// Those of this cluster; the server hears of them by [`crate::House::told`].
     pods: Arc<ArcSwap<Pods>>,
     state: Arc<Mutex<State>>,
 }
@@ -55,9 +56,24 @@ impl State {
 }
 
 impl PaperCluster {
-    /// Without pods; those that it will have are told to `pods`.
-    pub fn new(name: &str, clock: &Fake, pods: &Arc<ArcSwap<Pods>>) -> Self {
-        Self { name: name.into(), clock: clock.clone(), pods: Arc::clone(pods), state: Arc::default() }
+    /// Without pods.
+    pub fn new(name: &str, clock: &Fake) -> Self {
+        Self { name: name.into(), clock: clock.clone(), pods: Arc::default(), state: Arc::default() }
+    }
+
+    /// All of its pods, as they are told to a server.
+    pub fn all(&self) -> PodEvent {
+        let pods = self.pods.load();
+        let all = pods.agents().flat_map(|agent| pods.of_agent(agent)).map(|pod| Pod::clone(pod)).collect();
+        PodEvent::All { cluster: Arc::clone(&self.name), pods: all }
+    }
+
+    /// Whether somebody knows all of its pods, and none that has gone.
+    pub fn is_known(&self, to: &Pods) -> bool {
+        let pods = self.pods.load();
+        let is_same = |pod: &Arc<Pod>| to.find(&self.name, &pod.uid) == Some(pod);
+        let known = to.agents().flat_map(|agent| to.of_agent(agent)).filter(|pod| pod.cluster == self.name).count();
+        pods.count() == known && pods.agents().flat_map(|agent| pods.of_agent(agent)).all(is_same)
     }
 
     /// A new pod of a service account on a node.

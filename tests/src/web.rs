@@ -1,5 +1,6 @@
-//! A browser of few words: TLS to a port of this machine, one request by hand, and what came.
+//! A browser of few words: TLS to a port of this machine, or none, one request by hand, and what came.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
@@ -59,4 +60,14 @@ impl Browser {
         let _ = stream.read_to_end(&mut answer).await;
         Ok((shown, String::from_utf8_lossy(&answer).into_owned()))
     }
+}
+
+/// The whole answer of a plain HTTP port, such as that of health.
+pub async fn get(address: SocketAddr, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
 }

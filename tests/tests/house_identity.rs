@@ -9,7 +9,7 @@ use tests::house::{House, id};
 use tests::operator::entry;
 use tests::patience::that;
 use tests::workload::Context;
-use tests::{Node, Workload};
+use tests::{Node, Workload, web};
 use tonic::Code;
 use x509_parser::prelude::{FromDer as _, GeneralName, ParsedExtension, X509Certificate};
 
@@ -94,10 +94,10 @@ async fn what_is_signed_and_what_is_refused_is_recorded_and_counted() {
     let stranger = tests::by_hand::Caller::attest(&house).await;
     stranger.issue(&house, "nobodys", b"no CSR".to_vec()).await.unwrap_err();
 
-    let page = http_get(house.server().health_address(), "/metrics").await;
+    let page = web::get(house.server().health_address(), "/metrics").await;
     assert!(page.contains("# EOF"), "{page}");
     for (path, body) in [("/live", "200 OK"), ("/ready", "200 OK")] {
-        let answer = http_get(house.server().health_address(), path).await;
+        let answer = web::get(house.server().health_address(), path).await;
         assert!(answer.contains(body), "{path}: {answer}");
     }
     drop(operator);
@@ -109,16 +109,6 @@ async fn what_is_signed_and_what_is_refused_is_recorded_and_counted() {
     assert_eq!(issued["subject"], "spiffe://example.org/web", "{issued}");
     assert!(issued.to_string().contains(&node.id().to_string()), "who: {issued}");
     assert!(log.contains("there is no entry nobodys"), "{log}");
-}
-
-async fn http_get(address: std::net::SocketAddr, path: &str) -> String {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
-    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.unwrap();
-    answer
 }
 
 #[tokio::test]

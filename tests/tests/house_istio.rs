@@ -61,11 +61,9 @@ impl Mesh {
         Way::to(&self.house, &self.mounted)
     }
 
-    /// A sidecar of a new pod on node `one`, and the pod's token.
-    fn sidecar(&self, namespace: &str, account: &str) -> (Bound, String) {
-        let pod = self.cluster.pod("one", namespace, account);
-        let token = self.cluster.token(namespace, account, &pod);
-        (pod, token)
+    /// The token of a new pod on node `one`.
+    fn sidecar(&self, namespace: &str, account: &str) -> String {
+        self.cluster.token(namespace, account, &self.cluster.pod("one", namespace, account))
     }
 }
 
@@ -83,7 +81,7 @@ struct OneNode {
 }
 
 impl OneNode {
-    fn new(mesh: &Mesh, name: &str, accounts: usize, ttl: i64) -> Self {
+    async fn new(mesh: &Mesh, name: &str, accounts: usize, ttl: i64) -> Self {
         let (cluster, token) = (mesh.cluster.clone(), Arc::default());
         let pod = cluster.pod(name, "istio-system", "ztunnel");
         let mut ztunnel = Ztunnel::new(&mesh.house, mesh.ca(), "kubernetes", Arc::clone(&token), ttl);
@@ -94,6 +92,7 @@ impl OneNode {
         }
         let mut node = Self { cluster, ztunnel, pod, token, written: Timestamp::from_unix(0) };
         node.write_token(mesh.house.now());
+        mesh.house.told().await;
         node
     }
 
@@ -135,8 +134,10 @@ fn all_trust(nodes: &[OneNode], now: Timestamp) -> Result<(), String> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn six_hundred_identities_get_certificates_and_keep_them_through_a_rotation() {
     let mesh = Mesh::start(&[]).await;
-    let mut nodes: Vec<_> =
-        (0..6).map(|number| OneNode::new(&mesh, &format!("node-{number}"), 100, FOUR_HOURS)).collect();
+    let mut nodes = Vec::new();
+    for number in 0..6 {
+        nodes.push(OneNode::new(&mesh, &format!("node-{number}"), 100, FOUR_HOURS).await);
+    }
     let before = mesh.operator.active().await;
 
     let settled = async || {
@@ -179,7 +180,7 @@ async fn six_hundred_identities_get_certificates_and_keep_them_through_a_rotatio
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sidecar_gets_its_own_identity_and_the_life_that_it_asks_for() {
     let mesh = Mesh::start(&[("istio.ttl", "1h")]).await;
-    let (_, token) = mesh.sidecar("shop", "web");
+    let token = mesh.sidecar("shop", "web");
     let own = identity("shop", "web");
     for (asked, life) in [(0, HOUR), (-5, HOUR), (600, 10 * MINUTE), (FOUR_HOURS, 4 * HOUR)] {
         // Of the CSR the key counts, whatever name it has.
@@ -214,7 +215,7 @@ async fn below_an_upstream_ca_each_certificate_has_its_own_element() {
     let (certificate, key) = (text(&certificate), text(&key));
     let settings = [("authority.upstream.certificate", &*certificate), ("authority.upstream.key", &*key)];
     let mesh = Mesh::start(&settings).await;
-    let (_, token) = mesh.sidecar("shop", "web");
+    let token = mesh.sidecar("shop", "web");
     let (csr, key) = csr(&identity("shop", "web"));
     let elements = mesh.ca().ask(with_token(request(csr, 0, None), &token, "kubernetes")).await.unwrap();
     assert_eq!(elements.len(), 3, "the certificate, our CA, and the root");
@@ -226,7 +227,7 @@ async fn below_an_upstream_ca_each_certificate_has_its_own_element() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_server_is_known_by_its_name_and_serves_nothing_else_there() {
     let mesh = Mesh::start(&[("istio.dns_names", "[\"istiod.istio-system.svc\", \"ca.mesh\"]")]).await;
-    let (_, token) = mesh.sidecar("shop", "web");
+    let token = mesh.sidecar("shop", "web");
     let ask = async |name: &'static str| {
         let (csr, _) = csr(&identity("shop", "web"));
         let ca = Ca::at(Way { name, ..mesh.way() });
@@ -251,7 +252,7 @@ async fn the_server_is_known_by_its_name_and_serves_nothing_else_there() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_outage_is_outlived_and_asked_about_less_and_less_often() {
     let mut mesh = Mesh::start(House::ON_DISK).await;
-    let mut node = OneNode::new(&mesh, "one", 2, FOUR_HOURS);
+    let mut node = OneNode::new(&mesh, "one", 2, FOUR_HOURS).await;
     let now = mesh.house.now();
     node.work(now).await.unwrap();
     mesh.house.stop_server().await;
@@ -277,16 +278,18 @@ async fn an_outage_is_outlived_and_asked_about_less_and_less_often() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pod_that_comes_and_goes_takes_its_identity_along() {
     let mesh = Mesh::start(&[]).await;
-    let mut node = OneNode::new(&mesh, "one", 1, FOUR_HOURS);
+    let mut node = OneNode::new(&mesh, "one", 1, FOUR_HOURS).await;
     let job = identity("shop", "job");
     node.ztunnel.want(&job);
     let now = mesh.house.now();
     assert!(node.work(now).await.unwrap_err().contains("request impersonation authentication failure"));
     let pod = mesh.cluster.pod("one", "shop", "job");
+    mesh.house.told().await;
     mesh.house.jump(Duration::from_secs(1));
     node.work(mesh.house.now()).await.unwrap();
     assert!(node.ztunnel.held()[&job].certificate.is_some());
     mesh.cluster.delete(&pod);
+    mesh.house.told().await;
     mesh.house.jump(2 * HOUR);
     // The connection has come to its end meanwhile, and with it perhaps the first calls.
     let refused = async || {
@@ -302,7 +305,7 @@ async fn a_pod_that_comes_and_goes_takes_its_identity_along() {
 async fn a_certificate_of_a_service_account_is_renewed_by_itself_only_where_the_config_lets_it() {
     for allowed in ["true", "false"] {
         let mesh = Mesh::start(&[("istio.client_certificates", allowed)]).await;
-        let (_, token) = mesh.sidecar("shop", "web");
+        let token = mesh.sidecar("shop", "web");
         let own = identity("shop", "web");
         let (first, key) = csr(&own);
         let elements = mesh.ca().ask(with_token(request(first, 0, None), &token, "kubernetes")).await.unwrap();

@@ -52,6 +52,7 @@ impl Mesh {
         let web = main.pod("one", "shop", "web");
         main.pod("two", "shop", "db");
         east.pod("one", "shop", "far");
+        house.told().await;
         Self { house, main, east, ztunnel, web, way, ca }
     }
 
@@ -187,6 +188,7 @@ async fn only_a_trusted_proxy_speaks_for_others_and_only_for_pods_of_its_node() 
     mesh.refused_because(asking(&unbound, Some(&web)), NOT_YOURS, "bound to no pod").await;
     // The trusted account of another cluster has its own nodes alone.
     let proxy = mesh.east.pod("one", "istio-system", "ztunnel");
+    mesh.house.told().await;
     let token = mesh.east.token("istio-system", "ztunnel", &proxy);
     let there = with_token(message(Some(&web)), &token, "east");
     mesh.refused_because(there, NOT_YOURS, "no pod of shop/web runs on node one").await;

@@ -1,6 +1,7 @@
 //! The door for Istio's proxies: what it is made of, and its server.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use spiffe::proto::istio::istio_certificate_service_server::IstioCertificateServiceServer;
@@ -15,7 +16,7 @@ use crate::api::limits::Attempts;
 use crate::api::listen::Connection;
 use crate::api::rights::Guard;
 use crate::config::{Config, Istio};
-use crate::kube::Kubernetes;
+use crate::kube::review::TokenReviewer;
 use crate::origin::Places;
 
 /// How many requests may be open at once, in all and of one origin: with their sizes, what strangers hold.
@@ -32,10 +33,10 @@ const CONNECTION_AGE_GRACE: Duration = Duration::from_secs(60);
 pub(super) fn settings(
     config: &Config,
     istio: &Istio,
-    kubernetes: Kubernetes,
+    reviewers: Vec<Arc<dyn TokenReviewer>>,
     now: Timestamp,
 ) -> Result<IstioSettings, AppError> {
-    let reviewers = kubernetes.reviewers.into_iter().map(|reviewer| (reviewer.cluster().to_owned(), reviewer));
+    let reviewers = reviewers.into_iter().map(|reviewer| (reviewer.cluster().to_owned(), reviewer));
     let settings = IstioSettings {
         clusters: istio.clusters.clone(),
         default_cluster: istio.default_cluster.clone(),
@@ -44,7 +45,6 @@ pub(super) fn settings(
         profile: lives::service_accounts(config, istio),
         trusted_node_accounts: istio.trusted_node_accounts.clone(),
         client_certificates: istio.client_certificates,
-        pods: kubernetes.pods,
         asking: Attempts::new(istio.requests_per_second, istio.requests_burst, now),
         open: Places::new(OPEN, OPEN_OF_ONE),
     };

@@ -38,6 +38,10 @@ pub(super) fn observe(
                 })
                 .collect(),
             entries: view.entry_count() as u64,
+            rules: view.rule_count() as u64,
+            pods: view.pods().count() as u64,
+            derived: view.derived_count() as u64,
+            refused_by_rules: view.refused_count() as u64,
             agents: view.node_count() as u64,
             agents_connected: connected.count() as u64,
             lag_max,

@@ -181,6 +181,7 @@ impl Default for Limits {
             handshake_timeout: Duration::from_secs(10),
             request_timeout: Duration::from_secs(30),
             entries: 1_000_000,
+            rules: 256,
             join_tokens: 10_000,
         }
     }
@@ -393,6 +394,7 @@ fn check_limits(limits: &Limits, attest: &Attest) -> Result<(), ConfigError> {
     in_range("limits.attest_burst", limits.attest_burst, 1, 1 << 20)?;
     in_range("limits.connections", limits.connections, 1, 1 << 20)?;
     in_range("limits.entries", limits.entries, 1, 100_000_000)?;
+    in_range("limits.rules", limits.rules, 1, 10_000)?;
     in_range("limits.join_tokens", limits.join_tokens, 1, 10_000_000)?;
     lifetime_in_range("limits.handshake_timeout", limits.handshake_timeout, second, 300 * second)?;
     lifetime_in_range("limits.request_timeout", limits.request_timeout, second, 3600 * second)?;

@@ -169,6 +169,7 @@ mod tests {
             expires_at: None,
             key_type: None,
             created_at: NOW,
+            rule: None,
         }
     }
 

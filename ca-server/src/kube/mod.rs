@@ -8,20 +8,21 @@ pub mod client;
 pub mod lookup;
 pub mod object;
 pub mod review;
+pub mod watch;
 
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
+use tokio::sync::mpsc;
 
 use self::review::TokenReviewer;
-use crate::view::pods::Pods;
+use crate::view::pods::PodEvent;
 
-/// What a server is told of Kubernetes.
-#[derive(Clone, Debug, Default)]
-pub struct Kubernetes {
+/// What somebody else tells of Kubernetes than the API servers of the config: for whoever runs a server inside of another
+/// program.
+#[derive(Debug, Default)]
+pub struct Told {
     /// Who knows whose a token is, one for each cluster.
     pub reviewers: Vec<Arc<dyn TokenReviewer>>,
-    /// The pods that run now.
-    pub pods: Arc<ArcSwap<Pods>>,
+    /// What happens to pods; `None`: it is as the API servers of the config say.
+    pub pods: Option<mpsc::Receiver<PodEvent>>,
 }
-pub mod watch;

@@ -1,4 +1,4 @@
-//! A View from a store's range, and the next View from a commit.
+//! A View from a store's range, and the next View from a commit or from what is told of pods.
 
 use std::sync::Arc;
 
@@ -6,10 +6,14 @@ use bytes::Bytes;
 use rpds::{HashTrieMapSync, HashTrieSetSync, RedBlackTreeSetSync};
 use rustls_pki_types::CertificateDer;
 use spiffe::bundle::{Bundle, X509Authority};
-use spiffe::entry::{EntryId, RegistrationEntry};
+use spiffe::entry::{EntryId, RegistrationEntry, RuleId};
 use spiffe::id::{SpiffeId, TrustDomain};
 
-use super::record::{JoinToken, Node, RecordError, bundle_from_record, entry_from_record, relationship_from_record};
+use super::derive::{self, Derived};
+use super::pods::{PodEvent, Pods};
+use super::record::{
+    JoinToken, Node, RecordError, bundle_from_record, entry_from_record, relationship_from_record, rule_from_record,
+};
 use super::{Held, View, ViewError, keys};
 use crate::authority::{self, Authority, Public};
 use crate::store::{Commit, KeyValue, Revision, Write};
@@ -74,8 +78,68 @@ impl View {
             view.set_authorities(authorities, commit.revision);
             changes.push(Change::Bundle);
         }
+        if changes_all_derived(&changes) || commit.writes.iter().any(|write| write.key().starts_with(keys::RULES)) {
+            view.derive_all(&mut changes);
+        }
         view.revision = commit.revision;
         Ok((view, changes))
+    }
+
+    /// This View, which was just loaded and has no pods, with those that are known.
+    pub(super) fn with_pods(mut self, pods: Pods) -> Self {
+        self.pods = pods;
+        self.derive_all(&mut Vec::new());
+        self
+    }
+
+    /// The View after what was told of pods, and what changed. It is of the same revision: the store has no part in it.
+    /// Looks at the pods of those nodes alone on which something is different.
+    pub fn told(&self, events: impl IntoIterator<Item = PodEvent>) -> (Self, Vec<Change>) {
+        let mut view = self.clone();
+        let mut concerned = Vec::new();
+        for event in events {
+            let (pods, agents) = view.pods.after(event);
+            view.pods = pods;
+            concerned.extend(agents);
+        }
+        concerned.sort_unstable();
+        concerned.dedup();
+        let mut changes = Vec::new();
+        view.derive(concerned, &mut changes);
+        (view, changes)
+    }
+
+    fn derive_all(&mut self, changes: &mut Vec<Change>) {
+        let agents: Vec<SpiffeId> = self.pods.agents().cloned().collect();
+        self.derive(agents, changes);
+    }
+
+    /// Makes the entries of these agents' nodes what rules and pods say.
+    fn derive(&mut self, agents: Vec<SpiffeId>, changes: &mut Vec<Change>) {
+        let rules = derive::in_order(self.rules());
+        for agent in agents {
+            let is_operator = |id: &SpiffeId| self.admins.contains_key(id);
+            let Derived { entries, refused } = derive::of_node(&rules, self.pods.of_agent(&agent), is_operator);
+            let here = self.entries_of(&agent).filter(|entry| entry.rule.is_some());
+            let gone: Vec<EntryId> =
+                here.filter(|entry| !entries.contains_key(&entry.id)).map(|entry| entry.id.clone()).collect();
+            for id in gone {
+                let before = self.forget_entry(&id);
+                changes.push(Change::Entry { before, after: None });
+            }
+            for (id, value) in entries {
+                if !self.entries.contains_key(&id) {
+                    // No writer ever expects it: it is not in the store.
+                    let after = Arc::new(Held { value, revision: 0 });
+                    self.learn_entry(&after);
+                    changes.push(Change::Entry { before: None, after: Some(after) });
+                }
+            }
+            self.refused.remove_mut(&agent);
+            if refused > 0 {
+                self.refused.insert_mut(agent, refused);
+            }
+        }
     }
 
     fn put(
@@ -110,6 +174,9 @@ impl View {
             let trust_domain = relationship.trust_domain.clone();
             changes.push(Change::Relationship(trust_domain.clone()));
             self.relationships.insert_mut(trust_domain, Arc::new(Held { value: relationship, revision }));
+        } else if key.starts_with(keys::RULES) {
+            let rule = rule_from_record(value)?;
+            self.rules.insert_mut(rule.id.clone(), Arc::new(Held { value: rule, revision }));
         }
         // unique/ guards writers only; a prefix of a later release means nothing to this one.
         Ok(())
@@ -139,6 +206,10 @@ impl View {
         {
             self.relationships.remove_mut(&trust_domain);
             changes.push(Change::Relationship(trust_domain));
+        } else if let Some(id) = key.strip_prefix(keys::RULES)
+            && let Ok(id) = RuleId::parse(id)
+        {
+            self.rules.remove_mut(&id);
         }
     }
 
@@ -152,6 +223,7 @@ impl View {
         if entry.admin {
             index(&mut self.admins, &entry.spiffe_id, &entry.id);
         }
+        self.derived += usize::from(entry.rule.is_some());
         self.entries.insert_mut(entry.id.clone(), Arc::clone(entry));
     }
 
@@ -172,6 +244,7 @@ impl View {
         if entry.admin {
             unindex(&mut self.admins, &entry.spiffe_id, id);
         }
+        self.derived -= usize::from(entry.rule.is_some());
         Some(entry)
     }
 
@@ -181,6 +254,14 @@ impl View {
         self.bundle = own_bundle(&self.trust_domain, &authorities, sequence);
         self.authorities = authorities.into();
     }
+}
+
+/// Whether what rules give may be different at every node: an identity has become an operator's, or is one no more.
+fn changes_all_derived(changes: &[Change]) -> bool {
+    changes.iter().any(|change| match change {
+        Change::Entry { before, after } => [before, after].into_iter().flatten().any(|entry| entry.admin),
+        _ => false,
+    })
 }
 
 /// The union of the roots and keys of all authorities. A tainted CA marks its root when it is that root, and itself when
@@ -292,6 +373,7 @@ mod tests {
             expires_at: (shape & 8 == 0).then_some(NOW),
             key_type: None,
             created_at: NOW,
+            rule: None,
         }
     }
 

@@ -1,8 +1,10 @@
-//! The follower: folds commits of the store into Views and publishes each.
+//! The follower: folds commits of the store, and what is told of pods, into Views and publishes each.
 //!
 //! - Start, a gap (`Compacted`) and a lost store go one way: read the whole range, then watch from its revision.
 //! - While the store cannot be reached the last View stays: what was true goes on being served.
-//! - Whoever listens gets every change in order, or is told that it missed some and starts from the View.
+//! - Whoever listens gets every change in order, or is told that it missed some and starts from the View. The order is that
+//!   of publishing: a View with other pods has the revision of the one before.
+//! - Pods go on while the store is away, and stay over a gap. What has queued up of them is folded into one View.
 
 use std::fmt::Display;
 use std::sync::Arc;
@@ -11,9 +13,10 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use spiffe::id::TrustDomain;
 use spiffe::time::{Backoff, Clock};
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{broadcast, mpsc, watch};
 use tracing::{error, info, warn};
 
+use super::pods::PodEvent;
 use super::{Change, Issuers, View, ViewError};
 use crate::authority::issuer::Issuer;
 use crate::authority::keys::{KeyStore, SigningKey};
@@ -23,6 +26,8 @@ use crate::store::{Revision, Store, StoreError};
 
 /// How many published Views a listener may be behind before it has to start from the present one.
 const RECENT: usize = 1024;
+/// The most events of pods that are folded into one View.
+const MOST_EVENTS: usize = 1024;
 
 /// Why there is no View.
 #[derive(Debug, thiserror::Error)]
@@ -42,14 +47,22 @@ pub struct Published {
     pub view: Arc<View>,
     /// What changed; `None`: anything may have, start from the View.
     pub changes: Option<Arc<[Change]>>,
+    number: u64,
 }
 
 /// The present View, and the line of those to come.
 #[derive(Debug)]
 pub struct Views {
-    current: ArcSwap<View>,
+    current: ArcSwap<Current>,
     published: broadcast::Sender<Published>,
     revision: watch::Sender<Revision>,
+}
+
+/// A View, and the how manieth it is: revisions do not tell all Views apart.
+#[derive(Debug)]
+struct Current {
+    view: Arc<View>,
+    number: u64,
 }
 
 impl Views {
@@ -57,7 +70,7 @@ impl Views {
     pub fn new(view: View) -> Arc<Self> {
         let revision = view.revision();
         Arc::new(Self {
-            current: ArcSwap::from_pointee(view),
+            current: ArcSwap::from_pointee(Current { view: Arc::new(view), number: 0 }),
             published: broadcast::channel(RECENT).0,
             revision: watch::channel(revision).0,
         })
@@ -65,16 +78,16 @@ impl Views {
 
     /// The present View. Takes no lock.
     pub fn load(&self) -> Arc<View> {
-        self.current.load_full()
+        Arc::clone(&self.current.load().view)
     }
 
     /// The present View and everything after it.
     pub fn listen(&self) -> (Arc<View>, Listener) {
-        // Listening first: what is published in between is then in both, and passed over by its revision.
+        // Listening first: what is published in between is then in both, and passed over by its number.
         let receiver = self.published.subscribe();
-        let view = self.load();
-        let listener = Listener { receiver, seen: view.revision() };
-        (view, listener)
+        let current = self.current.load();
+        let listener = Listener { receiver, seen: current.number };
+        (Arc::clone(&current.view), listener)
     }
 
     /// Returns when a View of `revision` or later is the present one.
@@ -85,12 +98,19 @@ impl Views {
         self.load()
     }
 
+    /// The same for a View at the same revision in which nothing is different that anybody has to be told of.
+    fn replace(&self, view: View) {
+        let number = self.current.load().number;
+        self.current.store(Arc::new(Current { view: Arc::new(view), number }));
+    }
+
+    /// Only the follower does, one after the other: each View has a number of its own.
     fn publish(&self, view: View, changes: Option<Vec<Change>>) {
-        let view = Arc::new(view);
+        let (view, number) = (Arc::new(view), self.current.load().number + 1);
         let revision = view.revision();
-        self.current.store(Arc::clone(&view));
+        self.current.store(Arc::new(Current { view: Arc::clone(&view), number }));
         // Nobody listening is no fault.
-        let _ = self.published.send(Published { view, changes: changes.map(Arc::from) });
+        let _ = self.published.send(Published { view, changes: changes.map(Arc::from), number });
         self.revision.send_replace(revision);
     }
 }
@@ -99,25 +119,23 @@ impl Views {
 #[derive(Debug)]
 pub struct Listener {
     receiver: broadcast::Receiver<Published>,
-    seen: Revision,
+    seen: u64,
 }
 
 impl Listener {
     /// The next View; `None` when the server ends. After a gap its `changes` are `None`. Cancel-safe.
     pub async fn next(&mut self) -> Option<Published> {
+        let mut missed = false;
         loop {
             match self.receiver.recv().await {
-                Ok(published) if published.changes.is_some() && published.view.revision() <= self.seen => {}
+                Ok(published) if published.number <= self.seen => {}
                 Ok(published) => {
-                    self.seen = published.view.revision();
-                    return Some(published);
+                    self.seen = published.number;
+                    let changes = published.changes.filter(|_| !missed);
+                    return Some(Published { changes, ..published });
                 }
-                Err(broadcast::error::RecvError::Lagged(_)) => {
-                    // The oldest one still kept comes next, whole.
-                    let published = self.receiver.recv().await.ok()?;
-                    self.seen = published.view.revision();
-                    return Some(Published { changes: None, ..published });
-                }
+                // The oldest one still kept comes next, whole.
+                Err(broadcast::error::RecvError::Lagged(_)) => missed = true,
                 Err(broadcast::error::RecvError::Closed) => return None,
             }
         }
@@ -205,11 +223,18 @@ pub async fn load(trust_domain: TrustDomain, store: &dyn Store, signers: &Signer
     Ok(signers.equip(view, &Issuers::default()).await)
 }
 
-/// Follows the store until the task is dropped.
-pub async fn follow(store: Arc<dyn Store>, views: Arc<Views>, signers: Signers, clock: Arc<dyn Clock>) {
+/// Follows the store, and `pods` where somebody tells of any, until the task is dropped.
+pub async fn follow(
+    store: Arc<dyn Store>,
+    views: Arc<Views>,
+    signers: Signers,
+    clock: Arc<dyn Clock>,
+    pods: Option<mpsc::Receiver<PodEvent>>,
+) {
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+    let mut beside = Beside { views: Arc::clone(&views), pods };
     loop {
-        let error = match follow_once(&*store, &views, &signers).await {
+        let error = match follow_once(&*store, &views, &signers, &mut beside).await {
             FollowError::Store(StoreError::Compacted) => {
                 info!("fell behind the store: reading it whole");
                 None
@@ -219,9 +244,9 @@ pub async fn follow(store: Arc<dyn Store>, views: Arc<Views>, signers: Signers, 
         };
         if let Some(error) = error {
             warn!(%error, "the store cannot be followed: the last view goes on being served");
-            clock.sleep(backoff.after_failure(u32::MAX / 2)).await;
+            beside.of(clock.sleep(backoff.after_failure(u32::MAX / 2))).await;
         }
-        match load(views.load().trust_domain().clone(), &*store, &signers).await {
+        match load_again(&*store, &views, &signers, &mut beside).await {
             Ok(view) => {
                 backoff.reset();
                 views.publish(view, None);
@@ -229,19 +254,31 @@ pub async fn follow(store: Arc<dyn Store>, views: Arc<Views>, signers: Signers, 
             Err(FollowError::Store(StoreError::Closed)) => return,
             Err(error) => {
                 warn!(%error, "the store cannot be read: the last view goes on being served");
-                clock.sleep(backoff.after_failure(u32::MAX / 2)).await;
+                beside.of(clock.sleep(backoff.after_failure(u32::MAX / 2))).await;
             }
         }
     }
 }
 
-async fn follow_once(store: &dyn Store, views: &Views, signers: &Signers) -> FollowError {
-    let mut watch = match store.watch("", views.load().revision()).await {
+async fn load_again(
+    store: &dyn Store,
+    views: &Views,
+    signers: &Signers,
+    beside: &mut Beside,
+) -> Result<View, FollowError> {
+    let (records, revision) = beside.of(store.range("")).await?;
+    let before = views.load();
+    let view = View::load(before.trust_domain().clone(), records, revision)?.with_pods(before.pods().clone());
+    Ok(signers.equip(view, &Issuers::default()).await)
+}
+
+async fn follow_once(store: &dyn Store, views: &Views, signers: &Signers, beside: &mut Beside) -> FollowError {
+    let mut watch = match beside.of(store.watch("", views.load().revision())).await {
         Ok(watch) => watch,
         Err(error) => return error.into(),
     };
     loop {
-        let commit = match watch.next().await {
+        let commit = match beside.of(watch.next()).await {
             Ok(commit) => commit,
             Err(error) => return error.into(),
         };
@@ -255,3 +292,44 @@ async fn follow_once(store: &dyn Store, views: &Views, signers: &Signers) -> Fol
         }
     }
 }
+
+/// What is told of pods, beside the store.
+struct Beside {
+    views: Arc<Views>,
+    pods: Option<mpsc::Receiver<PodEvent>>,
+}
+
+impl Beside {
+    /// Does `work`, and publishes meanwhile what is told.
+    async fn of<T>(&mut self, work: impl Future<Output = T>) -> T {
+        tokio::pin!(work);
+        loop {
+            tokio::select! {
+                done = &mut work => return done,
+                events = self.told() => {
+                    let (view, changes) = self.views.load().told(events);
+                    match changes.is_empty() {
+                        true => self.views.replace(view),
+                        false => self.views.publish(view, Some(changes)),
+                    }
+                }
+            }
+        }
+    }
+
+    /// What has queued up, one event at least; never, where nobody tells. Cancel-safe.
+    async fn told(&mut self) -> Vec<PodEvent> {
+        let mut events = Vec::new();
+        if let Some(pods) = &mut self.pods
+            && pods.recv_many(&mut events, MOST_EVENTS).await > 0
+        {
+            return events;
+        }
+        // Whoever told has gone; what was last said stays.
+        self.pods = None;
+        std::future::pending().await
+    }
+}
+
+#[cfg(test)]
+mod tests;

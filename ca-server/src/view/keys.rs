@@ -9,11 +9,12 @@
 //! | `authority/<kind>/<id>` | a CA certificate or the public key of one for tokens, and its state; never the private key |
 //! | `bundle/<foreign trust domain>` | the bundle of another trust domain |
 //! | `federation/<foreign trust domain>` | a relationship: from where that bundle is fetched |
+//! | `rule/<id>` | a rule: which entries pods get. Those entries are not stored |
 //!
 //! The own bundle is not stored: it is what the authorities say.
 
 use spiffe::crypto::sha256_hex;
-use spiffe::entry::{EntryId, RegistrationEntry};
+use spiffe::entry::{EntryId, RegistrationEntry, RuleId};
 use spiffe::id::{SpiffeId, TrustDomain};
 
 /// Where entries are.
@@ -31,6 +32,8 @@ pub const BUNDLES: &str = "bundle/";
 
 /// Where federation relationships are.
 pub const FEDERATION: &str = "federation/";
+/// Where rules are.
+pub const RULES: &str = "rule/";
 
 /// The key of an entry.
 pub fn entry(id: &EntryId) -> String {
@@ -43,6 +46,11 @@ pub fn unique(entry: &RegistrationEntry) -> String {
     let selectors: Vec<&str> = entry.selectors.iter().map(spiffe::selector::Selector::as_str).collect();
     let text = format!("{}\n{}\n{}", entry.spiffe_id, entry.parent, selectors.join("\n"));
     format!("{UNIQUE}{}", sha256_hex(text.as_bytes()))
+}
+
+/// The key of a rule.
+pub fn rule(id: &RuleId) -> String {
+    format!("{RULES}{id}")
 }
 
 /// The key of a node; `None` when `agent` is no agent's ID.

@@ -2,10 +2,12 @@
 //! each commit into the next View; readers load the present one and take no lock.
 //!
 //! - A View is a value: `apply` makes the next one and shares everything that the commit did not touch.
-//! - What one commit costs does not grow with the number of entries.
-//! - The own bundle is what the authorities say; it is not stored.
+//! - What one commit costs does not grow with the number of entries. That of a rule, or of an entry marked admin, looks at
+//!   every pod anew (`derive`); what is told of a pod, at those of its own node.
+//! - The own bundle is what the authorities say, and the entries of rules what rules and pods say; neither is stored.
 
 mod apply;
+pub mod derive;
 pub mod follow;
 pub mod keys;
 pub mod pods;
@@ -15,9 +17,10 @@ use std::sync::Arc;
 
 use rpds::{HashTrieMapSync, HashTrieSetSync, RedBlackTreeMapSync, RedBlackTreeSetSync};
 use spiffe::bundle::Bundle;
-use spiffe::entry::{EntryId, RegistrationEntry};
+use spiffe::entry::{EntryId, RegistrationEntry, RuleId};
 use spiffe::federation::Relationship;
 use spiffe::id::{SpiffeId, TrustDomain};
+use spiffe::rule::Rule;
 use spiffe::time::Timestamp;
 
 use crate::authority::Authority;
@@ -25,6 +28,7 @@ use crate::authority::issuer::Issuer;
 use crate::authority::token_issuer::{JwtIssuer, WitIssuer};
 use crate::store::Revision;
 pub use apply::Change;
+use pods::Pods;
 use record::{JoinToken, Node, RecordError};
 
 /// A key of the store whose value is no record.
@@ -72,6 +76,12 @@ pub struct View {
     foreign: RedBlackTreeMapSync<TrustDomain, Arc<Held<Bundle>>>,
     relationships: RedBlackTreeMapSync<TrustDomain, Arc<Held<Relationship>>>,
     issuers: Issuers,
+    rules: RedBlackTreeMapSync<RuleId, Arc<Held<Rule>>>,
+    pods: Pods,
+    /// How many of the entries come from rules.
+    derived: usize,
+    /// How many pods of an agent's node a template refuses; none: no place.
+    refused: HashTrieMapSync<SpiffeId, usize>,
 }
 
 /// What signs now, of each kind; `None` until this server has an active authority of that kind.
@@ -103,6 +113,10 @@ impl View {
             foreign: RedBlackTreeMapSync::new_sync(),
             relationships: RedBlackTreeMapSync::new_sync(),
             issuers: Issuers::default(),
+            rules: RedBlackTreeMapSync::new_sync(),
+            pods: Pods::default(),
+            derived: 0,
+            refused: HashTrieMapSync::new_sync(),
         }
     }
 
@@ -128,9 +142,14 @@ impl View {
         self.entries.range((from, Bound::Unbounded)).map(|(_, entry)| entry)
     }
 
-    /// How many entries there are.
+    /// How many entries there are, those of rules included.
     pub fn entry_count(&self) -> usize {
         self.entries.size()
+    }
+
+    /// How many of the entries come from rules.
+    pub fn derived_count(&self) -> usize {
+        self.derived
     }
 
     /// The entries right below `parent`.
@@ -236,6 +255,31 @@ impl View {
     /// How many relationships are stored.
     pub fn relationship_count(&self) -> usize {
         self.relationships.size()
+    }
+
+    /// The rule with this name.
+    pub fn rule(&self, id: &RuleId) -> Option<&Arc<Held<Rule>>> {
+        self.rules.get(id)
+    }
+
+    /// The rules, in the order of their names.
+    pub fn rules(&self) -> impl Iterator<Item = &Arc<Held<Rule>>> {
+        self.rules.values()
+    }
+
+    /// How many rules there are.
+    pub fn rule_count(&self) -> usize {
+        self.rules.size()
+    }
+
+    /// The pods on our nodes, as their API servers tell of them.
+    pub fn pods(&self) -> &Pods {
+        &self.pods
+    }
+
+    /// How many times a pod does not get what a rule says, because a template refuses it. Walks the nodes where it does.
+    pub fn refused_count(&self) -> usize {
+        self.refused.values().sum()
     }
 
     /// What signs now.

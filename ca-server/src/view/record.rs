@@ -7,6 +7,7 @@ use spiffe::entry::RegistrationEntry;
 use spiffe::federation::Relationship;
 use spiffe::id::SpiffeId;
 use spiffe::proto::{WireError, spiffe_id, v1};
+use spiffe::rule::Rule;
 use spiffe::selector::Selectors;
 use spiffe::time::Timestamp;
 
@@ -180,6 +181,16 @@ pub fn relationship_to_record(relationship: &Relationship) -> Bytes {
 /// A federation relationship, from the store.
 pub fn relationship_from_record(value: &Bytes) -> Result<Relationship, RecordError> {
     Ok(decode::<v1::Relationship>(value)?.try_into()?)
+}
+
+/// A rule, as the store keeps it.
+pub fn rule_to_record(rule: &Rule) -> Bytes {
+    encode(&v1::Rule::from(rule))
+}
+
+/// A rule, from the store.
+pub fn rule_from_record(value: &Bytes) -> Result<Rule, RecordError> {
+    Ok(decode::<v1::Rule>(value)?.try_into()?)
 }
 
 #[cfg(test)]

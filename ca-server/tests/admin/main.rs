@@ -62,7 +62,7 @@ impl House {
         let signers = Signers { keys: keys.clone(), owner: "main".into() };
         let views = Views::new(follow::load(trust_domain.clone(), &*store, &signers).await.unwrap());
         let time = Arc::new(clock.clone());
-        tokio::spawn(follow::follow(store.clone(), views.clone(), signers, time.clone()));
+        tokio::spawn(follow::follow(store.clone(), views.clone(), signers, time.clone(), None));
         let rotator = Arc::new(Rotator::new(Parts {
             store: store.clone(),
             keys,
@@ -120,6 +120,7 @@ impl House {
             version: "0",
             address: "ca.example.org:8443".into(),
             most_entries: 2000,
+            most_rules: 2,
             most_tokens: 2,
             token_max_ttl: DAY,
             rotator,

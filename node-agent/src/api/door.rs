@@ -395,6 +395,7 @@ pub(super) mod tests {
             expires_at: None,
             key_type: None,
             created_at: NOW,
+            rule: None,
         }
     }
 

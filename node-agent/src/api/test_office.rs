@@ -70,6 +70,7 @@ impl Office {
             expires_at: None,
             key_type: None,
             created_at: NOW,
+            rule: None,
         };
         Identity {
             entry: Arc::new(entry),

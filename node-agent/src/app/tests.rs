@@ -43,6 +43,7 @@ fn entry(name: &str) -> RegistrationEntry {
         expires_at: None,
         key_type: None,
         created_at: NOW,
+        rule: None,
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use rpds::{HashTrieMapSync, RedBlackTreeMapSync};
 use spiffe::bundle::Bundle;
-use spiffe::entry::{EntryId, RegistrationEntry};
+use spiffe::entry::{EntryId, Place, RegistrationEntry};
 use spiffe::id::TrustDomain;
 use spiffe::selector::{Selector, Selectors};
 use spiffe::time::Timestamp;
@@ -27,13 +27,13 @@ pub struct Directory {
     by_selector: HashTrieMapSync<Selector, Shelf>,
 }
 
-/// Oldest first.
-type Shelf = RedBlackTreeMapSync<(Timestamp, EntryId), Arc<RegistrationEntry>>;
+/// The default identity first.
+type Shelf = RedBlackTreeMapSync<Place, Arc<RegistrationEntry>>;
 
 /// What one process is entitled to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entitlement {
-    /// The oldest entry first. Empty: it is entitled to nothing.
+    /// The default identity first. Empty: it is entitled to nothing.
     pub entries: Vec<Arc<RegistrationEntry>>,
     /// Our own trust domain's first, then those that the entries federate with and that are known.
     pub bundles: Vec<Bundle>,
@@ -102,7 +102,7 @@ impl Directory {
         let shelves = selectors.iter().filter_map(|selector| self.by_selector.get(selector));
         let gives = |entry: &&Arc<RegistrationEntry>| entry.is_live(now) && entry.selectors.is_subset_of(selectors);
         let mut entries: Vec<_> = shelves.flat_map(|shelf| shelf.values()).filter(gives).cloned().collect();
-        entries.sort_by(|one, other| (one.created_at, &one.id).cmp(&(other.created_at, &other.id)));
+        entries.sort_by_cached_key(|entry| entry.place());
         let mut foreign: Vec<&TrustDomain> = entries.iter().flat_map(|entry| &entry.federates_with).collect();
         foreign.sort();
         foreign.dedup();
@@ -121,7 +121,7 @@ impl Directory {
         // There is at least one: an entry without selectors is none.
         let Some(selector) = entry.selectors.iter().min_by_key(standing).cloned() else { return };
         let shelf = self.by_selector.get(&selector).cloned().unwrap_or_else(Shelf::new_sync);
-        let shelf = shelf.insert((entry.created_at, entry.id.clone()), entry.clone());
+        let shelf = shelf.insert(entry.place(), entry.clone());
         self.by_selector.insert_mut(selector.clone(), shelf);
         self.entries.insert_mut(entry.id.clone(), (entry.clone(), selector));
     }
@@ -129,7 +129,7 @@ impl Directory {
     fn remove(&mut self, id: &EntryId) {
         let Some((entry, selector)) = self.entries.get(id).cloned() else { return };
         self.entries.remove_mut(id);
-        let shelf = self.by_selector.get(&selector).map(|shelf| shelf.remove(&(entry.created_at, id.clone())));
+        let shelf = self.by_selector.get(&selector).map(|shelf| shelf.remove(&entry.place()));
         match shelf.filter(|shelf| !shelf.is_empty()) {
             Some(shelf) => self.by_selector.insert_mut(selector, shelf),
             None => drop(self.by_selector.remove_mut(&selector)),
@@ -142,6 +142,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use proptest::prelude::*;
+    use spiffe::entry::RuleId;
 
     use super::*;
 
@@ -173,6 +174,7 @@ mod tests {
             expires_at: None,
             key_type: None,
             created_at: Timestamp::from_unix(u64::from(number % 3)),
+            rule: (number % 2 == 1).then(|| RuleId::parse("pods").unwrap()),
         }
     }
 
@@ -238,7 +240,7 @@ mod tests {
             }
             let found = selectors(mask);
             let mut expected: Vec<_> = known.values().filter(|entry| entry.selectors.is_subset_of(&found)).collect();
-            expected.sort_by_key(|entry| (entry.created_at, entry.id.clone()));
+            expected.sort_by_key(|entry| (entry.rule.is_some(), entry.created_at, entry.id.clone()));
             let entitlement = directory.entitlement(&found, NOW);
             prop_assert_eq!(entitlement.entries.iter().map(Arc::as_ref).collect::<Vec<_>>(), expected);
             prop_assert_eq!(directory.entries.size(), known.len());

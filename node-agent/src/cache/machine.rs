@@ -37,7 +37,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use spiffe::bundle::Bundle;
-use spiffe::entry::{EntryId, RegistrationEntry};
+use spiffe::entry::{EntryId, Place, RegistrationEntry};
 use spiffe::id::TrustDomain;
 use spiffe::selector::Selectors;
 use spiffe::time::{Timestamp, renew_at};
@@ -59,8 +59,8 @@ pub struct Machine<S: Svid = X509Svid> {
     prefetch: usize,
     own: Bundle,
     foreign: BTreeMap<TrustDomain, Bundle>,
-    /// Oldest first: this is the order of identities and of prefetching.
-    order: BTreeSet<(Timestamp, EntryId)>,
+    /// As [`Place`] has it: this is the order of identities and of prefetching.
+    order: BTreeSet<Place>,
     slots: BTreeMap<EntryId, Slot<S>>,
     /// What has been asked for, as it was then. Kept apart from the slots: an entry may go and come back meanwhile.
     asked: BTreeMap<EntryId, Asked>,
@@ -113,7 +113,7 @@ enum Root {
 #[derive(Debug)]
 struct Subscriber<S> {
     selectors: Selectors,
-    matching: BTreeSet<(Timestamp, EntryId)>,
+    matching: BTreeSet<Place>,
     published: Option<WorkloadState<S>>,
 }
 
@@ -122,8 +122,8 @@ impl<S: Svid> Slot<S> {
         Self { entry, held: None, attempts: Attempts::new(), matched_by: BTreeSet::new(), shown: false }
     }
 
-    fn place(&self) -> (Timestamp, EntryId) {
-        (self.entry.created_at, self.entry.id.clone())
+    fn place(&self) -> Place {
+        self.entry.place()
     }
 
     /// Whether there is an SVID to give at `now`.
@@ -211,7 +211,7 @@ impl<S: Svid> Machine<S> {
 
     /// The SVIDs that are held, each with its entry, the oldest entry first.
     pub fn svids(&self) -> impl Iterator<Item = (&Arc<RegistrationEntry>, &S)> {
-        let slots = self.order.iter().filter_map(|(_, id)| self.slots.get(id));
+        let slots = self.order.iter().filter_map(|place| self.slots.get(place.id()));
         slots.filter_map(|slot| Some((&slot.entry, &slot.held.as_ref()?.svid)))
     }
 
@@ -286,7 +286,7 @@ impl<S: Svid> Machine<S> {
                     held.stale |= !S::is_the_same_for(&old, entry);
                 }
                 slot.try_again_at_once();
-                let place = (old.created_at, old.id.clone());
+                let place = old.place();
                 self.order.remove(&place);
                 for id in std::mem::take(&mut slot.matched_by) {
                     if let Some(subscriber) = self.subscribers.get_mut(&id) {
@@ -371,8 +371,8 @@ impl<S: Svid> Machine<S> {
 
     fn unsubscribe(&mut self, id: SubscriberId) {
         let Some(subscriber) = self.subscribers.remove(&id) else { return };
-        for (_, entry) in &subscriber.matching {
-            if let Some(slot) = self.slots.get_mut(entry) {
+        for place in &subscriber.matching {
+            if let Some(slot) = self.slots.get_mut(place.id()) {
                 slot.matched_by.remove(&id);
             }
         }
@@ -396,7 +396,7 @@ impl<S: Svid> Machine<S> {
 
     /// The places of the entries that are to have an SVID, each with whether somebody waits for it.
     fn wanted(&self) -> impl Iterator<Item = (&Slot<S>, bool)> {
-        let slots = self.order.iter().filter_map(|(_, id)| self.slots.get(id));
+        let slots = self.order.iter().filter_map(|place| self.slots.get(place.id()));
         slots.enumerate().filter_map(|(age, slot)| {
             let asked_for = !slot.matched_by.is_empty();
             (asked_for || age < self.prefetch).then_some((slot, asked_for))
@@ -457,7 +457,7 @@ impl<S: Svid> Machine<S> {
     }
 
     fn is_held_back(&self, subscriber: &Subscriber<S>, now: Timestamp) -> bool {
-        let matching = subscriber.matching.iter().filter_map(|(_, id)| self.slots.get(id));
+        let matching = subscriber.matching.iter().filter_map(|place| self.slots.get(place.id()));
         let live: Vec<&Slot<S>> = matching.filter(|slot| slot.entry.is_live(now)).collect();
         let answer_to_come =
             |slot: &&Slot<S>| self.connected && !slot.is_good(now) && slot.attempts.failure() == Failure::None;
@@ -474,7 +474,7 @@ impl<S: Svid> Machine<S> {
         let mut identities = Vec::new();
         let mut hints = BTreeSet::new();
         let mut federated = BTreeMap::new();
-        for slot in subscriber.matching.iter().filter_map(|(_, id)| self.slots.get(id)) {
+        for slot in subscriber.matching.iter().filter_map(|place| self.slots.get(place.id())) {
             let Some(held) = slot.held.as_ref().filter(|_| slot.entry.is_live(now) && slot.is_good(now)) else {
                 continue;
             };

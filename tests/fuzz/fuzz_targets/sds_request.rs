@@ -46,6 +46,7 @@ static STATE: LazyLock<WorkloadState> = LazyLock::new(|| {
         expires_at: None,
         key_type: None,
         created_at: NOW,
+        rule: None,
     };
     let key = Arc::new(vec![1].into());
     let bundle = Bundle::new(trust_domain, vec![root], 1, None).expect("a bundle");

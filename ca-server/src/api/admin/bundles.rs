@@ -6,11 +6,12 @@ use spiffe::bundle::Bundle;
 use spiffe::entry::RegistrationEntry;
 use spiffe::id::TrustDomain;
 use spiffe::proto::{trust_domain, v1};
+use spiffe::rule::Rule;
 
 use super::{About, Call};
 use crate::api::status::Refusal;
 use crate::store::Txn;
-use crate::view::record::{bundle_to_record, entry_to_record};
+use crate::view::record::{bundle_to_record, entry_to_record, rule_to_record};
 use crate::view::{Held, keys};
 
 /// How many entries one commit dissociates at most.
@@ -84,11 +85,13 @@ pub(super) async fn delete(call: &Call<'_>, request: v1::DeleteBundleRequest) ->
     Ok(v1::ChangeResponse { revision })
 }
 
-/// Takes `name` out of the entries that federate with it. Where it may not, they make this fail.
+/// Takes `name` out of the entries and rules that federate with it. Where it may not, they make this fail.
 pub(super) async fn dissociate(call: &Call<'_>, name: &TrustDomain, may: bool) -> Result<(), Refusal> {
-    let entries = call.admitted.view.entries_after(None);
+    let view = &call.admitted.view;
+    let entries = view.entries_after(None).filter(|entry| entry.rule.is_none());
     let federated: Vec<&Arc<Held<RegistrationEntry>>> =
         entries.filter(|entry| entry.federates_with.contains(name)).collect();
+    let rules: Vec<&Arc<Held<Rule>>> = view.rules().filter(|rule| rule.federates_with.contains(name)).collect();
     if let Some(first) = federated.first().filter(|_| !may) {
         return Err(Refusal::precondition(format_args!(
             "{} with {name}, the first is {}: update them, or delete with --dissociate",
@@ -99,6 +102,12 @@ pub(super) async fn dissociate(call: &Call<'_>, name: &TrustDomain, may: bool) -
             first.id
         )));
     }
+    if let Some(first) = rules.first().filter(|_| !may) {
+        return Err(Refusal::precondition(format_args!(
+            "the rule {} federates with {name}: update it, or delete with --dissociate",
+            first.id
+        )));
+    }
     for batch in federated.chunks(BATCH) {
         let txn = batch.iter().fold(Txn::new(), |txn, entry| {
             let mut alone = entry.value.clone();
@@ -106,6 +115,13 @@ pub(super) async fn dissociate(call: &Call<'_>, name: &TrustDomain, may: bool) -
             let key = keys::entry(&entry.id);
             txn.expect(key.clone(), entry.revision).put(key, entry_to_record(&alone))
         });
+        call.doors.commit(txn).await?;
+    }
+    for rule in rules {
+        let mut alone = rule.value.clone();
+        alone.federates_with.retain(|other| other != name);
+        let key = keys::rule(&rule.id);
+        let txn = Txn::new().expect(key.clone(), rule.revision).put(key, rule_to_record(&alone));
         call.doors.commit(txn).await?;
     }
     Ok(())

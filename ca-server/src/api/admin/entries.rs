@@ -3,13 +3,15 @@
 //! - A batch becomes as few commits as the store allows. One that cannot be done is refused alone; the others go on.
 //! - No two entries have the same identity, parent and selectors: the store's `unique/` keys say so, however many
 //!   servers create at once.
+//! - An entry of a rule is shown and counted as the others, and refused with the name of its rule where it is to change.
 //! - One SPIFFE ID is an operator's by all of its entries or by none: see [`operators`](super::operators).
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use spiffe::crypto;
-use spiffe::entry::{EntryId, RegistrationEntry};
+use spiffe::entry::{EntryId, RegistrationEntry, RuleId};
 use spiffe::id::{SpiffeId, TrustDomain};
 use spiffe::proto::{WireError, spiffe_id, trust_domain, v1};
 use spiffe::selector::{Selector, Selectors};
@@ -58,10 +60,10 @@ type Results = Vec<Option<Result<(RegistrationEntry, Revision), Refusal>>>;
 pub(super) async fn create(call: &Call<'_>, request: v1::CreateEntriesRequest) -> Result<v1::EntryResults, Refusal> {
     let (view, now) = (&call.admitted.view, call.admitted.now);
     let most = call.settings.most_entries;
-    if view.entry_count().saturating_add(request.entries.len()) > most {
+    let stored = view.entry_count() - view.derived_count();
+    if stored.saturating_add(request.entries.len()) > most {
         return Err(Refusal::precondition(format_args!(
-            "there are {} entries, and {most} are allowed: delete some, or raise limits.entries in the server's config",
-            view.entry_count()
+            "there are {stored} entries, and {most} are allowed: delete some, or raise limits.entries in the server's config"
         )));
     }
     let mut operators = Operators::new(view, &request.entries);
@@ -84,7 +86,7 @@ pub(super) async fn create(call: &Call<'_>, request: v1::CreateEntriesRequest) -
 pub(super) async fn update(call: &Call<'_>, request: v1::UpdateEntriesRequest) -> Result<v1::EntryResults, Refusal> {
     let mut operators = Operators::new(&call.admitted.view, &request.entries);
     let plan = |mut wire: v1::Entry| {
-        let before = find(&call.admitted.view, &wire.id)?;
+        let before = find_stored(&call.admitted.view, &wire.id)?;
         wire.created_at = before.created_at.unix();
         let entry = RegistrationEntry::try_from(wire)?;
         check(call, &entry)?;
@@ -102,7 +104,7 @@ pub(super) async fn update(call: &Call<'_>, request: v1::UpdateEntriesRequest) -
 
 pub(super) async fn delete(call: &Call<'_>, request: v1::DeleteEntriesRequest) -> Result<v1::EntryResults, Refusal> {
     let plan = |id: String| {
-        let entry = find(&call.admitted.view, &id)?;
+        let entry = find_stored(&call.admitted.view, &id)?;
         let key = keys::entry(&entry.id);
         let txn = Txn::new().expect(key.clone(), entry.revision).delete(key).delete(keys::unique(entry));
         Ok((txn, entry.value.clone()))
@@ -117,12 +119,32 @@ fn find<'a>(view: &'a View, id: &str) -> Result<&'a Entry, Refusal> {
     })
 }
 
+/// The entry of this ID, which an operator made.
+fn find_stored<'a>(view: &'a View, id: &str) -> Result<&'a Entry, Refusal> {
+    let entry = find(view, id)?;
+    match &entry.rule {
+        None => Ok(entry),
+        Some(rule) => Err(Refusal::precondition(format_args!(
+            "entry {id} comes from the rule {rule}: change that, with \"chancery rule update {rule}\" or \"chancery rule \
+             delete {rule}\""
+        ))),
+    }
+}
+
 /// What an entry must not be, beyond what its parts must not be.
 fn check(call: &Call<'_>, entry: &RegistrationEntry) -> Result<(), Refusal> {
     let (view, now) = (&call.admitted.view, call.admitted.now);
     let ours = view.trust_domain();
     let (id, parent) = (&entry.spiffe_id, &entry.parent);
     let refuse = |text: String| Err(Refusal::invalid(text));
+    if let Some(rule) = &entry.rule {
+        return refuse(format!(
+            "rule {rule}: entries that come from rules are not made by hand; leave the field out, and give another ID"
+        ));
+    }
+    if entry.id.is_derived() {
+        return refuse(format!("the ID {} is of the form of those that rules make: choose another", entry.id));
+    }
     for (field, id) in [("spiffe_id", id), ("parent", parent)] {
         if !id.is_member_of(ours) || id.path().is_empty() {
             return refuse(format!("{field} {id} is no ID of {ours} with a path: this server issues no others"));
@@ -145,18 +167,28 @@ fn check(call: &Call<'_>, entry: &RegistrationEntry) -> Result<(), Refusal> {
     if id == parent {
         return refuse(format!("parent {parent} is the entry's own spiffe_id: name an agent or a node alias"));
     }
-    let (x509, jwt, wit) = (&call.doors.profile, &call.doors.jwt, &call.doors.wit);
-    entry.x509_ttl.map_or(Ok(()), |ttl| x509.check_ttl(ttl))?;
-    entry.jwt_ttl.map_or(Ok(()), |ttl| jwt.check_ttl(ttl))?;
-    entry.wit_ttl.map_or(Ok(()), |ttl| wit.check_ttl(ttl))?;
+    check_lives(call, [entry.x509_ttl, entry.jwt_ttl, entry.wit_ttl])?;
     if let Some(end) = entry.expires_at.filter(|_| !entry.is_live(now)) {
         return refuse(format!("expires_at {end} is past: it is {now} now"));
     }
-    for other in &entry.federates_with {
+    check_federated(view, &entry.federates_with)
+}
+
+/// Whether SVIDs may live so long: X.509, JWT and WIT.
+pub(super) fn check_lives(call: &Call<'_>, [x509, jwt, wit]: [Option<Duration>; 3]) -> Result<(), Refusal> {
+    x509.map_or(Ok(()), |ttl| call.doors.profile.check_ttl(ttl))?;
+    jwt.map_or(Ok(()), |ttl| call.doors.jwt.check_ttl(ttl))?;
+    Ok(wit.map_or(Ok(()), |ttl| call.doors.wit.check_ttl(ttl))?)
+}
+
+/// Whether there is a bundle of each of these trust domains, none of which is ours.
+pub(super) fn check_federated(view: &View, others: &[TrustDomain]) -> Result<(), Refusal> {
+    let ours = view.trust_domain();
+    for other in others {
         if other == ours {
-            return refuse(format!(
+            return Err(Refusal::invalid(format_args!(
                 "federates_with {other} is our own trust domain: every entry has its bundle already"
-            ));
+            )));
         }
         if view.foreign_bundle(other).is_none() {
             return Err(Refusal::precondition(format_args!(
@@ -340,6 +372,8 @@ struct Filter {
     hint: String,
     federates_with: Option<TrustDomain>,
     admin: Option<bool>,
+    rule: Option<RuleId>,
+    derived: Option<bool>,
 }
 
 impl Filter {
@@ -354,6 +388,8 @@ impl Filter {
             hint: wire.hint,
             federates_with: domain(&wire.federates_with)?,
             admin: wire.admin,
+            rule: (!wire.rule.is_empty()).then(|| RuleId::parse(&wire.rule)).transpose()?,
+            derived: wire.derived,
         })
     }
 
@@ -364,6 +400,8 @@ impl Filter {
             && (self.hint.is_empty() || self.hint == entry.hint)
             && self.federates_with.as_ref().is_none_or(|name| entry.federates_with.contains(name))
             && self.admin.is_none_or(|admin| admin == entry.admin)
+            && self.derived.is_none_or(|derived| derived == entry.rule.is_some())
+            && self.rule.as_ref().is_none_or(|rule| entry.rule.as_ref() == Some(rule))
     }
 
     /// The entries that match, in the order of their IDs, after `after`.

@@ -8,9 +8,11 @@ mod agents;
 mod authorities;
 mod bundles;
 mod entries;
+mod explain;
 mod federation;
 mod mint;
 mod operators;
+mod rules;
 mod tokens;
 
 use std::fmt::Display;
@@ -44,8 +46,10 @@ pub struct AdminSettings {
     pub version: &'static str,
     /// Where agents reach this server, `host:port`.
     pub address: String,
-    /// The most registration entries.
+    /// The most registration entries, those of rules aside.
     pub most_entries: usize,
+    /// The most rules.
+    pub most_rules: usize,
     /// The most join tokens that are not used yet.
     pub most_tokens: usize,
     /// The longest life of a join token.
@@ -238,6 +242,14 @@ door! {
         = federation::refresh;
     "DeleteRelationship" delete_relationship(v1::DeleteRelationshipRequest) -> v1::ChangeResponse
         = federation::delete;
+    "CreateRule" create_rule(v1::CreateRuleRequest) -> v1::ChangeResponse = rules::create;
+    "ListRules" list_rules(v1::ListRulesRequest) -> v1::ListRulesResponse
+        = rules::list;
+    "ShowRule" show_rule(v1::ShowRuleRequest) -> v1::RuleStatus = rules::show;
+    "UpdateRule" update_rule(v1::UpdateRuleRequest) -> v1::ChangeResponse = rules::update;
+    "DeleteRule" delete_rule(v1::DeleteRuleRequest) -> v1::ChangeResponse = rules::delete;
+    "ExplainPod" explain_pod(v1::ExplainPodRequest) -> v1::ExplainPodResponse
+        = explain::explain;
     "ListAuthorities" list_authorities(v1::ListAuthoritiesRequest) -> v1::ListAuthoritiesResponse
         = authorities::list;
     "PrepareAuthority" prepare_authority(v1::PrepareAuthorityRequest) -> v1::AuthorityResponse = authorities::prepare;

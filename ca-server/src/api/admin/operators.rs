@@ -2,6 +2,8 @@
 //! marked admin, or none is. Else whoever has an SVID of the unmarked one would come in too.
 //!
 //! - Each entry is compared with those of the View, and with those of the same request before it.
+//! - An entry of a rule is none of an operator: the rule gives it no more once its SPIFFE ID is marked (`view/derive`), but
+//!   the SVIDs that it had live on. So the mark is refused while there is one.
 //! - Node aliases give no SVID: they cannot be marked, and do not count.
 
 use std::collections::{HashMap, HashSet};
@@ -65,9 +67,10 @@ fn alias(id: &SpiffeId) -> Refusal {
 }
 
 fn marked(id: &SpiffeId, other: &EntryId) -> Refusal {
+    let first = if other.is_derived() { "change the rule that it comes from" } else { "delete that entry first" };
     Refusal::precondition(format_args!(
         "entry {other} has the SPIFFE ID {id} too and is not marked admin: whoever gets its SVID would be an operator. \
-         Give operators an ID of their own, or delete that entry first"
+         Give operators an ID of their own, or {first}"
     ))
 }
 

@@ -25,7 +25,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use http::HeaderMap;
 use rustls_pki_types::CertificateSigningRequestDer;
 use spiffe::crypto;
@@ -53,7 +52,6 @@ use crate::kube::review::{Bound, ServiceAccount, TokenReviewer};
 use crate::metrics::IssuedFor;
 use crate::origin::Places;
 use crate::view::View;
-use crate::view::pods::Pods;
 
 /// The largest request, in bytes: thirty times what a proxy sends.
 pub const MAX_REQUEST: usize = 32 << 10;
@@ -81,8 +79,6 @@ pub struct IstioSettings {
     pub trusted_node_accounts: Vec<NodeAccount>,
     /// Whether a certificate of a service account is as good as a token.
     pub client_certificates: bool,
-    /// The pods that run now.
-    pub pods: Arc<ArcSwap<Pods>>,
     /// How often proxies may ask.
     pub asking: Attempts,
     /// How many requests may be open at once: each may wait for an API server.
@@ -231,9 +227,8 @@ impl Call<'_> {
                 Account { namespace, name }.id(trust_domain).map_err(Failure::authentication)
             }
             (Proven::Account(cluster, caller), Some(asked)) => {
-                let (trusted, pods) = (&self.settings.trusted_node_accounts, self.settings.pods.load());
-                let wish = Wish { caller, cluster, asked };
-                impersonation::allowed(wish, trusted, trust_domain, &pods).map_err(Failure::impersonation)
+                let (trusted, wish) = (&self.settings.trusted_node_accounts, Wish { caller, cluster, asked });
+                impersonation::allowed(wish, trusted, trust_domain, view.pods()).map_err(Failure::impersonation)
             }
             (Proven::Holder(id), Some(_)) => {
                 Err(Failure::impersonation(format!("{id} asks for the identity of another without a token")))

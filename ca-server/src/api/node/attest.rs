@@ -213,6 +213,7 @@ impl Attesting {
                 expires_at: None,
                 key_type: None,
                 created_at: now,
+                rule: None,
             };
             txn = txn.put(keys::unique(&entry), entry.id.to_string());
             txn = txn.put(keys::entry(&entry.id), entry_to_record(&entry));

@@ -5,6 +5,8 @@
 //!   difference from nothing, so that start-up and catching up are one path.
 //! - The stream ends with the caller's certificate or the authority above it, with its ban or eviction, and when it is
 //!   replaced: at once, whether the agent reads or not.
+//! - A revision may come twice: what pods change is told at the revision of the store that was there before. What is
+//!   acknowledged is a revision of the store, and true of that.
 //! - An agent that does not read costs one message on its way and the rest of one difference. What is committed
 //!   meanwhile is folded: next it is told the difference to the View of that moment.
 
@@ -33,6 +35,10 @@ use crate::view::follow::{Listener, Views};
 use crate::view::record::Node;
 use crate::view::{Change, View};
 
+/// More changes than this (a rule, the pods of a whole cluster) are not gone through for each agent: what an agent has is
+/// less to look at.
+const MANY: usize = 256;
+
 /// What an agent was told.
 #[derive(Debug, Default)]
 struct Known {
@@ -47,7 +53,8 @@ impl Known {
     /// What to tell the agent of `node`, which is then known. `changes` bounds what has to be looked at; `None`: all.
     fn update(&mut self, view: &View, node: &Node, changes: Option<&[Change]>, now: Timestamp) -> Difference {
         let mut difference = Difference::default();
-        let narrow = changes.filter(|changes| !changes.iter().any(|change| concerns_parents(change, &node.id)));
+        let few = changes.filter(|changes| changes.len() <= MANY);
+        let narrow = few.filter(|changes| !changes.iter().any(|change| concerns_parents(change, &node.id)));
         match narrow {
             Some(changes) => self.update_some(changes, now, &mut difference),
             None => self.update_all(view, node, now, &mut difference),

@@ -72,6 +72,7 @@ fn state() -> (WorkloadState, Vec<u8>) {
         expires_at: None,
         key_type: None,
         created_at: NOW,
+        rule: None,
     };
     let serial = identity.svid.serial().to_vec();
     let identity = cache::Identity { entry: Arc::new(entry), hint: "".into(), svid: identity.svid, key: identity.key };

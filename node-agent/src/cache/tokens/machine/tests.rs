@@ -54,6 +54,7 @@ fn entry(number: u8) -> RegistrationEntry {
         expires_at: None,
         key_type: None,
         created_at: Timestamp::from_unix(u64::from(number)),
+        rule: None,
     }
 }
 

@@ -1,0 +1,163 @@
+//! Rules: created, updated and deleted one by one; listed, and shown with what they have come to.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use prost::Message as _;
+use spiffe::entry::RuleId;
+use spiffe::proto::v1;
+use spiffe::rule::{Rule, Template};
+use spiffe::selector::Selector;
+
+use super::entries::{check_federated, check_lives};
+use super::{About, Call};
+use crate::api::status::Refusal;
+use crate::store::Txn;
+use crate::view::derive::{Account, Verdict};
+use crate::view::record::rule_to_record;
+use crate::view::{Held, View, keys};
+
+/// The largest rule, in bytes as it is stored: every pod is held against all of it.
+const MOST_BYTES: usize = 64 << 10;
+/// How many refusals of a rule are shown.
+const MOST_REFUSALS: usize = 32;
+
+pub(super) async fn create(call: &Call<'_>, request: v1::CreateRuleRequest) -> Result<v1::ChangeResponse, Refusal> {
+    let mut wire = request.rule.ok_or_else(|| Refusal::invalid("rule is missing"))?;
+    let about = About::object(RuleId::parse(&wire.id)?);
+    let work = async {
+        let view = &call.admitted.view;
+        wire.created_at = call.admitted.now.unix();
+        if wire.spiffe_id.is_empty() {
+            wire.spiffe_id = Template::by_service_account(view.trust_domain());
+        }
+        let rule = read(call, wire)?;
+        if view.rule(&rule.id).is_some() {
+            return Err(Refusal::already_exists(format_args!(
+                "there is a rule {0} already: change it with \"chancery rule update {0}\", or choose another name",
+                rule.id
+            )));
+        }
+        let most = call.settings.most_rules;
+        if view.rule_count() >= most {
+            return Err(Refusal::precondition(format_args!(
+                "there are {most} rules: delete some, or raise limits.rules in the server's config"
+            )));
+        }
+        let key = keys::rule(&rule.id);
+        Ok(((), call.doors.commit(Txn::new().absent(key.clone()).put(key, rule_to_record(&rule))).await?))
+    };
+    let ((), revision) = call.change(about, work).await?;
+    Ok(v1::ChangeResponse { revision })
+}
+
+pub(super) async fn list(call: &Call<'_>, _: v1::ListRulesRequest) -> Result<v1::ListRulesResponse, Refusal> {
+    let view = &call.admitted.view;
+    let mut entries: HashMap<&RuleId, u64> = HashMap::new();
+    for rule in view.entries_after(None).filter_map(|entry| entry.rule.as_ref()) {
+        *entries.entry(rule).or_default() += 1;
+    }
+    let status = |rule: &Arc<Held<Rule>>| v1::RuleStatus {
+        entries: entries.get(&rule.id).copied().unwrap_or_default(),
+        ..to_wire(rule)
+    };
+    Ok(v1::ListRulesResponse { rules: view.rules().map(status).collect() })
+}
+
+pub(super) async fn show(call: &Call<'_>, request: v1::ShowRuleRequest) -> Result<v1::RuleStatus, Refusal> {
+    let view = Arc::clone(&call.admitted.view);
+    let rule = Arc::clone(find(&view, &request.id)?);
+    let id = rule.id.clone();
+    // Every pod is looked at: tens of thousands take a while.
+    let looking = tokio::task::spawn_blocking(move || view.account(&id, MOST_REFUSALS));
+    let Account { pods, entries, refused, refusals } = looking.await.map_err(Refusal::internal)?;
+    let refusals = refusals.into_iter().map(|(pod, verdict)| v1::PodRefusal {
+        cluster: pod.cluster.to_string(),
+        namespace: pod.namespace.to_string(),
+        name: pod.name.to_string(),
+        reason: reason(&verdict),
+    });
+    Ok(v1::RuleStatus {
+        pods: pods as u64,
+        entries: entries as u64,
+        refused: refused as u64,
+        refusals: refusals.collect(),
+        ..to_wire(&rule)
+    })
+}
+
+pub(super) async fn update(call: &Call<'_>, request: v1::UpdateRuleRequest) -> Result<v1::ChangeResponse, Refusal> {
+    let mut wire = request.rule.ok_or_else(|| Refusal::invalid("rule is missing"))?;
+    let about = About::object(RuleId::parse(&wire.id)?);
+    let work = async {
+        let held = find(&call.admitted.view, &wire.id)?;
+        wire.created_at = held.created_at.unix();
+        let rule = read(call, wire)?;
+        let key = keys::rule(&rule.id);
+        let txn = Txn::new().expect(key.clone(), held.revision).put(key, rule_to_record(&rule));
+        Ok(((), call.doors.commit(txn).await?))
+    };
+    let ((), revision) = call.change(about, work).await?;
+    Ok(v1::ChangeResponse { revision })
+}
+
+pub(super) async fn delete(call: &Call<'_>, request: v1::DeleteRuleRequest) -> Result<v1::ChangeResponse, Refusal> {
+    let about = About::object(RuleId::parse(&request.id)?);
+    let work = async {
+        let held = find(&call.admitted.view, &request.id)?;
+        let key = keys::rule(&held.id);
+        Ok(((), call.doors.commit(Txn::new().expect(key.clone(), held.revision).delete(key)).await?))
+    };
+    let ((), revision) = call.change(about, work).await?;
+    Ok(v1::ChangeResponse { revision })
+}
+
+/// Why a rule gives a pod nothing; empty: it does.
+pub(super) fn reason(verdict: &Verdict) -> String {
+    match verdict {
+        Verdict::Gives(_) => String::new(),
+        Verdict::Same(older) => format!("the older rule {older} gives the same identity for the same selectors"),
+        Verdict::Differs(mismatch) => mismatch.to_string(),
+        Verdict::Refused(refused) => refused.to_string(),
+        Verdict::Operator(id) => {
+            format!(
+                "{id} is an operator's, by an entry marked admin: no pod gets that. Choose another ID for one of them"
+            )
+        }
+    }
+}
+
+fn find<'a>(view: &'a View, id: &str) -> Result<&'a Arc<Held<Rule>>, Refusal> {
+    let id = RuleId::parse(id)?;
+    view.rule(&id)
+        .ok_or_else(|| Refusal::not_found(format_args!("there is no rule {id}: list them with \"chancery rule list\"")))
+}
+
+/// What a rule must not be, and what it must not be beyond what its parts must not be.
+fn read(call: &Call<'_>, wire: v1::Rule) -> Result<Rule, Refusal> {
+    let bytes = wire.encoded_len();
+    if bytes > MOST_BYTES {
+        return Err(Refusal::invalid(format_args!(
+            "the rule has {bytes} bytes: at most {MOST_BYTES} are allowed; make it two, or select by a label of namespaces"
+        )));
+    }
+    let rule = Rule::try_from(wire)?;
+    let view = &call.admitted.view;
+    let ours = view.trust_domain();
+    if rule.spiffe_id.trust_domain() != ours {
+        return Err(Refusal::invalid(format_args!(
+            "spiffe_id {} gives no IDs of {ours}: this server issues no others",
+            rule.spiffe_id.as_str()
+        )));
+    }
+    if let Some(fault) = rule.selectors.iter().find_map(Selector::fault) {
+        return Err(Refusal::invalid(fault));
+    }
+    check_lives(call, [rule.x509_ttl, rule.jwt_ttl, rule.wit_ttl])?;
+    check_federated(view, &rule.federates_with)?;
+    Ok(rule)
+}
+
+fn to_wire(rule: &Held<Rule>) -> v1::RuleStatus {
+    v1::RuleStatus { rule: Some((&rule.value).into()), ..v1::RuleStatus::default() }
+}

@@ -1,0 +1,281 @@
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+use spiffe::id::TrustDomain;
+use spiffe::selector::Selectors;
+use spiffe::time::Timestamp;
+
+use super::*;
+use crate::store::{Commit, KeyValue, Write};
+use crate::view::pods::{PodEvent, Pods};
+use crate::view::record::{entry_to_record, rule_to_record};
+use crate::view::{Change, keys};
+
+const USUAL: &str = "spiffe://example.org/ns/{{ns}}/sa/{{sa}}";
+
+fn domain() -> TrustDomain {
+    TrustDomain::parse("example.org").unwrap()
+}
+
+fn agent(node: &str) -> SpiffeId {
+    domain().agent_id("k8s_psat", &format!("prod/{node}")).unwrap()
+}
+
+fn pod(uid: &str, node: &str, labels: &[(&str, &str)]) -> Pod {
+    Pod {
+        cluster: "prod".into(),
+        uid: uid.into(),
+        namespace: "shop".into(),
+        name: format!("web-{uid}").into(),
+        service_account: "web".into(),
+        node_name: node.into(),
+        agent: agent(node),
+        labels: Arc::new(labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()),
+        namespace_labels: Arc::default(),
+    }
+}
+
+fn rule(id: &str, template: &str, created_at: u64) -> v1::Rule {
+    v1::Rule { id: id.into(), spiffe_id: template.into(), created_at, ..v1::Rule::default() }
+}
+
+fn put_rule(rule: v1::Rule) -> Write {
+    let rule = Rule::try_from(rule).unwrap();
+    Write::Put { key: keys::rule(&rule.id), value: rule_to_record(&rule) }
+}
+
+/// A stored entry that gives `path`.
+fn put_entry(id: &str, path: &str, admin: bool) -> Write {
+    let wire = v1::Entry {
+        id: id.into(),
+        spiffe_id: domain().member(path).unwrap().to_string(),
+        parent: agent("n1").to_string(),
+        selectors: vec!["unix:uid:1".into()],
+        admin,
+        ..v1::Entry::default()
+    };
+    let entry = RegistrationEntry::try_from(wire).unwrap();
+    Write::Put { key: keys::entry(&entry.id), value: entry_to_record(&entry) }
+}
+
+fn after(view: &View, writes: Vec<Write>) -> (View, Vec<Change>) {
+    view.apply(&Commit { revision: view.revision() + 1, writes }).unwrap()
+}
+
+fn with(rules: Vec<v1::Rule>, pods: Vec<Pod>) -> View {
+    let (view, _) = after(&View::empty(domain()), rules.into_iter().map(put_rule).collect());
+    view.told(pods.into_iter().map(PodEvent::Put)).0
+}
+
+/// The identities below the agent of `node`.
+fn below(view: &View, node: &str) -> Vec<String> {
+    view.entries_of(&agent(node)).map(|entry| entry.spiffe_id.path().to_owned()).collect()
+}
+
+#[test]
+fn a_pod_has_its_entry_while_it_is_on_the_node() {
+    let view = with(vec![rule("pods", USUAL, 1)], vec![pod("1", "n1", &[])]);
+    assert_eq!(below(&view, "n1"), ["/ns/shop/sa/web"]);
+    let entry = view.entries_of(&agent("n1")).next().unwrap();
+    assert!(entry.id.is_derived() && entry.parent == agent("n1"));
+    assert_eq!((entry.rule.as_ref().unwrap().as_str(), view.derived_count(), view.entry_count()), ("pods", 1, 1));
+    let (moved, changes) = view.told([PodEvent::Put(pod("1", "n2", &[]))]);
+    assert_eq!((below(&moved, "n1").len(), below(&moved, "n2").len(), changes.len()), (0, 1, 2));
+    assert_eq!(moved.revision(), view.revision());
+    let (gone, changes) = moved.told([PodEvent::Gone { cluster: "prod".into(), uid: "1".into() }]);
+    assert_eq!((gone.entry_count(), gone.derived_count(), changes.len()), (0, 0, 1));
+}
+
+#[test]
+fn named_by_its_content_and_each_distinct_one_once() {
+    let view = with(vec![rule("pods", USUAL, 1)], vec![pod("1", "n1", &[]), pod("2", "n1", &[]), pod("3", "n2", &[])]);
+    assert_eq!((below(&view, "n1").len(), below(&view, "n2").len(), view.entry_count()), (1, 1, 2));
+    // The second one goes: the entry is the same, and nobody is told anything.
+    let (fewer, changes) = view.told([PodEvent::Gone { cluster: "prod".into(), uid: "2".into() }]);
+    assert_eq!((fewer.pods().count(), changes.len()), (2, 0));
+    let ids = |view: &View| view.entries_after(None).map(|entry| entry.id.clone()).collect::<BTreeSet<_>>();
+    let (again, _) = after(&view, vec![put_rule(rule("pods", USUAL, 1))]);
+    assert_eq!(ids(&again), ids(&view));
+    let (other, changes) = after(&view, vec![put_rule(v1::Rule { x509_ttl: 60, ..rule("pods", USUAL, 1) })]);
+    assert!(ids(&other).is_disjoint(&ids(&view)) && changes.len() == 4, "{changes:?}");
+    let (none, _) = after(&other, vec![Write::Delete { key: "rule/pods".into() }]);
+    assert_eq!((none.entry_count(), none.rule_count()), (0, 0));
+}
+
+#[test]
+fn the_older_rule_first() {
+    let by_label = rule("b-label", "spiffe://example.org/{{pod-label:app}}", 2);
+    let rules = vec![rule("z-older", USUAL, 1), rule("a-younger", USUAL, 2), by_label];
+    let view = with(rules, vec![pod("1", "n1", &[("app", "shop")])]);
+    let verdicts = view.explain(view.pods().find("prod", "1").unwrap());
+    let [(older, Verdict::Gives(_)), (_, Verdict::Same(same)), (_, Verdict::Gives(by_label))] = &verdicts[..] else {
+        panic!("{verdicts:?}")
+    };
+    assert_eq!((older.id.as_str(), same.as_str(), by_label.spiffe_id.path()), ("z-older", "z-older", "/shop"));
+    assert_eq!(view.entry_count(), 2);
+    let mut places: Vec<_> = view.entries_of(&agent("n1")).map(|entry| (entry.place(), entry.rule.clone())).collect();
+    let (stored, _) = after(&view, vec![put_entry("late", "/late", false)]);
+    places.push((stored.entry(&EntryId::parse("late").unwrap()).unwrap().place(), None));
+    places.sort();
+    let order: Vec<Option<&str>> = places.iter().map(|(_, rule)| rule.as_ref().map(RuleId::as_str)).collect();
+    assert_eq!(order, [None, Some("z-older"), Some("b-label")], "what operators made comes first");
+}
+
+#[test]
+fn no_operators() {
+    let view = with(
+        vec![rule("pods", "spiffe://example.org/{{pod-label:app}}", 1)],
+        vec![pod("1", "n1", &[("app", "ops")]), pod("2", "n1", &[("app", "web")])],
+    );
+    assert_eq!(view.entry_count(), 2);
+    let (marked, changes) = after(&view, vec![put_entry("e", "/ops", true)]);
+    assert_eq!((marked.derived_count(), marked.refused_count(), changes.len()), (1, 1, 2));
+    assert!(marked.is_admin(&domain().member("/ops").unwrap(), Timestamp::from_unix(9)));
+    let verdicts = marked.explain(marked.pods().find("prod", "1").unwrap());
+    assert!(matches!(&verdicts[..], [(_, Verdict::Operator(_))]), "{verdicts:?}");
+    let (late, _) = marked.told([PodEvent::Put(pod("3", "n2", &[("app", "ops")]))]);
+    assert_eq!((below(&late, "n2").len(), late.refused_count()), (0, 2));
+    let (unmarked, _) = after(&late, vec![Write::Delete { key: "entry/e".into() }]);
+    assert_eq!((unmarked.derived_count(), unmarked.refused_count()), (3, 0));
+}
+
+#[test]
+fn what_a_template_refuses_is_counted_and_told() {
+    let hostile: Vec<Pod> = ["../admin", "a b", ""]
+        .iter()
+        .enumerate()
+        .map(|(uid, value)| pod(&uid.to_string(), "n1", &[("app", value)]))
+        .chain([pod("bare", "n2", &[]), pod("good", "n2", &[("app", "good")])])
+        .collect();
+    let view = with(vec![rule("pods", "spiffe://example.org/{{pod-label:app}}", 1)], hostile);
+    assert_eq!((below(&view, "n1").len(), below(&view, "n2"), view.refused_count()), (0, vec!["/good".into()], 4));
+    let account = view.account(&RuleId::parse("pods").unwrap(), 2);
+    assert_eq!((account.pods, account.entries, account.refused, account.refusals.len()), (5, 1, 4, 2));
+    let (mended, _) = view.told([PodEvent::Put(pod("0", "n1", &[("app", "admin")]))]);
+    assert_eq!((below(&mended, "n1"), mended.refused_count()), (vec!["/admin".to_owned()], 3));
+}
+
+#[test]
+fn pods_outlive_a_gap() {
+    let view = with(vec![rule("pods", USUAL, 1)], vec![pod("1", "n1", &[])]);
+    let value = rule_to_record(&Rule::try_from(rule("pods", "spiffe://example.org/{{sa}}", 1)).unwrap());
+    let records = vec![KeyValue { key: "rule/pods".into(), value, revision: 9 }];
+    let loaded = View::load(domain(), records, 9).unwrap().with_pods(view.pods().clone());
+    assert_eq!((below(&loaded, "n1"), loaded.revision()), (vec!["/web".to_owned()], 9));
+}
+
+/// Something that happens to a View.
+#[derive(Clone, Debug)]
+enum Step {
+    Pod { uid: u8, node: u8, app: u8 },
+    Gone(u8),
+    All(Vec<(u8, u8, u8)>),
+    Rule { id: u8, template: u8, created_at: u64 },
+    NoRule(u8),
+    Entry { path: u8, admin: bool },
+    NoEntry(u8),
+}
+
+const TEMPLATES: [&str; 4] = [
+    USUAL,
+    "spiffe://example.org/{{pod-label:app}}",
+    "spiffe://example.org/{{pod-label:app}}/{{pod-uid}}",
+    "spiffe://example.org/ops",
+];
+const APPS: [&str; 4] = ["ops", "web", "a/b", ""];
+
+fn step() -> impl Strategy<Value = Step> {
+    let three = || (0u8..5, 0u8..3, 0u8..4);
+    prop_oneof![
+        4 => three().prop_map(|(uid, node, app)| Step::Pod { uid, node, app }),
+        2 => (0u8..5).prop_map(Step::Gone),
+        1 => prop::collection::vec(three(), 0..4).prop_map(Step::All),
+        3 => (0u8..3, 0u8..4, 0u64..3).prop_map(|(id, template, created_at)| Step::Rule { id, template, created_at }),
+        1 => (0u8..3).prop_map(Step::NoRule),
+        2 => (0u8..2, any::<bool>()).prop_map(|(path, admin)| Step::Entry { path, admin }),
+        1 => (0u8..2).prop_map(Step::NoEntry),
+    ]
+}
+
+fn labelled((uid, node, app): (u8, u8, u8)) -> Pod {
+    pod(&uid.to_string(), &format!("n{node}"), &[("app", APPS[usize::from(app)])])
+}
+
+fn writes(step: &Step) -> Option<Write> {
+    Some(match step {
+        Step::Rule { id, template, created_at } => {
+            put_rule(rule(&format!("r{id}"), TEMPLATES[usize::from(*template)], *created_at))
+        }
+        Step::NoRule(id) => Write::Delete { key: format!("rule/r{id}") },
+        Step::Entry { path, admin } => put_entry(&format!("e{path}"), ["/ops", "/web"][usize::from(*path)], *admin),
+        Step::NoEntry(path) => Write::Delete { key: format!("entry/e{path}") },
+        _ => return None,
+    })
+}
+
+fn event(step: Step) -> Option<PodEvent> {
+    Some(match step {
+        Step::Pod { uid, node, app } => PodEvent::Put(labelled((uid, node, app))),
+        Step::Gone(uid) => PodEvent::Gone { cluster: "prod".into(), uid: uid.to_string().into() },
+        Step::All(pods) => {
+            let mut seen = BTreeSet::new();
+            let pods = pods.into_iter().filter(|(uid, ..)| seen.insert(*uid)).map(labelled).collect();
+            PodEvent::All { cluster: "prod".into(), pods }
+        }
+        _ => return None,
+    })
+}
+
+/// Everything that a reader could ask of derived entries.
+fn answers(view: &View) -> String {
+    let entries: Vec<_> = view.entries_after(None).map(|held| &held.value).collect();
+    let below: Vec<_> = ["n0", "n1", "n2"].map(|node| below(view, node)).into();
+    format!("{entries:?} {below:?} {} {}", view.derived_count(), view.refused_count())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+    #[test]
+    fn step_by_step_is_the_same_as_all_at_once(steps in prop::collection::vec(step(), 1..40)) {
+        let mut view = View::empty(domain());
+        let mut records: BTreeMap<String, Write> = BTreeMap::new();
+        let mut pods = Pods::default();
+        let mut known: BTreeSet<EntryId> = BTreeSet::new();
+        for step in steps {
+            let (next, changes) = match writes(&step) {
+                Some(write) => {
+                    records.insert(write.key().to_owned(), write.clone());
+                    after(&view, vec![write])
+                }
+                None => {
+                    let event = event(step).unwrap();
+                    pods = pods.after(event.clone()).0;
+                    view.told([event])
+                }
+            };
+            view = next;
+            // Whoever follows the changes knows the same.
+            for change in changes {
+                let Change::Entry { before, after } = change else { continue };
+                if let Some(before) = before {
+                    known.remove(&before.id);
+                }
+                known.extend(after.iter().map(|entry| entry.id.clone()));
+            }
+            prop_assert_eq!(&known, &view.entries_after(None).map(|entry| entry.id.clone()).collect());
+            let puts = records.values().filter_map(|write| match write {
+                Write::Put { key, value } => Some(KeyValue { key: key.clone(), value: value.clone(), revision: 1 }),
+                Write::Delete { .. } => None,
+            });
+            let whole = View::load(domain(), puts.collect(), 1).unwrap().with_pods(pods.clone());
+            prop_assert_eq!(answers(&view), answers(&whole));
+            // *below the own agent*, *no operators*
+            for entry in view.entries_after(None).filter(|entry| entry.rule.is_some()) {
+                prop_assert!(view.pods().of_agent(&entry.parent).next().is_some());
+                prop_assert!(!view.admins.contains_key(&entry.spiffe_id) && !entry.admin);
+                prop_assert!(entry.spiffe_id.is_member_of(&domain()) && !entry.spiffe_id.is_reserved());
+                prop_assert!(!entry.selectors.is_empty() && entry.selectors != Selectors::default());
+            }
+        }
+    }
+}
