@@ -27,12 +27,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let details = protox::compile(["details.proto"], ["proto"])?;
     let ours = protox::compile(["node.proto", "admin.proto", "record.proto", "agent.proto"], ["proto"])?;
     let envoy = protox::compile(["envoy/secret.proto", "envoy/tls.proto"], ["proto"])?;
+    let istio = protox::compile(["istio/ca.proto"], ["proto"])?;
     fs::write(out.join("workload.bin"), workload.encode_to_vec())?;
     fs::write(out.join("broker.bin"), broker.encode_to_vec())?;
     fs::write(out.join("chancery.bin"), ours.encode_to_vec())?;
+    fs::write(out.join("istio.bin"), istio.encode_to_vec())?;
     println!("cargo::rerun-if-changed=proto");
     // DER travels as Bytes, so that handing it to many streams copies nothing.
-    for set in [workload, broker, details, ours] {
+    for set in [workload, broker, details, ours, istio] {
         tonic_prost_build::configure().bytes(".").skip_debug(SECRET).compile_fds(set)?;
     }
     // In a folder of its own, with the tree of its packages: they name each other.

@@ -1,6 +1,8 @@
 //! The only place that joins things: store, keys, View, doors and loops become a running server, and stop as one.
 
 mod clusters;
+mod istio;
+mod listeners;
 mod lives;
 mod observe;
 
@@ -18,7 +20,6 @@ use spiffe::mtls::{self, CurrentBundles, CurrentSvid, Peers};
 use spiffe::proto::v1::admin_server::AdminServer;
 use spiffe::proto::v1::node_server::NodeServer;
 use spiffe::time::{Clock, Timestamp};
-use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
@@ -28,8 +29,9 @@ use tracing::{error, info, warn};
 
 use crate::api::Doors;
 use crate::api::admin::{AdminDoor, AdminSettings};
+use crate::api::istio::IstioDoor;
 use crate::api::limits::Attempts;
-use crate::api::listen::{self, Arrivals, ListenError};
+use crate::api::listen::{self, Arrivals, ListenError, NetworkRoom};
 use crate::api::node::NodeDoor;
 use crate::api::rights::{Guard, Operators};
 use crate::attest::Attestors;
@@ -43,8 +45,9 @@ use crate::connected::Connected;
 use crate::federation::{self, Federation};
 use crate::health;
 use crate::https::WebRoots;
+use crate::kube::Told;
 use crate::kube::client::{Access, AccessError};
-use crate::kube::watch;
+use crate::kube::{review, watch};
 use crate::metrics::Metrics;
 use crate::origin::Places;
 use crate::own_svid::{OwnSvid, OwnSvidError};
@@ -55,8 +58,8 @@ use crate::store::sled::SledStore;
 use crate::store::{Revision, Store, StoreError};
 use crate::view::follow::{self, FollowError, Signers, Views};
 use crate::view::keys;
-use crate::view::pods::PodEvent;
 use crate::web::{self, WebError};
+use listeners::Listeners;
 
 /// How long open calls may take to end when the server stops.
 const GRACE: Duration = Duration::from_secs(10);
@@ -147,6 +150,9 @@ pub enum AppError {
         /// Of the config.
         asked: TrustDomain,
     },
+    /// Proxies are taken of a cluster that nobody can be asked about.
+    #[error("istio.clusters names cluster {0}, of which no API server is known: add [kubernetes.{0}]")]
+    IstioCluster(String),
     /// The active authority's key cannot be used, although a new authority was tried.
     #[error("this server has no authority that can sign: see the log above for the reason")]
     NoAuthority,
@@ -158,6 +164,7 @@ pub struct Server {
     address: SocketAddr,
     health_address: SocketAddr,
     web: web::Addresses,
+    istio: Option<SocketAddr>,
     admin_socket: PathBuf,
     doors: Arc<Doors>,
     stop: CancellationToken,
@@ -201,15 +208,11 @@ fn judge(config: &Config, now: Timestamp) -> Result<Judged, AppError> {
 impl Server {
     /// Starts a server and returns when it answers on all of its addresses.
     pub async fn start(config: Config, clock: Arc<dyn Clock>) -> Result<Self, AppError> {
-        Self::start_told(config, clock, None).await
+        Self::start_told(config, clock, Told::default()).await
     }
 
-    /// The same, where somebody else than the API servers of the config tells of the pods that rules are for.
-    pub async fn start_told(
-        config: Config,
-        clock: Arc<dyn Clock>,
-        pods: Option<mpsc::Receiver<PodEvent>>,
-    ) -> Result<Self, AppError> {
+    /// The same, where somebody else tells of Kubernetes.
+    pub async fn start_told(config: Config, clock: Arc<dyn Clock>, told: Told) -> Result<Self, AppError> {
         let Judged { upstream, rules, attestors, relationships, web_roots, clusters } = judge(&config, clock.now())?;
         let clusters = clusters::open(&config, clusters, &clock);
         let attestors = clusters::with_agents(attestors, &config, &clusters);
@@ -248,13 +251,10 @@ impl Server {
         let loops = TaskTracker::new();
         let spawn = Spawner { loops: &loops, stop: &stop };
 
-        let pods = pods.or_else(|| {
-            (!clusters.is_empty()).then(|| {
-                let (watching, pods) = watch::watch(clusters, config.trust_domain.clone(), Arc::clone(&clock));
-                spawn.run(watching);
-                pods
-            })
-        });
+        let reviewers = [review::remembering(&clusters, &clock), told.reviewers].concat();
+        let (watching, watched) = watch::watch(clusters, config.trust_domain.clone(), Arc::clone(&clock));
+        spawn.run(watching);
+        let pods = Some(told.pods.unwrap_or(watched));
         spawn.run(follow::follow(Arc::clone(&store), Arc::clone(&views), signers, Arc::clone(&clock), pods));
         let rotator = Arc::new(Rotator::new(rotate::Parts {
             store: Arc::clone(&store),
@@ -280,7 +280,7 @@ impl Server {
         let own = OwnSvid {
             svid: svid.clone(),
             bundles: bundles.clone(),
-            dns_names: config.dns_names.clone(),
+            dns_names: config.own_names(),
             profile: profile.clone(),
             views: Arc::clone(&views),
             metrics: Arc::clone(&metrics),
@@ -370,14 +370,26 @@ impl Server {
         let (to, connections) = mpsc::channel(64);
         let opening = config.limits.handshake_timeout;
         let arrivals = Arrivals { to, opening, clock: Arc::clone(&clock), stop: stop.clone() };
-        loops.spawn(listen::accept_tls(listeners.tls, Arc::new(tls), config.limits.connections, arrivals.clone()));
+        let tls = Arc::new(tls);
+        let room = NetworkRoom::of_agents(config.limits.connections);
+        loops.spawn(listen::accept_tls(listeners.tls, Arc::clone(&tls), room, arrivals.clone()));
         let mut uids = config.admin_uids.clone();
         uids.extend([0, nix::unistd::geteuid().as_raw()]);
         let operators = Operators { uids: uids.into() };
-        loops.spawn(listen::accept_unix(listeners.admin, operators.clone(), arrivals));
+        loops.spawn(listen::accept_unix(listeners.admin, operators.clone(), arrivals.clone()));
         let guard = Guard { views, operators, clock };
+        let request_timeout = config.limits.request_timeout;
+        let istio = listeners.istio.as_ref().and_then(|port| port.local_addr().ok());
+        if let (Some(port), Some(istio)) = (listeners.istio, &config.istio) {
+            let settings = Arc::new(istio::settings(&config, istio, reviewers, guard.clock.now())?);
+            let (to, connections) = mpsc::channel(64);
+            let room = NetworkRoom::of_proxies(istio.connections);
+            loops.spawn(listen::accept_tls(port, tls, room, Arrivals { to, ..arrivals }));
+            let door = IstioDoor { doors: Arc::clone(&doors), settings };
+            loops.spawn(istio::serve(door, guard.clone(), request_timeout, connections));
+        }
         let ended = CancellationToken::new();
-        let serving = serve(Arc::clone(&doors), admin, guard, config.limits.request_timeout, connections);
+        let serving = serve(Arc::clone(&doors), admin, guard, request_timeout, connections);
         let serving = tokio::spawn({
             // Also when the task is dropped or ends in a panic.
             let ended = ended.clone().drop_guard();
@@ -392,6 +404,7 @@ impl Server {
             address,
             health_address,
             web,
+            istio,
             admin_socket: config.admin_socket.as_path().to_owned(),
             doors,
             stop,
@@ -415,6 +428,11 @@ impl Server {
     /// Where the own bundle is served to other trust domains.
     pub fn web_addresses(&self) -> web::Addresses {
         self.web
+    }
+
+    /// Where Istio's proxies connect.
+    pub fn istio_address(&self) -> Option<SocketAddr> {
+        self.istio
     }
 
     /// Where local operators connect.
@@ -454,31 +472,6 @@ impl Server {
         // A socket that is gone already is as good.
         let _ = std::fs::remove_file(&self.admin_socket);
         info!("the server has stopped");
-    }
-}
-
-struct Listeners {
-    tls: TcpListener,
-    health: TcpListener,
-    admin: UnixListener,
-    web: web::Ports,
-}
-
-impl Listeners {
-    async fn bind(config: &Config) -> Result<Self, ListenError> {
-        let mut web = web::Ports::default();
-        if let Some(https_web) = &config.web.https_web {
-            web.https_web = Some(listen::bind_tcp("web.https_web.listen", https_web.listen).await?);
-        }
-        if let Some(https_spiffe) = &config.web.https_spiffe {
-            web.https_spiffe = Some(listen::bind_tcp("web.https_spiffe.listen", https_spiffe.listen).await?);
-        }
-        Ok(Self {
-            web,
-            tls: listen::bind_tcp("listen", config.listen).await?,
-            health: listen::bind_tcp("health_listen", config.health_listen).await?,
-            admin: listen::bind_unix(config.admin_socket.as_path(), config.admin_socket_mode.bits()).await?,
-        })
     }
 }
 

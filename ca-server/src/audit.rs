@@ -54,6 +54,8 @@ pub enum Who {
     Uid(u32),
     /// The holder of an SVID.
     Svid(SpiffeId),
+    /// A service account of Kubernetes, by its token: `<cluster>/<namespace>/<name>`.
+    ServiceAccount(Message),
     /// The server itself: a rotation, a purge.
     Server,
 }
@@ -77,6 +79,8 @@ pub enum Reason {
     NotAttested,
     /// The proof of the node is no good.
     Attestation,
+    /// The caller did not prove who it is.
+    Authentication,
     /// The entry, token or SVID has expired.
     Expired,
     /// The lifetime cannot be honoured.
@@ -107,6 +111,7 @@ impl Reason {
             Self::Banned => "banned",
             Self::NotAttested => "not_attested",
             Self::Attestation => "attestation",
+            Self::Authentication => "authentication",
             Self::Expired => "expired",
             Self::Lifetime => "lifetime",
             Self::RateLimited => "rate_limited",

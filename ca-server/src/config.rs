@@ -21,12 +21,14 @@ use spiffe::settings::{self, SettingsError};
 
 use self::document::{Document, default_max_chain, default_max_rsa_bits, default_min_rsa_bits};
 pub use self::federation::{Configured, Federation, Network};
+pub use self::istio::{Istio, MAX_CLUSTER_BYTES, NodeAccount};
 use self::kubernetes::{ClusterName, Clusters, K8sPsat};
 pub use self::values::{Address, MAX_SOCKET_PATH_BYTES, Mode, ServerName, SocketPath};
 pub use self::web::{Acme, CertificateFiles, HttpsSpiffe, HttpsWeb, Issuer, Oidc, Web, WebCertificate};
 
 mod document;
 mod federation;
+mod istio;
 pub mod kubernetes;
 #[cfg(test)]
 mod tests;
@@ -110,7 +112,7 @@ pub enum ConfigError {
     /// The default lifetime of SVIDs is longer than the longest.
     #[error("{table}.ttl = {ttl:?} is longer than {table}.max_ttl = {max_ttl:?}: lower the one or raise the other")]
     TtlOverMax {
-        /// The table: `svid`, `jwt` or `wit`.
+        /// The table: `svid`, `jwt`, `wit` or `istio`.
         table: &'static str,
         /// Its `ttl`.
         ttl: String,
@@ -163,6 +165,9 @@ pub enum ConfigError {
     /// OpenID Connect Discovery without a listener that those who ask for it can trust.
     #[error("web.oidc is served where https_web is: add [web.https_web]")]
     OidcWithoutWeb,
+    /// The cluster of proxies that name none is none of those that are known.
+    #[error("istio.default_cluster = {0:?} is none of the clusters in istio.clusters: name one of ours, on the right")]
+    IstioCluster(String),
     /// A context of no kubeconfig.
     #[error("kubernetes.{0}.context is of a kubeconfig: set kubernetes.{0}.kubeconfig too, or leave context out")]
     ContextWithoutKubeconfig(ClusterName),
@@ -226,6 +231,8 @@ pub struct Config {
     pub federation: Federation,
     /// Where the own bundle is served.
     pub web: Web,
+    /// The door for Istio's proxies; `None`: there is none.
+    pub istio: Option<Istio>,
     /// The Kubernetes clusters whose API servers are asked.
     pub kubernetes: Clusters,
 }
@@ -474,6 +481,13 @@ impl Config {
             configured.initial_bundle()?;
         }
         Ok(())
+    }
+
+    /// Every name by which this server is known: they are in its SVID, whichever listener shows it.
+    pub fn own_names(&self) -> Vec<DnsName> {
+        let of_istio = self.istio.iter().flat_map(|istio| &istio.dns_names);
+        let more = of_istio.filter(|name| !self.dns_names.contains(name));
+        self.dns_names.iter().chain(more).cloned().collect()
     }
 
     /// Where the store is.

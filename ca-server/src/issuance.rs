@@ -4,8 +4,9 @@
 //! - The life is the shortest of: what was asked for, what the config allows, the entry's, the CA's.
 //! - An SVID that would end within [`SHORTEST_LIFE`] is not issued.
 //! - Of a CSR only the key counts.
-//! - `tokens` has the same rules for JWT-SVIDs and WIT-SVIDs.
+//! - `tokens` has the same rules for JWT-SVIDs and WIT-SVIDs, `service_account` those for whoever comes without an entry.
 
+pub mod service_account;
 pub mod tokens;
 
 use std::time::Duration;

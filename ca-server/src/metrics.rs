@@ -36,6 +36,8 @@ pub enum IssuedFor {
     Server,
     /// An operator, by `x509 mint`.
     Mint,
+    /// A service account, for a proxy of Istio.
+    ServiceAccount,
     /// A JWT-SVID for an entry, through an agent.
     WorkloadJwt,
     /// A JWT-SVID for an operator, by `jwt mint`.
@@ -45,17 +47,18 @@ pub enum IssuedFor {
 }
 
 /// Each with its kind and what it is for.
-const ISSUED_FOR: [(IssuedFor, &str, &str); 7] = [
+const ISSUED_FOR: [(IssuedFor, &str, &str); 8] = [
     (IssuedFor::Workload, "x509", "workload"),
     (IssuedFor::Agent, "x509", "agent"),
     (IssuedFor::Server, "x509", "server"),
     (IssuedFor::Mint, "x509", "mint"),
+    (IssuedFor::ServiceAccount, "x509", "service_account"),
     (IssuedFor::WorkloadJwt, "jwt", "workload"),
     (IssuedFor::MintJwt, "jwt", "mint"),
     (IssuedFor::WorkloadWit, "wit", "workload"),
 ];
 
-const REASONS: [Reason; 16] = [
+const REASONS: [Reason; 17] = [
     Reason::Invalid,
     Reason::Csr,
     Reason::NotFound,
@@ -64,6 +67,7 @@ const REASONS: [Reason; 16] = [
     Reason::Banned,
     Reason::NotAttested,
     Reason::Attestation,
+    Reason::Authentication,
     Reason::Expired,
     Reason::Lifetime,
     Reason::RateLimited,

@@ -82,6 +82,19 @@ pub mod v1 {
     include!(concat!(env!("OUT_DIR"), "/chancery.v1.rs"));
 }
 
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    unused_qualifications,
+    clippy::all,
+    clippy::pedantic,
+    reason = "generated; the documentation is in proto/istio/ca.proto"
+)]
+/// Of Istio's API what its proxies ask a CA by.
+pub mod istio {
+    include!(concat!(env!("OUT_DIR"), "/istio.v1.auth.rs"));
+}
+
 mod rule;
 mod secrets;
 
@@ -91,6 +104,8 @@ pub const WORKLOAD_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), 
 pub const BROKER_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/broker.bin"));
 /// The descriptors of our own doors, an encoded `FileDescriptorSet`.
 pub const CHANCERY_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/chancery.bin"));
+/// The descriptors of Istio's CA service and of what it imports, an encoded `FileDescriptorSet`.
+pub const ISTIO_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/istio.bin"));
 
 /// Why a message is no value of the domain.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

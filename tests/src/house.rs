@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use ca_server::app::{AppError, Server};
 use ca_server::config::{Config, ConfigError};
+use ca_server::kube::Told;
+use ca_server::kube::review::TokenReviewer;
 use ca_server::view::pods::PodEvent;
 use spiffe::id::{SpiffeId, TrustDomain};
 use spiffe::time::{Clock, Fake, Timestamp};
@@ -18,6 +20,7 @@ use tempfile::TempDir;
 use tokio::sync::mpsc;
 
 use crate::operator::Operator;
+use crate::paper_cluster::PaperCluster;
 use crate::patience;
 use crate::workload::Workload;
 
@@ -36,6 +39,7 @@ pub struct House {
     pub clock: Fake,
     folder: TempDir,
     settings: BTreeMap<String, String>,
+    clusters: Vec<PaperCluster>,
     server: Option<Server>,
     address: Option<SocketAddr>,
     pods: Option<mpsc::Sender<PodEvent>>,
@@ -66,7 +70,15 @@ impl House {
         let mut all = own(&defaults);
         all.insert("data_dir".into(), text(&data));
         all.extend(own(settings));
-        Self { clock: Fake::new(BEGINNING), folder, settings: all, server: None, address: None, pods: None }
+        Self {
+            clock: Fake::new(BEGINNING),
+            folder,
+            settings: all,
+            clusters: Vec::new(),
+            server: None,
+            address: None,
+            pods: None,
+        }
     }
 
     /// Settings for a server that remembers everything over a restart.
@@ -75,6 +87,13 @@ impl House {
     /// Changes a setting, for the next start.
     pub fn set(&mut self, key: &str, value: &str) {
         self.settings.insert(key.into(), value.into());
+    }
+
+    /// A cluster of this name, without pods, for the next start.
+    pub fn cluster(&mut self, name: &str) -> PaperCluster {
+        let cluster = PaperCluster::new(name, &self.clock);
+        self.clusters.push(cluster.clone());
+        cluster
     }
 
     /// The server's config, as a start would read it.
@@ -86,12 +105,18 @@ impl House {
     pub async fn start_server(&mut self) -> Result<(), AppError> {
         let config = self.config().unwrap();
         let (pods, told) = mpsc::channel(64);
-        let starting = Server::start_told(config, self.clock(), Some(told));
+        let reviewer = |cluster: &PaperCluster| Arc::new(cluster.clone()) as Arc<dyn TokenReviewer>;
+        let told = Told { reviewers: self.clusters.iter().map(reviewer).collect(), pods: Some(told) };
+        let starting = Server::start_told(config, self.clock(), told);
         let server = Box::pin(patience::soon("the server starts", starting)).await?;
         self.pods = Some(pods);
         self.address = Some(server.address());
         self.set("listen", &server.address().to_string());
+        if let Some(address) = server.istio_address() {
+            self.set("istio.listen", &address.to_string());
+        }
         self.server = Some(server);
+        self.told().await;
         Ok(())
     }
 
@@ -99,6 +124,19 @@ impl House {
     pub async fn stop_server(&mut self) {
         let server = self.server.take().unwrap();
         patience::soon("the server stops", server.shutdown()).await;
+    }
+
+    /// Tells the server of the pods of every cluster, and waits until it knows them.
+    pub async fn told(&self) {
+        for cluster in &self.clusters {
+            self.tell(cluster.all()).await;
+        }
+        let known = async || {
+            let view = self.server().doors().views.load();
+            let is_known = self.clusters.iter().all(|cluster| cluster.is_known(view.pods()));
+            patience::that(is_known, || format!("{} pods are known", view.pods().count()))
+        };
+        patience::eventually("the server knows the pods", known).await;
     }
 
     /// Tells the server of pods, as an API server would.

@@ -9,6 +9,8 @@
 //! | `workload` | a [`Workload`]: one open Workload API stream and the mutual TLS that is fed from it |
 //! | `broker` | a broker at the broker endpoint of an agent, and processes that it names |
 //! | `by_hand` | an agent without the agent's code, which behaves as badly as it is told |
+//! | `paper_cluster` | a Kubernetes cluster of paper: whose a token is, and which pods run where |
+//! | `ztunnel` | a proxy of a node that behaves as Istio's ztunnel does |
 //! | `certificates` | CAs, nodes' certificates and CSRs, the bad ones too |
 //! | `endpoint` | a bundle endpoint that behaves as badly as it is told |
 //! | `web` | a browser of few words |
@@ -35,10 +37,12 @@ pub mod endpoint;
 pub mod house;
 pub mod node;
 pub mod operator;
+pub mod paper_cluster;
 pub mod patience;
 pub mod proxies;
 pub mod web;
 pub mod workload;
+pub mod ztunnel;
 
 pub use house::House;
 pub use node::Node;

@@ -28,7 +28,7 @@ use tracing::{debug, warn};
 
 use self::handshakes::Handshakes;
 use self::patience::{End, Patient};
-use self::room::{AdminRoom, Held, NetworkRoom};
+use self::room::{AdminRoom, Held};
 use super::caller::Caller;
 use super::rights::Operators;
 
@@ -37,6 +37,7 @@ mod patience;
 mod room;
 
 pub use self::handshakes::HANDSHAKES;
+pub use self::room::NetworkRoom;
 
 /// The longest path of a unix socket that the kernel takes, in bytes.
 pub const SOCKET_PATH_LIMIT: usize = 107;
@@ -187,7 +188,7 @@ pub async fn bind_unix(path: &Path, mode: u32) -> Result<UnixListener, ListenErr
     Ok(listener)
 }
 
-/// What both listeners need to know.
+/// What listeners need to know.
 #[derive(Clone, Debug)]
 pub struct Arrivals {
     /// Where connections go.
@@ -208,11 +209,10 @@ impl Arrivals {
     }
 }
 
-/// Accepts TLS connections until told to stop, with at most `connections` open, and hands them on.
-pub async fn accept_tls(listener: TcpListener, config: Arc<ServerConfig>, connections: usize, arrivals: Arrivals) {
+/// Accepts TLS connections until told to stop, as many as there is room for, and hands them on.
+pub async fn accept_tls(listener: TcpListener, config: Arc<ServerConfig>, room: NetworkRoom, arrivals: Arrivals) {
     let acceptor = TlsAcceptor::from(config);
     let handshakes = Handshakes::new();
-    let room = NetworkRoom::new(connections);
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,

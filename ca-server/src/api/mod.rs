@@ -4,6 +4,7 @@
 pub mod admin;
 pub mod caller;
 pub mod chain;
+pub mod istio;
 pub mod limits;
 pub mod listen;
 pub mod node;

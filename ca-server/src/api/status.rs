@@ -63,6 +63,16 @@ impl Refusal {
         Self { code: Code::PermissionDenied, reason: Reason::Attestation, message: what.to_string() }
     }
 
+    /// The caller did not prove who it is.
+    pub(crate) fn unauthenticated(what: impl std::fmt::Display) -> Self {
+        Self { code: Code::Unauthenticated, reason: Reason::Authentication, message: what.to_string() }
+    }
+
+    /// The CSR is no proof of a key that is taken.
+    pub(crate) fn csr(what: impl std::fmt::Display) -> Self {
+        Self { code: Code::InvalidArgument, reason: Reason::Csr, message: what.to_string() }
+    }
+
     /// Too much at once.
     pub(crate) fn overloaded(what: &str) -> Self {
         let message = format!("{what}: try again in {PUSHBACK_MS} ms");

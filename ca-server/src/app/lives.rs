@@ -3,8 +3,9 @@
 use crate::authority::Kind;
 use crate::authority::keys::KeySpec;
 use crate::authority::plan::{Policy, PolicyError};
-use crate::config::{Config, TokenAlgorithm, Tokens};
+use crate::config::{Config, Istio, TokenAlgorithm, Tokens};
 use crate::issuance::Profile;
+use crate::issuance::service_account::ServiceAccounts;
 use crate::issuance::tokens::TokenProfile;
 use crate::rotate::Rule;
 
@@ -19,7 +20,8 @@ pub(super) fn rules(config: &Config) -> Result<Vec<Rule>, PolicyError> {
         };
         Ok(Rule { key, policy: policy(kind, tokens.key_ttl, tokens.max_ttl)? })
     };
-    let longest = config.svid.max_ttl.max(config.svid.agent_ttl);
+    let of_istio = config.istio.as_ref().map(|istio| istio.max_ttl).unwrap_or_default();
+    let longest = config.svid.max_ttl.max(config.svid.agent_ttl).max(of_istio);
     let x509 = policy(Kind::X509, config.authority.ca_ttl, longest)?;
     Ok(vec![
         Rule { key: config.authority.key_type.into(), policy: x509 },
@@ -36,6 +38,11 @@ pub(super) fn x509(config: &Config) -> Profile {
         max_ttl: config.svid.max_ttl,
         agent_ttl: config.svid.agent_ttl,
     }
+}
+
+/// What X.509-SVIDs of service accounts look like.
+pub(super) fn service_accounts(config: &Config, istio: &Istio) -> ServiceAccounts {
+    ServiceAccounts { trust_domain: config.trust_domain.clone(), default_ttl: istio.ttl, max_ttl: istio.max_ttl }
 }
 
 /// What JWT-SVIDs look like.

@@ -195,6 +195,11 @@ fn write_line(to: &mut Vec<u8>, date: &mut Date, event: &Event) {
         Who::Server => field("who", &quoted("server")),
         Who::Uid(uid) => field("who", &quoted(&format!("uid:{uid}"))),
         Who::Svid(id) => field("who", &quoted(id.as_str())),
+        Who::ServiceAccount(account) => {
+            field("who", &quoted("service_account"));
+            // The API server's words, not ours.
+            field("account", &escaped(account));
+        }
     }
     if let Some(address) = event.address {
         field("address", &quoted(&address.to_string()));

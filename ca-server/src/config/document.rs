@@ -10,6 +10,7 @@ use spiffe::id::TrustDomain;
 use spiffe::settings::optional_duration;
 
 use super::federation::FederationDocument;
+use super::istio::IstioDocument;
 use super::kubernetes::{self, Clusters};
 use super::web::WebDocument;
 use super::{
@@ -62,6 +63,7 @@ pub(super) struct Document {
     federation: FederationDocument,
     #[serde(default)]
     web: WebDocument,
+    istio: Option<IstioDocument>,
     #[serde(default)]
     kubernetes: Clusters,
 }
@@ -268,6 +270,7 @@ impl TryFrom<Document> for Config {
                 return Err(ConfigError::TwoIssuers { jwt, oidc });
             }
         }
+        let istio = document.istio.map(|istio| istio.read(authority.ca_ttl, dns_names.len())).transpose()?;
         check_limits(&document.limits, &document.attest)?;
         kubernetes::check(&document.kubernetes, &document.attest.k8s_psat)?;
         in_range("audit.queue", document.audit.queue, 16, 1 << 20)?;
@@ -287,6 +290,7 @@ impl TryFrom<Document> for Config {
             purge: document.purge,
             federation: document.federation.read(&trust_domain)?,
             web,
+            istio,
             kubernetes: document.kubernetes,
             trust_domain,
             data_dir,
@@ -309,21 +313,29 @@ fn authority(document: AuthorityDocument) -> Result<Authority, ConfigError> {
     Ok(Authority { key_type, ca_ttl, keys, upstream })
 }
 
+/// The longest life of a leaf below a CA that lives this long.
+pub(super) fn longest_leaf(ca_ttl: Duration) -> Duration {
+    whole_seconds(ca_ttl / LIFETIMES_PER_CA)
+}
+
+/// `leaf`, which stands under `key`, if it fits into the life of a CA.
+pub(super) fn leaf_in_range(key: &'static str, leaf: Duration, ca_ttl: Duration) -> Result<Duration, ConfigError> {
+    lifetime_in_range(key, leaf, SHORTEST_TTL, LONGEST_TTL)?;
+    if leaf <= longest_leaf(ca_ttl) {
+        return Ok(leaf);
+    }
+    Err(ConfigError::LeafOutlivesCa {
+        key,
+        leaf: write_duration(leaf),
+        ca: write_duration(ca_ttl),
+        most: write_duration(longest_leaf(ca_ttl)),
+        least: write_duration(leaf * LIFETIMES_PER_CA),
+    })
+}
+
 fn svid(document: &SvidDocument, ca_ttl: Duration) -> Result<Svid, ConfigError> {
-    let most = whole_seconds(ca_ttl / LIFETIMES_PER_CA);
-    let fits = |key, leaf: Duration| {
-        lifetime_in_range(key, leaf, SHORTEST_TTL, LONGEST_TTL)?;
-        if leaf <= most {
-            return Ok(leaf);
-        }
-        Err(ConfigError::LeafOutlivesCa {
-            key,
-            leaf: write_duration(leaf),
-            ca: write_duration(ca_ttl),
-            most: write_duration(most),
-            least: write_duration(leaf * LIFETIMES_PER_CA),
-        })
-    };
+    let most = longest_leaf(ca_ttl);
+    let fits = |key, leaf: Duration| leaf_in_range(key, leaf, ca_ttl);
     // A default gives way to what the CA can honour; what somebody has written does not.
     let ttl = fits("svid.ttl", document.ttl.unwrap_or(DEFAULT_TTL.min(document.max_ttl.unwrap_or(most)).min(most)))?;
     let max_ttl = fits("svid.max_ttl", document.max_ttl.unwrap_or(DEFAULT_MAX_TTL.min(most).max(ttl)))?;
@@ -396,7 +408,7 @@ fn check_limits(limits: &Limits, attest: &Attest) -> Result<(), ConfigError> {
 }
 
 /// `duration` in its largest whole unit, as one would write it in the config: `36d`, `20m`.
-fn write_duration(duration: Duration) -> String {
+pub(super) fn write_duration(duration: Duration) -> String {
     let seconds = duration.as_secs();
     let units = [(86_400, "d"), (3600, "h"), (60, "m")];
     let unit = units.into_iter().find(|(length, _)| seconds > 0 && seconds.is_multiple_of(*length));

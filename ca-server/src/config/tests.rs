@@ -41,8 +41,12 @@ fn the_sample_has_every_key_and_shows_the_defaults() {
     };
     assert!(sample.web.https_web.is_some() && sample.web.https_spiffe.is_some() && sample.web.oidc.is_some());
     let web = Web { https_web: None, https_spiffe: None, oidc: None, ..sample.web.clone() };
+    let istio = parse("[istio.clusters]\nKubernetes = 'main'").unwrap().istio.unwrap();
+    let ztunnel = NodeAccount { namespace: "istio-system".into(), name: "ztunnel".into() };
+    assert_eq!(sample.istio, Some(Istio { trusted_node_accounts: vec![ztunnel], ..istio }));
     let examples = Config {
         web,
+        istio: None,
         attest,
         authority,
         federation,
@@ -282,4 +286,36 @@ fn a_certificate_of_the_web_comes_from_files_or_from_acme() {
     assert!(error(&web("certificate = 'a'")).contains("no certificate to show"));
     assert!(error(&web(&format!("certificate = 'a'\nkey = 'b'\n{agreed}"))).contains("not both"));
     assert!(error(&web(&format!("{acme}terms_of_service_agreed = false"))).contains("terms of service"));
+}
+
+#[test]
+fn the_door_for_istio_has_the_words_of_istio_and_the_limits_of_the_ca() {
+    let of = |more: &str| {
+        parse(&format!("{more}\n[istio.clusters]\nKubernetes = 'main'")).map(|config| config.istio.unwrap())
+    };
+    let istio = of("").unwrap();
+    assert_eq!((istio.listen.port(), &*istio.audience), (15012, "istio-ca"));
+    assert_eq!(istio.dns_names, [DnsName::parse("istiod.istio-system.svc").unwrap()]);
+    assert_eq!(istio.default_cluster.as_deref(), Some("main"), "the only one");
+    assert!(istio.trusted_node_accounts.is_empty() && !istio.client_certificates);
+    let hours = |hours: u64| Duration::from_secs(3600 * hours);
+    assert_eq!((istio.ttl, istio.max_ttl), (hours(24), hours(24)));
+    let short = of("[authority]\nca_ttl = '12h'").unwrap();
+    assert_eq!((short.ttl, short.max_ttl), (hours(2), hours(2)));
+    assert_eq!(of("[istio]\nmax_ttl = '1h'").unwrap().ttl, hours(1));
+
+    let refused = |more: &str| of(more).unwrap_err().to_string();
+    assert!(refused("[istio]\nmax_ttl = '6d'").contains("istio.max_ttl = \"6d\" is too long"));
+    assert!(refused("[istio]\nttl = '2h'\nmax_ttl = '1h'").contains("istio.ttl = \"2h\" is longer than istio.max_ttl"));
+    assert!(refused("[istio]\ndefault_cluster = 'Kubernetes'").contains("none of the clusters in istio.clusters"));
+    for bad in ["ztunnel", "istio-system/", "/ztunnel", "a/b/c", "Istio/ztunnel"] {
+        let refused = refused(&format!("[istio]\ntrusted_node_accounts = ['{bad}']"));
+        assert!(refused.contains("is no service account: write namespace/name"), "{refused}");
+    }
+    assert!(error("[istio]").contains("istio.clusters (how many) = 0 is not allowed"));
+    let two = parse("[istio.clusters]\na = 'main'\nb = 'east'").unwrap().istio.unwrap();
+    assert_eq!(two.default_cluster, None, "nobody knows which");
+
+    let names = parse("dns_names = ['ca.test', 'istiod.istio-system.svc']\n[istio.clusters]\na = 'main'").unwrap();
+    assert_eq!(names.own_names().len(), 2, "none of them twice");
 }

@@ -9,3 +9,20 @@ pub mod lookup;
 pub mod object;
 pub mod review;
 pub mod watch;
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use self::review::TokenReviewer;
+use crate::view::pods::PodEvent;
+
+/// What somebody else tells of Kubernetes than the API servers of the config: for whoever runs a server inside of another
+/// program.
+#[derive(Debug, Default)]
+pub struct Told {
+    /// Who knows whose a token is, one for each cluster.
+    pub reviewers: Vec<Arc<dyn TokenReviewer>>,
+    /// What happens to pods; `None`: it is as the API servers of the config say.
+    pub pods: Option<mpsc::Receiver<PodEvent>>,
+}

@@ -3,6 +3,8 @@
 
 #![allow(dead_code, reason = "each benchmark uses its part of this")]
 
+pub(crate) mod limit;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};

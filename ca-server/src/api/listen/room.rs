@@ -2,6 +2,7 @@
 //!
 //! - Who is no agent is a guest on the port: guests hold at most a quarter of the connections, one network a quarter of
 //!   that, and none stays for good. So strangers shut out no agent, and one agent no other.
+//! - At the port for proxies everyone is a guest, and may stay for an hour: all the room is theirs, a quarter for one network.
 //! - On the admin socket each operator has places of his own. Other users of the machine are told that they are none, on
 //!   a few places that they share.
 
@@ -24,42 +25,53 @@ const CONNECTIONS_OF_ONE_OPERATOR: usize = 256;
 const CONNECTIONS_OF_OTHERS: usize = 16;
 /// How long a stranger may stay: twice what an exchange of attestation may take.
 const VISIT: Duration = Duration::from_secs(60);
+/// How long a proxy may stay: twice as long as it takes until it is told, kindly, to come again.
+const STAY: Duration = Duration::from_secs(3600);
 
 /// A place of one's own, and one of those that all share.
 pub(super) type Held = (Place, Option<OwnedSemaphorePermit>);
 
 /// The places for connections from the network.
 #[derive(Clone, Debug)]
-pub(super) struct NetworkRoom {
+pub struct NetworkRoom {
     all: Arc<Semaphore>,
     agents: Places,
     guests: Places,
+    /// How long a stranger may stay.
+    visit: Duration,
 }
 
 impl NetworkRoom {
-    pub(super) fn new(connections: usize) -> Self {
+    /// At a port where agents connect.
+    pub fn of_agents(connections: usize) -> Self {
         let share = connections / SHARE;
-        Self {
-            all: Arc::new(Semaphore::new(connections)),
-            agents: Places::new(connections, CONNECTIONS_OF_ONE_AGENT),
-            guests: Places::new(share, share / SHARE),
-        }
+        Self::new(connections, Places::new(share, share / SHARE), VISIT)
+    }
+
+    /// At a port where proxies connect, which have no certificate, or not yet.
+    pub fn of_proxies(connections: usize) -> Self {
+        Self::new(connections, Places::new(connections, connections / SHARE), STAY)
+    }
+
+    fn new(connections: usize, guests: Places, visit: Duration) -> Self {
+        let agents = Places::new(connections, CONNECTIONS_OF_ONE_AGENT);
+        Self { all: Arc::new(Semaphore::new(connections)), agents, guests, visit }
     }
 
     pub(super) fn take(&self, caller: &Caller) -> Option<(Held, End)> {
         let places = if matches!(caller, Caller::Agent(_)) { &self.agents } else { &self.guests };
         let held = (places.take(caller.origin())?, Some(Arc::clone(&self.all).try_acquire_owned().ok()?));
-        Some((held, end(caller)))
+        Some((held, self.end(caller)))
     }
-}
 
-/// When a connection from the network ends.
-fn end(caller: &Caller) -> End {
-    match caller {
-        // A little later than its SVID: a call in between hears why it is refused.
-        Caller::Workload(holder) => End::At(holder.not_after.plus(VISIT)),
-        Caller::Agent(_) => End::Never,
-        Caller::Stranger(_) | Caller::Local { .. } => End::After(VISIT),
+    /// When a connection ends.
+    fn end(&self, caller: &Caller) -> End {
+        match caller {
+            // A little later than its SVID: a call in between hears why it is refused.
+            Caller::Workload(holder) => End::At(holder.not_after.plus(VISIT)),
+            Caller::Agent(_) => End::Never,
+            Caller::Stranger(_) | Caller::Local { .. } => End::After(self.visit),
+        }
     }
 }
 
@@ -100,7 +112,7 @@ mod tests {
 
     #[test]
     fn strangers_shut_out_no_agent_and_one_network_no_other() {
-        let room = NetworkRoom::new(64);
+        let room = NetworkRoom::of_agents(64);
         let mut held: Vec<_> = (0..4).map(|_| room.take(&stranger(1)).unwrap()).collect();
         assert!(room.take(&stranger(1)).is_none());
         assert!(room.take(&Caller::Workload(holder("web"))).is_none(), "an SVID of a workload is no way around it");
@@ -126,8 +138,19 @@ mod tests {
     }
 
     #[test]
+    fn proxies_have_all_the_room_of_their_port_and_one_network_a_quarter() {
+        let room = NetworkRoom::of_proxies(64);
+        let held: Vec<_> = (0..100).filter_map(|n| room.take(&stranger(n / 25))).collect();
+        assert_eq!(held.len(), 64);
+        assert!(held.iter().all(|(_, end)| *end == End::After(STAY)));
+        drop(held);
+        let of_one = (0..100).map_while(|_| room.take(&stranger(1))).collect::<Vec<_>>();
+        assert_eq!(of_one.len(), 16);
+    }
+
+    #[test]
     fn one_agent_shuts_out_no_other() {
-        let room = NetworkRoom::new(100);
+        let room = NetworkRoom::of_agents(100);
         let agent = |name| Caller::Agent(holder(&format!("chancery/agent/test/{name}")));
         let _held: Vec<_> = (0..CONNECTIONS_OF_ONE_AGENT).map(|_| room.take(&agent("a")).unwrap()).collect();
         assert!(room.take(&agent("a")).is_none());
