@@ -28,6 +28,7 @@ pub use self::web::{Acme, CertificateFiles, HttpsSpiffe, HttpsWeb, Issuer, Oidc,
 mod document;
 mod federation;
 pub mod kubernetes;
+pub mod publish;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -163,6 +164,9 @@ pub enum ConfigError {
     /// OpenID Connect Discovery without a listener that those who ask for it can trust.
     #[error("web.oidc is served where https_web is: add [web.https_web]")]
     OidcWithoutWeb,
+    /// One ConfigMap for two things.
+    #[error("kubernetes.{0}.publish has istio = true and config_map = \"istio-ca-root-cert\": choose another config_map, that one is Istio's")]
+    TwoBundles(ClusterName),
     /// A context of no kubeconfig.
     #[error("kubernetes.{0}.context is of a kubeconfig: set kubernetes.{0}.kubeconfig too, or leave context out")]
     ContextWithoutKubeconfig(ClusterName),

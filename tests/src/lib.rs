@@ -14,6 +14,7 @@
 //! | `web` | a browser of few words |
 //! | `patience` | how tests wait: for a condition, never for a time |
 //! | `binary` | the real binary as processes, and where its judges are |
+//! | `chart` | the Helm chart as Helm renders it, and the configs in it |
 //! | `proxies` | Envoy and others as the real programs, with the configs of `docs/proxies` |
 #![allow(
     clippy::unwrap_used,
@@ -27,6 +28,7 @@ pub mod binary;
 pub mod broker;
 pub mod by_hand;
 pub mod certificates;
+pub mod chart;
 pub mod endpoint;
 pub mod house;
 pub mod node;

@@ -2,10 +2,11 @@
 
     chart.py lint
     chart.py render [VALUES.yaml]
+    chart.py documents < MANIFESTS
     chart.py manifests > deploy/kubernetes/chancery.yaml
     chart.py validate VERSION < MANIFESTS
 
-`render` prints a JSON object, template -> text, for the release and namespace `chancery`. Whatever Helm or a schema refuses
+`render` and `manifests` print YAML, for the release and namespace `chancery`; `documents` prints YAML as a JSON array. Whatever Helm or a schema refuses
 is a line on stderr and exit status 1.
 """
 
@@ -38,10 +39,9 @@ def render(values):
         return chart.render(values, name="chancery", namespace="chancery")
 
 
-def manifests():
-    rendered = render({})
+def joined(rendered, *before):
     texts = [text.strip("\n") for name, text in sorted(rendered.items()) if name.endswith(".yaml")]
-    return "\n---\n".join([HEADER.strip("\n"), *(text for text in texts if text.strip())]) + "\n"
+    return "\n---\n".join([*before, *(text for text in texts if text.strip())]) + "\n"
 
 
 def lint():
@@ -70,9 +70,11 @@ def main():
             wrong = lint()
         elif verb == "render":
             values = yaml.safe_load(pathlib.Path(rest[0]).read_text()) if rest else {}
-            print(json.dumps(render(values or {})))
+            sys.stdout.write(joined(render(values or {})))
         elif verb == "manifests":
-            sys.stdout.write(manifests())
+            sys.stdout.write(joined(render({}), HEADER.strip("\n")))
+        elif verb == "documents":
+            print(json.dumps([document for document in yaml.safe_load_all(sys.stdin) if document]))
         elif verb == "validate":
             wrong = validate(rest[0], sys.stdin.read())
         else:
