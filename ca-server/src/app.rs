@@ -1,5 +1,6 @@
 //! The only place that joins things: store, keys, View, doors and loops become a running server, and stop as one.
 
+mod clusters;
 mod lives;
 mod observe;
 
@@ -42,6 +43,8 @@ use crate::connected::Connected;
 use crate::federation::{self, Federation};
 use crate::health;
 use crate::https::WebRoots;
+use crate::kube::client::{Access, AccessError};
+use crate::kube::watch;
 use crate::metrics::Metrics;
 use crate::origin::Places;
 use crate::own_svid::{OwnSvid, OwnSvidError};
@@ -119,6 +122,14 @@ pub enum AppError {
     /// The own bundle cannot be served to others.
     #[error(transparent)]
     Web(#[from] WebError),
+    /// The files of a Kubernetes cluster are no good.
+    #[error("kubernetes.{cluster}: {error}")]
+    Cluster {
+        /// Its name.
+        cluster: String,
+        /// What is wrong with them.
+        error: AccessError,
+    },
     /// TLS could not be set up.
     #[error("TLS cannot be set up: {0}")]
     Tls(#[from] rustls::Error),
@@ -162,6 +173,7 @@ struct Judged {
     attestors: Attestors,
     relationships: Vec<(Relationship, Option<Bundle>)>,
     web_roots: Vec<CertificateDer<'static>>,
+    clusters: Vec<Access>,
 }
 
 /// Whether a server could start by `config` at `now`, as far as its values and the files that it names go. Changes nothing.
@@ -181,13 +193,16 @@ fn judge(config: &Config, now: Timestamp) -> Result<Judged, AppError> {
     let web_roots = config.federation.web_roots.as_ref();
     let web_roots = web_roots.map(|path| config::certificates("federation.web_roots", path)).transpose()?;
     let attestors = Attestors::from_config(&config.attest)?;
-    Ok(Judged { upstream, rules, attestors, relationships, web_roots: web_roots.unwrap_or_default() })
+    let (web_roots, clusters) = (web_roots.unwrap_or_default(), clusters::read(config)?);
+    Ok(Judged { upstream, rules, attestors, relationships, web_roots, clusters })
 }
 
 impl Server {
     /// Starts a server and returns when it answers on all of its addresses.
     pub async fn start(config: Config, clock: Arc<dyn Clock>) -> Result<Self, AppError> {
-        let Judged { upstream, rules, attestors, relationships, web_roots } = judge(&config, clock.now())?;
+        let Judged { upstream, rules, attestors, relationships, web_roots, clusters } = judge(&config, clock.now())?;
+        let clusters = clusters::open(&config, clusters, &clock);
+        let attestors = clusters::with_agents(attestors, &config, &clusters);
         // Before the socket in it, whose folder would be made for everybody to enter.
         make_data_dir(&config)?;
         let listeners = Listeners::bind(&config).await?;
@@ -216,12 +231,16 @@ impl Server {
                 audit.clone(),
                 Arc::clone(&clock),
                 Arc::clone(&polled),
+                clusters.clone(),
             ),
         ));
         let stop = CancellationToken::new();
         let loops = TaskTracker::new();
         let spawn = Spawner { loops: &loops, stop: &stop };
 
+        let (watching, pods) = watch::watch(clusters, config.trust_domain.clone(), Arc::clone(&clock));
+        spawn.run(watching);
+        drop(pods);
         spawn.run(follow::follow(Arc::clone(&store), Arc::clone(&views), signers, Arc::clone(&clock)));
         let rotator = Arc::new(Rotator::new(rotate::Parts {
             store: Arc::clone(&store),

@@ -3,7 +3,7 @@
 //! - What is counted on the way is counted in atomics that exist from the start: no lock where SVIDs are signed.
 //! - What is a state of the house (agents, authorities, the queue) is asked for at each scrape ([`Observed`]).
 //! - Labels come from closed sets. There is none for an agent, an entry or a workload; one for each federated trust
-//!   domain, which operators name.
+//!   domain and each Kubernetes cluster, which operators name.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use std::time::Instant;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _};
 use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::Histogram;
@@ -99,6 +99,21 @@ pub struct Observed {
     pub bundle_ages: Vec<(String, u64)>,
     /// Federation relationships whose last poll failed.
     pub federation_failing: u64,
+    /// Every Kubernetes cluster.
+    pub clusters: Vec<ObservedCluster>,
+}
+
+/// One Kubernetes cluster at a scrape.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObservedCluster {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Seconds since all of its watches have brought something; `None`: not all have yet.
+    pub watch_age: Option<u64>,
+    /// How many of its pods are known.
+    pub pods: u64,
+    /// What reviews of tokens came to, and how often.
+    pub reviews: [(&'static str, u64); 4],
 }
 
 /// One authority at a scrape.
@@ -260,6 +275,7 @@ impl Collector for State {
                 ConstGauge::new(*seconds).encode(family.encode_family(&[("trust_domain", trust_domain.as_str())])?)?;
             }
         }
+        clusters(&now.clusters, &mut encoder)?;
         if now.authorities.is_empty() {
             return Ok(());
         }
@@ -272,6 +288,32 @@ impl Collector for State {
         }
         Ok(())
     }
+}
+
+fn clusters(clusters: &[ObservedCluster], encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    if clusters.is_empty() {
+        return Ok(());
+    }
+    let help = "Seconds since all watches of a Kubernetes cluster have brought something";
+    let mut family =
+        encoder.encode_descriptor("kubernetes_watch_age", help, Some(&Unit::Seconds), MetricType::Gauge)?;
+    for (cluster, age) in clusters.iter().filter_map(|cluster| Some((cluster, cluster.watch_age?))) {
+        ConstGauge::new(age).encode(family.encode_family(&[("cluster", &*cluster.name)])?)?;
+    }
+    let help = "Pods of a Kubernetes cluster that are known";
+    let mut family = encoder.encode_descriptor("kubernetes_pods", help, None, MetricType::Gauge)?;
+    for cluster in clusters {
+        ConstGauge::new(cluster.pods).encode(family.encode_family(&[("cluster", &*cluster.name)])?)?;
+    }
+    let help = "Reviews of service-account tokens, by outcome";
+    let mut family = encoder.encode_descriptor("kubernetes_token_reviews", help, None, MetricType::Counter)?;
+    for cluster in clusters {
+        for (outcome, count) in cluster.reviews {
+            let labels = [("cluster", &*cluster.name), ("outcome", outcome)];
+            ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -289,6 +331,12 @@ mod tests {
             audit_writable: true,
             bundle_ages: vec![("other.org".into(), 12)],
             federation_failing: 1,
+            clusters: vec![ObservedCluster {
+                name: "main".into(),
+                watch_age: Some(7),
+                pods: 30_000,
+                reviews: [("accepted", 2), ("refused", 1), ("unavailable", 0), ("remembered", 9)],
+            }],
             ..Observed::default()
         }
     }
@@ -321,6 +369,9 @@ mod tests {
             "chancery_federation_polls_total{outcome=\"updated\"} 1",
             "chancery_federation_bundle_age_seconds{trust_domain=\"other.org\"} 12",
             "chancery_federation_failing 1",
+            "chancery_kubernetes_watch_age_seconds{cluster=\"main\"} 7",
+            "chancery_kubernetes_pods{cluster=\"main\"} 30000",
+            "chancery_kubernetes_token_reviews_total{cluster=\"main\",outcome=\"remembered\"} 9",
             "# EOF",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");

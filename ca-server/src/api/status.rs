@@ -9,6 +9,8 @@ use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
 
 use super::rights;
+use crate::attest::AttestError;
+use crate::attest::k8s_psat::K8sPsatError;
 use crate::audit::{self, Message, Outcome, Reason};
 use crate::authority::issuer::IssueError;
 use crate::authority::plan;
@@ -196,6 +198,19 @@ impl From<RotateError> for Refusal {
             | RotateError::Random(_)
             | RotateError::NoTokenKey(_)
             | RotateError::NoRule(_) => Self::internal(error),
+        }
+    }
+}
+
+impl From<AttestError> for Refusal {
+    /// Who could not be judged now may come again; who was judged may not.
+    fn from(error: AttestError) -> Self {
+        match &error {
+            AttestError::K8sPsat(K8sPsatError::Busy(_)) => Self::overloaded(&error.to_string()),
+            AttestError::K8sPsat(K8sPsatError::Unavailable(_) | K8sPsatError::Unbound(_)) => {
+                Self { code: Code::Unavailable, reason: Reason::Attestation, message: error.to_string() }
+            }
+            _ => Self::attestation(error),
         }
     }
 }

@@ -8,6 +8,7 @@ use crate::audit::Audit;
 use crate::connected::Connected;
 use crate::federation::Federation;
 use crate::health::{self, Readiness};
+use crate::kube::client::Cluster;
 use crate::metrics::{Observe, Observed, ObservedAuthority};
 use crate::view::Issuers;
 use crate::view::follow::Views;
@@ -19,6 +20,7 @@ pub(super) fn observe(
     audit: Audit,
     clock: Arc<dyn Clock>,
     polled: Arc<OnceLock<Weak<Federation>>>,
+    clusters: Vec<Arc<Cluster>>,
 ) -> Observe {
     Arc::new(move || {
         let federation = polled.get().and_then(Weak::upgrade);
@@ -45,6 +47,7 @@ pub(super) fn observe(
             audit_writable: audit.failure().is_none(),
             bundle_ages: ages.into_iter().map(|(name, age)| (name.to_string(), age)).collect(),
             federation_failing,
+            clusters: super::clusters::observe(&clusters, &*clock),
         }
     })
 }

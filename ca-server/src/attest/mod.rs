@@ -6,6 +6,7 @@
 //! - Sizes and kinds of keys are checked before anything that costs.
 
 pub mod join_token;
+pub mod k8s_psat;
 pub mod x509pop;
 
 use std::fmt;
@@ -103,6 +104,9 @@ pub enum AttestError {
     /// The certificate or its proof is no good.
     #[error(transparent)]
     X509Pop(#[from] x509pop::X509PopError),
+    /// The service-account token is no good, or nobody can say so now.
+    #[error(transparent)]
+    K8sPsat(#[from] k8s_psat::K8sPsatError),
 }
 
 /// One kind of proof.
@@ -120,7 +124,8 @@ pub trait NodeAttestor: Send + Sync + fmt::Debug {
 pub struct Attestors(Arc<[Arc<dyn NodeAttestor>]>);
 
 impl Attestors {
-    /// Those that `config` enables; reads the files that it names.
+    /// Those that `config` enables and that need nothing but it; reads the files that it names. k8s_psat needs clusters:
+    /// see [`Attestors::and`].
     pub fn from_config(config: &config::Attest) -> Result<Self, ConfigError> {
         let mut all: Vec<Arc<dyn NodeAttestor>> = Vec::new();
         if config.join_token.enabled {
@@ -130,6 +135,12 @@ impl Attestors {
             all.push(Arc::new(x509pop::X509PopAttestor::from_config(x509pop)?));
         }
         Ok(Self(all.into()))
+    }
+
+    /// These, and `another`.
+    #[must_use]
+    pub fn and(self, another: Arc<dyn NodeAttestor>) -> Self {
+        Self(self.0.iter().cloned().chain([another]).collect())
     }
 
     /// The attestor of this kind.

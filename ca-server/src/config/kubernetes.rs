@@ -197,7 +197,7 @@ pub(super) fn check(clusters: &Clusters, psat: &BTreeMap<ClusterName, K8sPsat>) 
     let second = Duration::from_secs(1);
     in_range("kubernetes (how many clusters)", clusters.len(), 0, MAX_CLUSTERS)?;
     for (name, cluster) in clusters {
-        lifetime_in_range("kubernetes.<cluster>.request_timeout", cluster.request_timeout, second, 20 * second)?;
+        lifetime_in_range("kubernetes.<cluster>.request_timeout", cluster.request_timeout, second, 10 * second)?;
         lifetime_in_range("kubernetes.<cluster>.watch_timeout", cluster.watch_timeout, 5 * second, 600 * second)?;
         if cluster.context.is_some() && cluster.kubeconfig.is_none() {
             return Err(ConfigError::ContextWithoutKubeconfig(name.clone()));
@@ -247,7 +247,7 @@ mod tests {
         assert!(error("[kubernetes.EU]").contains("\"EU\" is no cluster name"));
         assert!(error("[kubernetes.'..']").contains("not dots alone"));
         assert!(error("[kubernetes.a]\ncontext = 'x'").contains("kubernetes.a.context"));
-        assert!(error("[kubernetes.a]\nrequest_timeout = '1m'").contains("use \"1s\" to \"20s\""));
+        assert!(error("[kubernetes.a]\nrequest_timeout = '1m'").contains("use \"1s\" to \"10s\""));
         let psat = |rest: &str| error(&format!("[kubernetes.a]\n[attest.k8s_psat.a]\n{rest}"));
         assert!(psat("").contains("missing field `service_accounts`"));
         assert!(psat("service_accounts = []").contains("use 1 to 64"));

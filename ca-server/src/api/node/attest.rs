@@ -112,7 +112,7 @@ impl Attesting {
             return Err(Refusal::attestation(format_args!("evidence has over {MAX_EVIDENCE} bytes")));
         }
         trace.csr_sha256 = Some(crypto::sha256(&start.csr));
-        let attestor = self.doors.attestors.find(&start.attestor).map_err(Refusal::attestation)?;
+        let attestor = self.doors.attestors.find(&start.attestor)?;
         let key = ProvenKey::from_csr(&start.csr)?;
         let view = Arc::clone(&self.admitted.view);
         let token = move |hash: &str| {
@@ -126,7 +126,7 @@ impl Attesting {
             nonce: crypto::random()?,
             token: &token,
         };
-        let mut step = attestor.start(attempt).await.map_err(Refusal::attestation)?;
+        let mut step = attestor.start(attempt).await?;
         for _ in 0..=MAX_CHALLENGES {
             match step {
                 Step::Done(attested) => {
@@ -142,7 +142,7 @@ impl Attesting {
                     let Some(attest_request::Step::ChallengeResponse(answer)) = next(&mut requests).await? else {
                         return Err(Refusal::attestation("the challenge was not answered"));
                     };
-                    step = (challenge.answer)(&answer).map_err(Refusal::attestation)?;
+                    step = (challenge.answer)(&answer)?;
                 }
             }
         }

@@ -1,0 +1,47 @@
+//! The Kubernetes clusters of the config: their files read, and what a server makes of them.
+
+use std::sync::Arc;
+
+use spiffe::time::Clock;
+
+use super::AppError;
+use crate::attest::Attestors;
+use crate::attest::k8s_psat::K8sPsatAttestor;
+use crate::config::Config;
+use crate::kube::client::{Access, Cluster};
+use crate::metrics::ObservedCluster;
+
+/// What the files of each cluster say, in the order of their names.
+pub(super) fn read(config: &Config) -> Result<Vec<Access>, AppError> {
+    let read = config.kubernetes.iter().map(|(name, cluster)| {
+        Access::read(cluster).map_err(|error| AppError::Cluster { cluster: name.to_string(), error })
+    });
+    read.collect()
+}
+
+/// The clusters, from what [`read`] returned.
+pub(super) fn open(config: &Config, read: Vec<Access>, clock: &Arc<dyn Clock>) -> Vec<Arc<Cluster>> {
+    let each = config.kubernetes.iter().zip(read);
+    each.map(|((name, source), access)| Cluster::new(name, source, access, Arc::clone(clock))).collect()
+}
+
+/// `attestors`, and one for the agents of those clusters that the config takes agents of.
+pub(super) fn with_agents(attestors: Attestors, config: &Config, clusters: &[Arc<Cluster>]) -> Attestors {
+    let taken = config.attest.k8s_psat.iter().filter_map(|(name, psat)| {
+        let cluster = clusters.iter().find(|cluster| **cluster.name() == *name.as_str())?;
+        Some((Arc::clone(cluster), psat.clone()))
+    });
+    if config.attest.k8s_psat.is_empty() { attestors } else { attestors.and(Arc::new(K8sPsatAttestor::new(taken))) }
+}
+
+/// How each cluster is, for `/metrics`.
+pub(super) fn observe(clusters: &[Arc<Cluster>], clock: &dyn Clock) -> Vec<ObservedCluster> {
+    let now = clock.now();
+    let one = |cluster: &Arc<Cluster>| ObservedCluster {
+        name: Arc::clone(cluster.name()),
+        watch_age: cluster.last_heard().map(|at| now.since(at).as_secs()),
+        pods: cluster.pods() as u64,
+        reviews: cluster.reviews().counts(),
+    };
+    clusters.iter().map(one).collect()
+}

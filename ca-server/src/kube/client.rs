@@ -1,0 +1,306 @@
+//! The API server of one cluster: where it is, what it is known by, and who we are to it.
+//!
+//! - **TLS** always, 1.2 or 1.3, by our own provider, and known by the CA that the cluster's files name: neither the
+//!   web's roots nor a server that is not verified will do.
+//! - **No program is run** to log in, and no proxy is used: a kubeconfig that asks for one is refused.
+//! - **Files are read again** when what was read is a minute old: tokens, client certificates and CAs rotate while a
+//!   server runs. Files that are no good any more leave what was read last.
+//! - **An answer has an end**: in time (`request_timeout`) and in bytes. A watch has none; `watch` sees to it.
+//!
+//! For a request with an answer there is [`Cluster::ask`]; for what kube has ready ([`Api`](::kube::Api), watches)
+//! [`Cluster::client`], whose calls have no time limit: put them into [`Cluster::in_time`].
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use ::kube::Client;
+use ::kube::client::{Body, ConfigExt as _};
+use bytes::Bytes;
+use http::Request;
+use http_body_util::{BodyExt as _, Limited};
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use spiffe::time::{Clock, Timestamp};
+use tower::BoxError;
+use tracing::{info, warn};
+
+pub use self::access::{Access, AccessError};
+pub use self::tally::{Reviewed, Tally};
+use crate::config::kubernetes::{self as config, ClusterName};
+
+mod access;
+mod tally;
+
+/// How old what was read from files may be.
+const FILES: Duration = Duration::from_secs(60);
+/// The most bytes of one answer: a page of 500 large pods.
+const MAX_ANSWER: usize = 64 << 20;
+/// The most characters of what an API server says that are told on.
+const MAX_WORDS: usize = 512;
+/// How long a connection that nobody uses stays open.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// Why an API server has given no answer, or none that helps.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ApiError {
+    /// The time limit has passed.
+    #[error("the API server did not answer within {} (request_timeout)", spiffe::settings::write_duration(*.0))]
+    TimedOut(Duration),
+    /// There is no connection, or it broke.
+    #[error("the API server cannot be reached: {0}")]
+    Unreachable(String),
+    /// It answers with an error.
+    #[error("the API server answers {code} {reason}: {message}")]
+    Status {
+        /// The status of HTTP.
+        code: u16,
+        /// Its own word: `Forbidden`, `NotFound`.
+        reason: String,
+        /// Its own words.
+        message: String,
+    },
+    /// What came is not what was asked for.
+    #[error("the answer of the API server cannot be read: {0}")]
+    Unreadable(String),
+}
+
+impl ApiError {
+    /// Whether it says that there is no such thing.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::Status { code: 404, .. })
+    }
+
+    /// Whether it says that the past that was asked for is forgotten.
+    pub fn is_gone(&self) -> bool {
+        matches!(self, Self::Status { code: 410, .. })
+    }
+}
+
+impl From<::kube::Error> for ApiError {
+    fn from(error: ::kube::Error) -> Self {
+        match error {
+            ::kube::Error::Api(status) => Self::Status {
+                code: status.code,
+                reason: shortened(&status.reason),
+                message: shortened(&status.message),
+            },
+            ::kube::Error::SerdeError(error) => Self::Unreadable(error.to_string()),
+            other => Self::Unreachable(in_words(&other)),
+        }
+    }
+}
+
+/// One cluster.
+pub struct Cluster {
+    name: Arc<str>,
+    request_timeout: Duration,
+    watch_timeout: Duration,
+    source: config::Cluster,
+    clock: Arc<dyn Clock>,
+    held: Mutex<Held>,
+    /// When each of the watches last brought anything, in seconds since the epoch; 0: never.
+    heard: [AtomicU64; 3],
+    pods: AtomicUsize,
+    reviews: Tally,
+}
+
+/// What is watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Watched {
+    /// The pods.
+    Pods,
+    /// The nodes.
+    Nodes,
+    /// The namespaces.
+    Namespaces,
+}
+
+/// What was made of the files, and when they were read.
+struct Held {
+    access: Access,
+    read_at: Timestamp,
+    client: Option<Client>,
+}
+
+impl std::fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Cluster").field(&self.name).finish()
+    }
+}
+
+impl Cluster {
+    /// The cluster `name`, reached as `source` says, which `access` was read from just now. Connects to nothing yet.
+    pub fn new(name: &ClusterName, source: &config::Cluster, access: Access, clock: Arc<dyn Clock>) -> Arc<Self> {
+        Arc::new(Self {
+            name: name.as_str().into(),
+            request_timeout: source.request_timeout,
+            watch_timeout: source.watch_timeout,
+            source: source.clone(),
+            held: Mutex::new(Held { access, read_at: clock.now(), client: None }),
+            clock,
+            heard: Default::default(),
+            pods: AtomicUsize::new(0),
+            reviews: Tally::default(),
+        })
+    }
+
+    /// The name that our config gives it.
+    pub fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    /// How long one watch lasts.
+    pub fn watch_timeout(&self) -> Duration {
+        self.watch_timeout
+    }
+
+    /// A client of the API server, made of the files as they were a minute ago at most. Cheap while they are the same.
+    pub async fn client(&self) -> Result<Client, ApiError> {
+        let now = self.clock.now();
+        let is_old = {
+            let held = self.held();
+            held.read_at > now || now.since(held.read_at) >= FILES
+        };
+        if is_old {
+            let source = self.source.clone();
+            let read = tokio::task::spawn_blocking(move || Access::read(&source)).await;
+            let mut held = self.held();
+            held.read_at = now;
+            match read {
+                Ok(Ok(access)) if access.same_as(&held.access) => {}
+                Ok(Ok(access)) => {
+                    info!(cluster = %self.name, "the files that lead to the API server have changed: they are used from now on");
+                    (held.access, held.client) = (access, None);
+                }
+                Ok(Err(error)) => warn!(cluster = %self.name, %error, "what was read last stays in use"),
+                Err(error) => warn!(cluster = %self.name, %error, "what was read last stays in use"),
+            }
+        }
+        let mut held = self.held();
+        if let Some(client) = &held.client {
+            return Ok(client.clone());
+        }
+        let client = self.connect(&held.access).map_err(|error| ApiError::Unreachable(in_words(&*error)))?;
+        held.client = Some(client.clone());
+        Ok(client)
+    }
+
+    /// Sends `request`, whose URI is a path, and reads the answer, all within the time limit.
+    pub async fn ask<T: DeserializeOwned>(&self, request: Request<Vec<u8>>) -> Result<T, ApiError> {
+        let bytes = self.in_time(self.exchange(request)).await?;
+        serde_json::from_slice(&bytes).map_err(|error| ApiError::Unreadable(error.to_string()))
+    }
+
+    /// Lets `work` with the API server take no longer than `request_timeout`.
+    pub async fn in_time<T, E: Into<ApiError>>(&self, work: impl Future<Output = Result<T, E>>) -> Result<T, ApiError> {
+        #[expect(clippy::disallowed_methods, reason = "a time limit on input from the network")]
+        match tokio::time::timeout(self.request_timeout, work).await {
+            Ok(done) => done.map_err(Into::into),
+            Err(_) => Err(ApiError::TimedOut(self.request_timeout)),
+        }
+    }
+
+    /// What reviews of tokens have come to here.
+    pub fn reviews(&self) -> &Tally {
+        &self.reviews
+    }
+
+    /// Remembers that the watch of `what` has brought something at `now`.
+    pub fn heard(&self, what: Watched, now: Timestamp) {
+        if let Some(heard) = self.heard.get(what as usize) {
+            heard.store(now.unix(), Ordering::Relaxed);
+        }
+    }
+
+    /// Since when all watches of this cluster have brought something; `None`: not all have yet.
+    pub fn last_heard(&self) -> Option<Timestamp> {
+        let oldest = self.heard.iter().map(|heard| heard.load(Ordering::Relaxed)).min().filter(|at| *at > 0)?;
+        Some(Timestamp::from_unix(oldest))
+    }
+
+    /// Remembers how many pods are known.
+    pub fn set_pods(&self, count: usize) {
+        self.pods.store(count, Ordering::Relaxed);
+    }
+
+    /// How many pods are known.
+    pub fn pods(&self) -> usize {
+        self.pods.load(Ordering::Relaxed)
+    }
+
+    async fn exchange(&self, request: Request<Vec<u8>>) -> Result<Bytes, ApiError> {
+        let response = self.client().await?.send(request.map(Body::from)).await?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
+        let bytes = body.map_err(|error| ApiError::Unreachable(in_words(&*error)))?.to_bytes();
+        if status.is_success() { Ok(bytes) } else { Err(said_no(status.as_u16(), &bytes)) }
+    }
+
+    fn connect(&self, access: &Access) -> Result<Client, BoxError> {
+        let config = access.config();
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        tcp.set_connect_timeout(Some(self.request_timeout));
+        let mut https = hyper_rustls::HttpsConnectorBuilder::new()
+            .with_tls_config(access.tls(Arc::clone(&self.clock))?)
+            .https_only();
+        if let Some(name) = config.tls_server_name.clone() {
+            let name = rustls_pki_types::ServerName::try_from(name)?;
+            https = https.with_server_name_resolver(hyper_rustls::FixedServerNameResolver::new(name));
+        }
+        let connections = hyper_util::client::legacy::Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE)
+            .build(https.enable_http1().wrap_connector(tcp));
+        let service = tower::ServiceBuilder::new()
+            .layer(config.base_uri_layer())
+            .option_layer(config.auth_layer()?)
+            .layer(config.extra_headers_layer()?)
+            .map_err(BoxError::from)
+            .service(connections);
+        Ok(Client::new(service, config.default_namespace.clone()))
+    }
+
+    fn held(&self) -> std::sync::MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What an API server says when it says no.
+fn said_no(code: u16, body: &[u8]) -> ApiError {
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct Status {
+        reason: String,
+        message: String,
+    }
+    let Status { reason, message } = serde_json::from_slice(body).unwrap_or_default();
+    ApiError::Status { code, reason: shortened(&reason), message: shortened(&message) }
+}
+
+/// The first of what an API server says, without what a terminal would obey.
+pub(super) fn shortened(words: &str) -> String {
+    words.chars().take(MAX_WORDS).map(|char| if char.is_control() { ' ' } else { char }).collect()
+}
+
+/// An error and what is below it: the outermost alone says little.
+fn in_words(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut words = error.to_string();
+    let mut below = error.source();
+    for _ in 0..8 {
+        let Some(error) = below else { break };
+        let more = error.to_string();
+        if !words.contains(&more) {
+            words = format!("{words}: {more}");
+        }
+        below = error.source();
+    }
+    shortened(&words)
+}
+
+#[cfg(test)]
+mod tests;

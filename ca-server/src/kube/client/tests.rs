@@ -1,0 +1,86 @@
+//! What kubeconfigs are taken, and that an API server that does not answer costs no more than its time.
+
+use std::path::Path;
+
+use spiffe::crypto::generate_key;
+use spiffe::entry::KeyType;
+use spiffe::time::System;
+
+use super::*;
+
+const NAMESPACES: &str = "/api/v1/namespaces";
+
+fn ca() -> String {
+    let mut params = rcgen::CertificateParams::default();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.self_signed(&generate_key(KeyType::P256).unwrap()).unwrap().pem()
+}
+
+/// A kubeconfig in `folder` of a server at `url`, with these lines for the cluster and for the user.
+fn kubeconfig(folder: &Path, url: &str, cluster: &str, user: &str) -> config::Cluster {
+    std::fs::write(folder.join("ca.pem"), ca()).unwrap();
+    let text = format!(
+        "apiVersion: v1\nkind: Config\ncurrent-context: it\n\
+         clusters:\n- name: it\n  cluster: {{server: '{url}', {cluster}}}\n\
+         users:\n- name: it\n  user: {{{user}}}\n\
+         contexts:\n- name: it\n  context: {{cluster: it, user: it}}\n"
+    );
+    std::fs::write(folder.join("kubeconfig"), text).unwrap();
+    let request_timeout = Duration::from_millis(300);
+    config::Cluster { kubeconfig: Some(folder.join("kubeconfig")), request_timeout, ..config::Cluster::default() }
+}
+
+fn refusal(url: &str, cluster: &str, user: &str) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let source = kubeconfig(folder.path(), url, cluster, user);
+    Access::read(&source).map(|_| ()).unwrap_err().to_string()
+}
+
+#[test]
+fn a_kubeconfig_is_taken_only_as_far_as_a_ca_may_go() {
+    let (url, known) = ("https://127.0.0.1:6443", "certificate-authority: ca.pem");
+    let folder = tempfile::tempdir().unwrap();
+    let source = kubeconfig(folder.path(), url, known, "token: abc");
+    assert!(Access::read(&source).is_ok());
+    let other = config::Cluster { context: Some("other".into()), ..source.clone() };
+    assert!(Access::read(&other).map(|_| ()).unwrap_err().to_string().contains("other"));
+    let none = config::Cluster { kubeconfig: Some(folder.path().join("none")), ..source };
+    assert!(Access::read(&none).map(|_| ()).unwrap_err().to_string().contains("cannot be read"));
+
+    assert!(refusal("http://127.0.0.1:80", known, "token: abc").contains("not reached by https"));
+    assert!(refusal(url, "insecure-skip-tls-verify: true", "token: abc").contains("remove it, and name"));
+    assert!(refusal(url, "disable-compression: true", "token: abc").contains("names no CA"));
+    assert!(
+        refusal(url, "certificate-authority: ca.pem, proxy-url: 'http://p'", "token: abc").contains("names a proxy")
+    );
+    let exec = "exec: {apiVersion: client.authentication.k8s.io/v1, command: /bin/false, interactiveMode: Never}";
+    assert!(refusal(url, known, exec).contains("logs in by a program"));
+    assert!(refusal(url, known, "client-key: ca.pem").contains("a key without a certificate"));
+    assert!(refusal(url, known, "client-certificate: ca.pem, client-key: ca.pem").contains("client key is no PEM"));
+    assert!(Access::read(&config::Cluster::default()).map(|_| ()).unwrap_err().to_string().contains("is no pod"));
+}
+
+#[tokio::test]
+async fn an_api_server_that_does_not_answer_costs_its_time_and_no_more() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://{}", listener.local_addr().unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let source = kubeconfig(folder.path(), &url, "certificate-authority: ca.pem", "token: abc");
+    let name = ClusterName::try_from("main".to_owned()).unwrap();
+    let cluster = Cluster::new(&name, &source, Access::read(&source).unwrap(), Arc::new(System));
+    let ask = || cluster.ask::<serde_json::Value>(Request::get(NAMESPACES).body(Vec::new()).unwrap());
+    let silent = ask().await.unwrap_err();
+    assert!(matches!(silent, ApiError::TimedOut(_) | ApiError::Unreachable(_)), "{silent}");
+    drop(listener);
+    let gone = ask().await.unwrap_err();
+    assert!(matches!(gone, ApiError::Unreachable(_)), "{gone}");
+}
+
+#[test]
+fn what_an_api_server_says_is_told_on_in_short() {
+    let status = br#"{"kind":"Status","reason":"Forbidden","message":"pods is forbidden:\u001b[1m no","code":403}"#;
+    let error = said_no(403, status);
+    assert_eq!(error.to_string(), "the API server answers 403 Forbidden: pods is forbidden: [1m no");
+    assert!(said_no(404, b"<html>").is_not_found() && said_no(410, b"").is_gone());
+    assert_eq!(shortened(&"x".repeat(5000)).len(), MAX_WORDS);
+}

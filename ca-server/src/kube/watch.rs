@@ -1,0 +1,119 @@
+//! Which pods run where, told by the API servers' watches as [`PodEvent`]s.
+//!
+//! - Each cluster has three watches (pods, nodes, namespaces): `feed` lists in pages, watches from there on, and comes
+//!   back after whatever happens; `picture` (pure) says which events follow.
+//! - **Nothing is told before all three are known**, and then everything at once: a pod is never shown without its node.
+//! - **A lost API server takes nothing away**: what it said last stays until it says something else.
+//! - **Everything is bounded**: the channels, a page, what a watch may be silent for. A receiver that is slow holds the
+//!   watches back, and an API server that is left waiting too long ends them, which is a gap: they list anew.
+//! - Strings that many pods share are held once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use spiffe::id::TrustDomain;
+use spiffe::time::{Clock, Timestamp};
+use tokio::sync::mpsc;
+
+use self::feed::Feed;
+use self::picture::{Picture, Told};
+use super::client::{Cluster, Watched};
+use super::object::{Named, Pod};
+use crate::view::pods::PodEvent;
+
+mod feed;
+mod intern;
+mod picture;
+
+/// How many events may wait for the receiver.
+const EVENTS: usize = 1024;
+/// How many things that the watches of one cluster saw may wait to be put into its picture.
+const TOLD: usize = 64;
+/// How long to wait where there is nothing to wait for.
+const LONG: Duration = Duration::from_secs(3600);
+
+/// Watches `clusters` until the receiver is dropped: the work, which has to be run, and what it tells. The receiver never
+/// ends while the work runs, also where there are no clusters.
+pub fn watch(
+    clusters: Vec<Arc<Cluster>>,
+    trust_domain: TrustDomain,
+    clock: Arc<dyn Clock>,
+) -> (impl Future<Output = ()> + Send + 'static, mpsc::Receiver<PodEvent>) {
+    let (to, events) = mpsc::channel(EVENTS);
+    let work = async move {
+        let each = clusters
+            .into_iter()
+            .map(|cluster| watch_one(cluster, trust_domain.clone(), Arc::clone(&clock), to.clone()));
+        tokio::select! {
+            () = to.closed() => {}
+            _ = join_all(each) => to.closed().await,
+        }
+    };
+    (work, events)
+}
+
+async fn watch_one(
+    cluster: Arc<Cluster>,
+    trust_domain: TrustDomain,
+    clock: Arc<dyn Clock>,
+    to: mpsc::Sender<PodEvent>,
+) {
+    let (tell, told) = mpsc::channel(TOLD);
+    let picture = Picture::new(Arc::clone(cluster.name()), trust_domain);
+    let feed =
+        |path, of| Feed { cluster: Arc::clone(&cluster), clock: Arc::clone(&clock), tell: tell.clone(), path, of };
+    let pods = feed("/api/v1/pods", Watched::Pods).run::<Pod, _>(picture::Seen::read, Told::Pods);
+    let nodes = feed("/api/v1/nodes", Watched::Nodes).run::<Named, _>(picture::Node::read, Told::Nodes);
+    let namespaces =
+        feed("/api/v1/namespaces", Watched::Namespaces).run::<Named, _>(picture::Namespace::read, Told::Namespaces);
+    // One that ends has found that nobody listens.
+    tokio::select! {
+        () = pods => {}
+        () = nodes => {}
+        () = namespaces => {}
+        () = paint(&cluster, picture, told, &*clock, to) => {}
+    }
+}
+
+/// Puts what the watches saw into the picture, and tells what follows.
+async fn paint(
+    cluster: &Cluster,
+    mut picture: Picture,
+    mut told: mpsc::Receiver<Told>,
+    clock: &dyn Clock,
+    to: mpsc::Sender<PodEvent>,
+) {
+    loop {
+        let next_end = picture.next_end().unwrap_or_else(|| clock.now().plus(LONG));
+        let events = tokio::select! {
+            told = told.recv() => match told {
+                Some(told) => picture.after(told, clock.now()),
+                None => return,
+            },
+            () = clock.sleep_until(next_end) => picture.pass(clock.now()),
+        };
+        cluster.set_pods(picture.count());
+        for event in events {
+            if to.send(event).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// Where a watch got to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+enum Place {
+    /// Nothing is known, or there is a gap: everything has to be listed.
+    #[default]
+    Nowhere,
+    /// At this version.
+    At(String),
+}
+
+/// Whether a watch that began at `began`, ended of itself at `now` and brought nothing has gone wrong: one of `length`
+/// brings a bookmark shortly before its end.
+fn is_suspicious(began: Timestamp, now: Timestamp, length: Duration) -> bool {
+    now.since(began) < length / 2
+}

@@ -1,0 +1,243 @@
+//! One watch of one kind of object: list in pages, watch from there on, and come back after whatever happens.
+//!
+//! - A watch lasts `watch_timeout` and is opened anew where it got to; its server tells by a bookmark where that is.
+//! - `410 Gone` is a gap: everything is listed again.
+//! - Anything else that fails (no answer, no right any more, a connection that breaks, silence) is tried again where it
+//!   was, after a while that grows to half a minute; every fifth time everything is listed.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::kube::core::WatchEvent;
+use futures_util::TryStreamExt as _;
+use http::Request;
+use http::header::ACCEPT;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use spiffe::crypto;
+use spiffe::time::{Backoff, Clock};
+use tokio::sync::mpsc;
+use tracing::{debug, warn};
+
+use super::intern::Interned;
+use super::picture::{Change, Told};
+use super::{Place, is_suspicious};
+use crate::kube::client::{ApiError, Cluster, Watched};
+use crate::kube::object::Object;
+
+/// How many objects come at once in a list.
+const PAGE: usize = 500;
+/// How much longer than its length a watch may be silent.
+const MARGIN: Duration = Duration::from_secs(5);
+/// Between failures: at first, and at most.
+const FIRST: Duration = Duration::from_secs(1);
+const MOST: Duration = Duration::from_secs(30);
+
+/// How often a watch is tried where it was: the version may be one that an API server made of a backup never has.
+const TRIES: u32 = 5;
+
+/// Of pods, those that are on a node and have not ended: an API server tells of one that no longer is so as deleted.
+const RUNNING: &str = "fieldSelector=spec.nodeName!%3D,status.phase!%3DSucceeded,status.phase!%3DFailed";
+/// Of nodes and namespaces, who they are: what nodes say of themselves is large, and changes all the time.
+const WHO_LIST: &str = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
+const WHO: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
+
+/// One watch.
+pub(super) struct Feed {
+    pub(super) cluster: Arc<Cluster>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) tell: mpsc::Sender<Told>,
+    pub(super) path: &'static str,
+    pub(super) of: Watched,
+}
+
+/// Why a watch goes on no longer.
+enum Stop {
+    /// Nobody listens.
+    Alone,
+    /// It went wrong.
+    Failed(ApiError),
+}
+
+impl From<ApiError> for Stop {
+    fn from(error: ApiError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl From<::kube::Error> for Stop {
+    fn from(error: ::kube::Error) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+#[derive(Deserialize)]
+struct List<T> {
+    metadata: ListMeta,
+    // Go writes an empty list as null.
+    items: Option<Vec<T>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct ListMeta {
+    resource_version: String,
+    #[serde(rename = "continue")]
+    next: String,
+}
+
+impl Feed {
+    /// Runs until nobody listens. `read` takes of an object what is needed, or nothing; `tell` says of which kind it is.
+    pub(super) async fn run<T, S>(self, read: fn(T, &mut Interned) -> Option<S>, tell: fn(Change<S>) -> Told)
+    where
+        T: Object + DeserializeOwned + Clone,
+    {
+        let mut interned = Interned::default();
+        let mut place = Place::Nowhere;
+        let (mut backoff, mut failures) = (Backoff::new(FIRST, MOST), 0);
+        loop {
+            let turn = match &mut place {
+                Place::Nowhere => self.list(&mut interned, read, tell).await.map(|version| place = Place::At(version)),
+                Place::At(version) => self.watch(version, &mut interned, read, tell).await,
+            };
+            let error = match turn {
+                Ok(()) => {
+                    backoff.reset();
+                    failures = 0;
+                    continue;
+                }
+                Err(Stop::Alone) => return,
+                Err(Stop::Failed(error)) => error,
+            };
+            let (cluster, path) = (self.cluster.name(), self.path);
+            failures += 1;
+            if error.is_gone() {
+                debug!(%cluster, path, "the API server has forgotten where this watch was: it lists anew");
+                place = Place::Nowhere;
+            } else {
+                warn!(%cluster, path, %error, "what was last seen of this cluster stays as it was");
+            }
+            if failures % TRIES == 0 {
+                place = Place::Nowhere;
+            }
+            let chance = crypto::random().map_or(0, u32::from_be_bytes);
+            self.clock.sleep(backoff.after_failure(chance)).await;
+        }
+    }
+
+    /// Lists everything, tells of it as a whole, and returns the version that it is of.
+    async fn list<T: Object + DeserializeOwned, S>(
+        &self,
+        interned: &mut Interned,
+        read: fn(T, &mut Interned) -> Option<S>,
+        tell: fn(Change<S>) -> Told,
+    ) -> Result<String, Stop> {
+        let (mut all, mut next) = (Vec::new(), String::new());
+        loop {
+            let List::<T> { metadata, items } = self.cluster.ask(self.request(&page(&next), WHO_LIST)?).await?;
+            self.heard();
+            all.extend(items.into_iter().flatten().filter_map(|object| read(object, interned)));
+            if metadata.next.is_empty() {
+                self.tell(tell(Change::All(all))).await?;
+                return Ok(metadata.resource_version);
+            }
+            next = metadata.next;
+        }
+    }
+
+    /// Watches from `version` on, which goes along, until the API server ends it.
+    async fn watch<T: Object + DeserializeOwned + Clone, S>(
+        &self,
+        version: &mut String,
+        interned: &mut Interned,
+        read: fn(T, &mut Interned) -> Option<S>,
+        tell: fn(Change<S>) -> Told,
+    ) -> Result<(), Stop> {
+        let length = self.cluster.watch_timeout();
+        let (began, mut brought) = (self.clock.now(), false);
+        let query = format!(
+            "watch=true&allowWatchBookmarks=true&resourceVersion={version}&timeoutSeconds={}",
+            length.as_secs()
+        );
+        let request = self.request(&query, WHO)?;
+        let client = self.cluster.client().await?;
+        let mut events = pin!(self.cluster.in_time(client.request_events::<T>(request)).await?);
+        loop {
+            #[expect(clippy::disallowed_methods, reason = "a time limit on input from the network")]
+            let next = tokio::time::timeout(length + MARGIN, events.try_next()).await;
+            let change = match next.map_err(|_| ApiError::TimedOut(length + MARGIN))?? {
+                Some(WatchEvent::Added(object) | WatchEvent::Modified(object)) => {
+                    version.clone_from(&object.metadata().resource_version);
+                    read(object, interned).map(Change::Put)
+                }
+                Some(WatchEvent::Deleted(object)) => {
+                    version.clone_from(&object.metadata().resource_version);
+                    read(object, interned).map(Change::Gone)
+                }
+                Some(WatchEvent::Bookmark(bookmark)) => {
+                    *version = bookmark.metadata.resource_version;
+                    None
+                }
+                Some(WatchEvent::Error(status)) => return Err(::kube::Error::Api(status).into()),
+                None if !brought && is_suspicious(began, self.clock.now(), length) => {
+                    return Err(ApiError::Unreachable("the watch ended before its time".into()).into());
+                }
+                None => return Ok(()),
+            };
+            brought = true;
+            self.heard();
+            if let Some(change) = change {
+                self.tell(tell(change)).await?;
+            }
+        }
+    }
+
+    fn request(&self, query: &str, accept: &'static str) -> Result<Request<Vec<u8>>, ApiError> {
+        let is_of_pods = self.of == Watched::Pods;
+        let (path, only) = (self.path, if is_of_pods { RUNNING } else { "" });
+        Request::get(format!("{path}?{query}&{only}"))
+            .header(ACCEPT, if is_of_pods { "application/json" } else { accept })
+            .body(Vec::new())
+            .map_err(|error| ApiError::Unreadable(error.to_string()))
+    }
+
+    fn heard(&self) {
+        self.cluster.heard(self.of, self.clock.now());
+    }
+
+    async fn tell(&self, told: Told) -> Result<(), Stop> {
+        self.tell.send(told).await.map_err(|_| Stop::Alone)
+    }
+}
+
+/// The query of a page; `next` is from the page before it.
+fn page(next: &str) -> String {
+    let hexadecimal =
+        |byte: u8| if byte.is_ascii_alphanumeric() { char::from(byte).to_string() } else { format!("%{byte:02X}") };
+    let next: String = next.bytes().map(hexadecimal).collect();
+    format!("limit={PAGE}&continue={next}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kube::object::{Named, Pod};
+
+    #[test]
+    fn lists_and_events_are_read_as_an_api_server_writes_them() {
+        let list = r#"{"kind":"PodList","metadata":{"resourceVersion":"7","continue":"eyJ+/="},"items":[{"metadata":{"name":"a"}}]}"#;
+        let list: List<Pod> = serde_json::from_str(list).unwrap();
+        assert_eq!((&*list.metadata.resource_version, list.items.unwrap().len()), ("7", 1));
+        assert_eq!(page(&list.metadata.next), "limit=500&continue=eyJ%2B%2F%3D");
+        let empty: List<Pod> = serde_json::from_str(r#"{"metadata":{"resourceVersion":"7"},"items":null}"#).unwrap();
+        assert!(empty.items.is_none() && empty.metadata.next.is_empty());
+        let bookmark = r#"{"type":"BOOKMARK","object":{"kind":"PartialObjectMetadata","apiVersion":"meta.k8s.io/v1","metadata":{"resourceVersion":"12746"}}}"#;
+        let event: WatchEvent<Named> = serde_json::from_str(bookmark).unwrap();
+        assert!(matches!(event, WatchEvent::Bookmark(bookmark) if bookmark.metadata.resource_version == "12746"));
+        let gone = r#"{"type":"ERROR","object":{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"too old","reason":"Expired","code":410}}"#;
+        let event: WatchEvent<Named> = serde_json::from_str(gone).unwrap();
+        let WatchEvent::Error(status) = event else { panic!("{event:?}") };
+        assert!(ApiError::from(::kube::Error::Api(status)).is_gone());
+    }
+}
