@@ -238,7 +238,7 @@ impl Server {
         let loops = TaskTracker::new();
         let spawn = Spawner { loops: &loops, stop: &stop };
 
-        let (watching, pods) = watch::watch(clusters, config.trust_domain.clone(), Arc::clone(&clock));
+        let (watching, pods) = watch::watch(clusters.clone(), config.trust_domain.clone(), Arc::clone(&clock));
         spawn.run(watching);
         drop(pods);
         spawn.run(follow::follow(Arc::clone(&store), Arc::clone(&views), signers, Arc::clone(&clock)));
@@ -259,6 +259,7 @@ impl Server {
             let (rotator, stop) = (Arc::clone(&rotator), stop.clone());
             async move { rotator.run(stop).await }
         });
+        clusters::publishers(&config, &clusters, &views, &clock).into_iter().for_each(|one| spawn.run(one.run()));
         spawn.run(wake_rotation(Arc::clone(&rotator), Arc::clone(&views), connected.clone()));
 
         let profile = lives::x509(&config);

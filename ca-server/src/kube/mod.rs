@@ -7,5 +7,6 @@
 pub mod client;
 pub mod lookup;
 pub mod object;
+pub mod publish;
 pub mod review;
 pub mod watch;

@@ -179,9 +179,10 @@ impl Publisher {
 
     /// Brings the ClusterTrustBundle up to date; what cannot be done now is done in the next session.
     async fn trust_bundle(&self, content: &Content) {
-        let Some(name) = &self.publish.cluster_trust_bundle else { return };
+        let Some(name) = self.publish.cluster_trust_bundle.as_ref().filter(|_| !content.pem().is_empty()) else { return };
+        let name = name.as_str();
         let cluster = self.cluster.name();
-        match trust_bundle::bring(&self.cluster, name.as_str(), content.pem()).await {
+        match trust_bundle::bring(&self.cluster, name, content.pem()).await {
             Ok(trust_bundle::Done::Written) => info!(%cluster, %name, "the bundle is published as a ClusterTrustBundle"),
             Ok(trust_bundle::Done::Same) => {}
             Ok(trust_bundle::Done::NoSuchKind) => {

@@ -31,6 +31,10 @@ impl Content {
     pub(super) fn new(bundle: &Bundle, name: &str, istio: bool) -> Self {
         let pem = bundle.to_pem();
         let mut maps = BTreeMap::new();
+        // Before the first authority there is nothing that anybody could know us by.
+        if bundle.x509_authorities().is_empty() {
+            return Self { pem, maps };
+        }
         maps.insert(Arc::from(name), BTreeMap::from([(ROOTS, pem.clone()), (BUNDLE, bundle.to_jwks())]));
         if istio {
             maps.insert(Arc::from(ISTIO_CONFIG_MAP), BTreeMap::from([(ROOTS, pem.clone())]));
@@ -90,26 +94,35 @@ fn digest<'a>(data: impl Iterator<Item = (&'a str, &'a str)>) -> Digest {
 
 #[cfg(test)]
 mod tests {
+    use spiffe::bundle::X509Authority;
     use spiffe::id::TrustDomain;
 
     use super::*;
 
     fn bundle(sequence: u64) -> Bundle {
-        Bundle::new(TrustDomain::parse("example.org").unwrap(), vec![], sequence, None).unwrap()
+        let mut params = rcgen::CertificateParams::default();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
+        let key = crypto::generate_key(spiffe::entry::KeyType::P256).unwrap();
+        let root = X509Authority::parse(params.self_signed(&key).unwrap().der()).unwrap();
+        Bundle::new(TrustDomain::parse("example.org").unwrap(), vec![root], sequence, None).unwrap()
     }
 
     #[test]
     fn a_config_map_holds_both_forms_and_istios_the_roots_alone() {
-        let content = Content::new(&bundle(7), "roots", true);
+        let bundle = bundle(7);
+        let content = Content::new(&bundle, "roots", true);
         let place = |name: &str| Place { namespace: "shop".into(), name: name.into() };
         let request = content.apply(&place("roots")).unwrap();
         assert_eq!(request.method(), Method::PATCH);
         assert_eq!(request.uri(), "/api/v1/namespaces/shop/configmaps/roots?fieldManager=chancery&force=true");
         let written: Value = serde_json::from_slice(request.body()).unwrap();
-        assert_eq!(written["data"]["bundle.json"], bundle(7).to_jwks());
+        assert_eq!(written["data"]["bundle.json"], bundle.to_jwks());
         let istio: Value = serde_json::from_slice(content.apply(&place(ISTIO_CONFIG_MAP)).unwrap().body()).unwrap();
-        assert_eq!(istio["data"], json!({ "root-cert.pem": "" }));
+        assert_eq!(istio["data"], json!({ "root-cert.pem": bundle.to_pem() }));
         assert!(content.apply(&place("others")).is_none());
+        let nothing = Content::new(&Bundle::empty(bundle.trust_domain().clone()), "roots", true);
+        assert!(nothing.digests().is_empty(), "no bundle is no bundle to publish");
     }
 
     #[test]
