@@ -165,7 +165,9 @@ pub enum ConfigError {
     #[error("web.oidc is served where https_web is: add [web.https_web]")]
     OidcWithoutWeb,
     /// One ConfigMap for two things.
-    #[error("kubernetes.{0}.publish has istio = true and config_map = \"istio-ca-root-cert\": choose another config_map, that one is Istio's")]
+    #[error(
+        "kubernetes.{0}.publish has istio = true and config_map = \"istio-ca-root-cert\": choose another config_map, that one is Istio's"
+    )]
     TwoBundles(ClusterName),
     /// A context of no kubeconfig.
     #[error("kubernetes.{0}.context is of a kubeconfig: set kubernetes.{0}.kubeconfig too, or leave context out")]

@@ -95,7 +95,8 @@ impl Healthcheck {
         let of = match (&self.health, &self.workload_socket) {
             (Some(address), _) => {
                 let page = if self.live { "/live" } else { "/ready" };
-                until_ready(address, self.timeout.unwrap_or(SERVER_TIMEOUT), async || server(address, page).await).await?;
+                until_ready(address, self.timeout.unwrap_or(SERVER_TIMEOUT), async || server(address, page).await)
+                    .await?;
                 address
             }
             (None, Some(socket)) => {
@@ -161,7 +162,8 @@ mod tests {
             assert!(request[..read].starts_with(b"GET /ready HTTP/1.1\r\n"));
             stream.write_all(answer.as_bytes()).await.unwrap();
         });
-        let outcome = until_ready(&address, Duration::from_millis(200), async || server(&address, "/ready").await).await;
+        let outcome =
+            until_ready(&address, Duration::from_millis(200), async || server(&address, "/ready").await).await;
         answering.await.unwrap();
         outcome
     }
@@ -174,7 +176,8 @@ mod tests {
         assert!(failure.to_string().contains("is not ready: the store is not there (asked for 200ms;"), "{failure}");
         assert_eq!(asked("hello").await.unwrap_err().exit(), 1);
         let nobody = "127.0.0.1:1";
-        let failure = until_ready(nobody, Duration::from_millis(10), async || server(nobody, "/ready").await).await.unwrap_err();
+        let failure =
+            until_ready(nobody, Duration::from_millis(10), async || server(nobody, "/ready").await).await.unwrap_err();
         assert_eq!(failure.exit(), 3);
         assert!(failure.to_string().starts_with("no server answers at 127.0.0.1:1: "), "{failure}");
     }

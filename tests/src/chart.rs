@@ -160,7 +160,10 @@ pub fn configs(documents: &[Value]) -> (ca_server::config::Config, node_agent::c
     let (server, agent) = (text("chancery-server", "server.toml"), text("chancery-agent", "agent.toml"));
     let server = ca_server::config::Config::parse(&server, variables(documents, "StatefulSet"));
     let agent = node_agent::config::Config::parse(&agent, variables(documents, "DaemonSet"));
-    (server.unwrap_or_else(|error| panic!("server.toml: {error}")), agent.unwrap_or_else(|error| panic!("agent.toml: {error}")))
+    (
+        server.unwrap_or_else(|error| panic!("server.toml: {error}")),
+        agent.unwrap_or_else(|error| panic!("agent.toml: {error}")),
+    )
 }
 
 /// The environment of the one container of the `kind`; what the cluster fills in is `node-1`.

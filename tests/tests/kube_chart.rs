@@ -88,7 +88,8 @@ fn each_config_of_the_chart_is_one_that_server_and_agent_take() {
 fn containers_have_what_they_need_and_nothing_more() {
     for chart in Chart::all() {
         for (of, pod, container) in containers(chart.documents()) {
-            let (name, context) = (format!("{} of {}", of["metadata"]["name"], chart.name()), &container["securityContext"]);
+            let (name, context) =
+                (format!("{} of {}", of["metadata"]["name"], chart.name()), &container["securityContext"]);
             assert_eq!(context["readOnlyRootFilesystem"], true, "{name}");
             assert_eq!(context["allowPrivilegeEscalation"], false, "{name}");
             assert_eq!(context["capabilities"]["drop"], serde_json::json!(["ALL"]), "{name}");
@@ -114,12 +115,14 @@ fn containers_have_what_they_need_and_nothing_more() {
 #[test]
 fn no_role_has_a_wildcard_or_a_secret_and_changes_are_bound_to_names() {
     for chart in Chart::all() {
-        let roles = chart.documents().iter().filter(|one| ["Role", "ClusterRole"].map(Value::from).contains(&one["kind"]));
+        let roles =
+            chart.documents().iter().filter(|one| ["Role", "ClusterRole"].map(Value::from).contains(&one["kind"]));
         for role in roles {
             for rule in role["rules"].as_array().unwrap() {
                 let text = rule.to_string();
                 assert!(!text.contains('*') && !text.contains("secrets"), "{text}");
-                let verbs: Vec<&str> = rule["verbs"].as_array().unwrap().iter().map(|verb| verb.as_str().unwrap()).collect();
+                let verbs: Vec<&str> =
+                    rule["verbs"].as_array().unwrap().iter().map(|verb| verb.as_str().unwrap()).collect();
                 let known = ["create", "get", "list", "watch", "patch"];
                 assert!(verbs.iter().all(|verb| known.contains(verb)), "{text}");
                 let changes = verbs.contains(&"patch");
@@ -127,7 +130,12 @@ fn no_role_has_a_wildcard_or_a_secret_and_changes_are_bound_to_names() {
             }
         }
         let own = find(chart.documents(), "Role", "chancery-server").is_some();
-        assert_eq!(own, chart.name() == "defaults" || chart.name() == "istio/chancery-sidecar.yaml", "{}", chart.name());
+        assert_eq!(
+            own,
+            chart.name() == "defaults" || chart.name() == "istio/chancery-sidecar.yaml",
+            "{}",
+            chart.name()
+        );
     }
 }
 

@@ -17,7 +17,10 @@ fn a_real_api_server_takes_every_object_and_the_rights_are_the_least() {
         }
     }
     let wrong = json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": "a", "namespace": "chancery" }, "dada": {} });
-    assert!(dry_run(&cluster, &wrong).unwrap_err().to_string().contains("dada"), "fields that are not known are refused");
+    assert!(
+        dry_run(&cluster, &wrong).unwrap_err().to_string().contains("dada"),
+        "fields that are not known are refused"
+    );
 
     // The plain manifests, for real.
     let manifests = documents(include_str!("../../deploy/kubernetes/chancery.yaml"));

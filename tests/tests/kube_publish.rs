@@ -107,12 +107,15 @@ fn house(cluster: &Cluster, values: &str, publish: &str) -> House {
     wanted.for_each(|object| drop(cluster.create(object)));
     assert!(find(chart.documents(), "ServiceAccount", "chancery-server").is_some());
     let kubeconfig = cluster.kubeconfig_of("chancery", "chancery-server");
-    House::with_server(&format!("[kubernetes.main]\nkubeconfig = {kubeconfig:?}\n[kubernetes.main.publish]\n{publish}\n"))
+    House::with_server(&format!(
+        "[kubernetes.main]\nkubeconfig = {kubeconfig:?}\n[kubernetes.main.publish]\n{publish}\n"
+    ))
 }
 
 /// What a ConfigMap holds under `key`.
 fn map(cluster: &Cluster, namespace: &str, name: &str, key: &str) -> Option<String> {
-    let object = json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "namespace": namespace, "name": name } });
+    let object =
+        json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "namespace": namespace, "name": name } });
     cluster.read(&object)?["data"][key].as_str().map(str::to_owned)
 }
 

@@ -61,7 +61,9 @@ impl TryFrom<String> for ObjectName {
 
     fn try_from(text: String) -> Result<Self, String> {
         if !is_object_name(&text) {
-            return Err(format!("{text:?} is no name of Kubernetes: use a-z, 0-9, dot and dash, a letter or digit at both ends"));
+            return Err(format!(
+                "{text:?} is no name of Kubernetes: use a-z, 0-9, dot and dash, a letter or digit at both ends"
+            ));
         }
         Ok(Self(text))
     }

@@ -13,7 +13,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ::kube::api::Api;
-use ::kube::runtime::watcher;
+use ::kube::core::PartialObjectMeta;
+use ::kube::runtime::watcher::{self, watcher};
 use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
@@ -122,7 +123,7 @@ impl Publisher {
                 Some(label) => config.clone().labels(&label.to_string()),
                 None => config.clone(),
             };
-            let namespaces = watcher::metadata_watcher(Api::<Namespace>::all(client.clone()), labelled);
+            let namespaces = watcher(Api::<PartialObjectMeta<Namespace>>::all(client.clone()), labelled);
             all.push(listing::gathered(namespaces, Listing::namespaces(named.clone())));
         }
         for name in self.names() {
@@ -134,7 +135,7 @@ impl Publisher {
             };
             for (namespace, api) in apis {
                 let listing = Listing::maps(Arc::clone(&name), namespace);
-                all.push(listing::gathered(watcher::watcher(api, config.clone()), listing));
+                all.push(listing::gathered(watcher(api, config.clone()), listing));
             }
         }
         Ok(stream::select_all(all).boxed())
@@ -179,16 +180,22 @@ impl Publisher {
 
     /// Brings the ClusterTrustBundle up to date; what cannot be done now is done in the next session.
     async fn trust_bundle(&self, content: &Content) {
-        let Some(name) = self.publish.cluster_trust_bundle.as_ref().filter(|_| !content.pem().is_empty()) else { return };
+        let Some(name) = self.publish.cluster_trust_bundle.as_ref().filter(|_| !content.pem().is_empty()) else {
+            return;
+        };
         let name = name.as_str();
         let cluster = self.cluster.name();
         match trust_bundle::bring(&self.cluster, name, content.pem()).await {
-            Ok(trust_bundle::Done::Written) => info!(%cluster, %name, "the bundle is published as a ClusterTrustBundle"),
+            Ok(trust_bundle::Done::Written) => {
+                info!(%cluster, %name, "the bundle is published as a ClusterTrustBundle")
+            }
             Ok(trust_bundle::Done::Same) => {}
             Ok(trust_bundle::Done::NoSuchKind) => {
                 warn!(%cluster, "this API server has no ClusterTrustBundle: leave cluster_trust_bundle out, or switch it on there");
             }
-            Err(error) => warn!(%cluster, %name, %error, "the ClusterTrustBundle cannot be written: trying again later"),
+            Err(error) => {
+                warn!(%cluster, %name, %error, "the ClusterTrustBundle cannot be written: trying again later")
+            }
         }
     }
 }

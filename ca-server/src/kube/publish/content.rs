@@ -104,7 +104,7 @@ mod tests {
         params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
         let key = crypto::generate_key(spiffe::entry::KeyType::P256).unwrap();
-        let root = X509Authority::parse(params.self_signed(&key).unwrap().der()).unwrap();
+        let root = X509Authority::from_der(params.self_signed(&key).unwrap().der().clone()).unwrap();
         Bundle::new(TrustDomain::parse("example.org").unwrap(), vec![root], sequence, None).unwrap()
     }
 

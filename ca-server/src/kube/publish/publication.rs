@@ -119,7 +119,12 @@ impl Publication {
 
     /// What has to be written at `now`, at most `most` of it.
     pub fn due(&self, now: Timestamp, most: usize) -> Vec<Place> {
-        self.wrong.iter().filter(|place| self.not_before(place).is_none_or(|at| at <= now)).take(most).cloned().collect()
+        self.wrong
+            .iter()
+            .filter(|place| self.not_before(place).is_none_or(|at| at <= now))
+            .take(most)
+            .cloned()
+            .collect()
     }
 
     /// When something is due next; `None`: not before something else happens.
@@ -305,7 +310,8 @@ mod tests {
             name().prop_map(Seen::NamespaceGone),
             proptest::collection::btree_map(name(), digest(), 0..4)
                 .prop_map(|held| Seen::Maps { name: "bundle".into(), held }),
-            (name(), proptest::option::of(digest())).prop_map(|(namespace, digest)| Seen::Map(place(&namespace), digest)),
+            (name(), proptest::option::of(digest()))
+                .prop_map(|(namespace, digest)| Seen::Map(place(&namespace), digest)),
         ]
     }
 
