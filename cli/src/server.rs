@@ -89,6 +89,15 @@ struct Valid {
     web: Vec<Served>,
     oidc_issuer: Option<String>,
     federation: Federation,
+    /// Each Kubernetes cluster, and whether its agents are taken.
+    kubernetes: Vec<Cluster>,
+}
+
+/// One Kubernetes cluster.
+#[derive(Debug, Serialize)]
+struct Cluster {
+    name: String,
+    k8s_psat: bool,
 }
 
 /// One listener where the bundle is served.
@@ -156,6 +165,10 @@ impl Valid {
         let relationships = config.federation.relationships.iter();
         let relationships = relationships.map(|one| one.relationship.trust_domain.to_string()).collect();
         let allow_networks = config.federation.allow_networks.iter().map(ToString::to_string).collect();
+        let clusters = config.kubernetes.keys().map(|name| Cluster {
+            name: name.to_string(),
+            k8s_psat: config.attest.k8s_psat.contains_key(name),
+        });
         Self {
             trust_domain: config.trust_domain.to_string(),
             data_dir: config.data_dir.clone(),
@@ -169,6 +182,7 @@ impl Valid {
             web: https_web.into_iter().chain(https_spiffe).collect(),
             oidc_issuer: config.web.oidc.as_ref().map(|oidc| oidc.issuer.as_str().to_owned()),
             federation: Federation { relationships, allow_networks },
+            kubernetes: clusters.collect(),
         }
     }
 
@@ -178,6 +192,11 @@ impl Valid {
         let served: Vec<String> = self.web.iter().map(served).collect();
         let Federation { relationships, allow_networks } = &self.federation;
         let listed = |names: &[String], none: &str| if names.is_empty() { none.to_owned() } else { names.join(", ") };
+        let cluster = |one: &Cluster| match one.k8s_psat {
+            true => format!("{} (agents by k8s_psat)", one.name),
+            false => one.name.clone(),
+        };
+        let clusters: Vec<String> = self.kubernetes.iter().map(cluster).collect();
         let sheet = Sheet::default()
             .line("trust domain", &self.trust_domain)
             .line("state in", self.data_dir.display().to_string())
@@ -187,6 +206,7 @@ impl Valid {
             .line("bundle", listed(&served, "served nowhere ([web.https_web], [web.https_spiffe])"))
             .line("oidc issuer", self.oidc_issuer.as_deref().unwrap_or("none ([web.oidc])"))
             .line("federation", listed(relationships, "no relationship in the config, others in the store"))
+            .line("clusters", listed(&clusters, "none ([kubernetes.<name>])"))
             .line("polled", [&["public addresses".to_owned()], allow_networks.as_slice()].concat().join(", "));
         format!("the config is right\n\n{}", sheet.text())
     }

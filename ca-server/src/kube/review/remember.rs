@@ -15,7 +15,7 @@ use crate::kube::client::{Cluster, Reviewed};
 
 /// How long a yes is remembered. An API server itself goes on saying yes for about as long after a pod is gone: it
 /// answers reviews from a cache of ten seconds.
-pub const REMEMBERED: Duration = Duration::from_secs(5);
+const REMEMBERED: Duration = Duration::from_secs(5);
 
 /// The most answers that are remembered: one for each token of a cluster of 10,000 clients, in about 4 MiB.
 const MOST: usize = 10_000;
