@@ -16,6 +16,8 @@ use tracing::{error, info, warn};
 use crate::api::broker::{self, Sockets};
 use crate::api::operator::{self, Operator};
 use crate::api::{self, ApiError, Endpoint, Listener};
+use crate::attestor::k8s::client::{AccessError, ApiServer};
+use crate::attestor::k8s::{self, KnownPods};
 use crate::attestor::systemd::Systemd;
 use crate::attestor::unix::Unix;
 use crate::attestor::{Attestors, WorkloadAttestor};
@@ -41,6 +43,9 @@ pub enum AppError {
     /// The Node door cannot be set up.
     #[error(transparent)]
     Client(#[from] ClientError),
+    /// There is no way to the API server of the cluster.
+    #[error(transparent)]
+    Kubernetes(#[from] AccessError),
     /// The workload socket or the broker endpoint cannot be served.
     #[error(transparent)]
     Api(#[from] ApiError),
@@ -103,6 +108,10 @@ impl Agent {
             tasks.spawn(ended("health page", shutdown.clone(), health.serve(listener, shutdown.clone())));
         }
 
+        let (attestors, pods, k8s) = attestors(&config.attestors, &clock, &metrics)?;
+        if let Some(loops) = k8s {
+            tasks.spawn(ended("watch of pods", shutdown.clone(), loops.run(shutdown.clone())));
+        }
         let folder = Folder::open(&config.data_dir)?;
         // Behind the folder: that is where it usually is.
         let status_socket = Listener::bind(&config.status_socket, operator::MODE)?;
@@ -143,11 +152,11 @@ impl Agent {
             metrics: metrics.clone(),
         };
         tasks.spawn(ended("cache", shutdown.clone(), run::run(parts, shutdown.clone())));
-        let attestors = Arc::new(attestors(&config.attestors, &clock));
         if let (Some(sockets), Some(broker)) = (brokers, config.broker) {
             let endpoint = broker::Endpoint {
                 cache: cache.clone(),
                 attestors: attestors.clone(),
+                pods,
                 allow: broker.allow,
                 limits: broker.limits,
                 first_answer: config.limits.first_answer,
@@ -282,7 +291,12 @@ async fn own_identity(folder: &Folder, attestor: &Attestor) -> Result<(NodeIdent
     Ok((identity, bundle))
 }
 
-fn attestors(config: &config::Attestors, clock: &Arc<dyn Clock>) -> Attestors {
+/// All attestors; what one of them knows of pods, and what keeps that up to date.
+fn attestors(
+    config: &config::attestors::Attestors,
+    clock: &Arc<dyn Clock>,
+    metrics: &Metrics,
+) -> Result<(Arc<Attestors>, Option<KnownPods>, Option<k8s::Loops>), AppError> {
     let mut list: Vec<Box<dyn WorkloadAttestor>> = Vec::new();
     if let Some(unix) = &config.unix {
         list.push(Box::new(Unix::new(unix.sha256_limit.0, Arc::clone(clock))));
@@ -290,7 +304,21 @@ fn attestors(config: &config::Attestors, clock: &Arc<dyn Clock>) -> Attestors {
     if config.systemd.is_some() {
         list.push(Box::new(Systemd));
     }
-    Attestors::new(list)
+    let Some(k8s) = &config.k8s else { return Ok((Arc::new(Attestors::new(list)), None, None)) };
+    let (cluster, of_files) = (k8s.cluster.clone(), Arc::clone(clock));
+    let api_server = ApiServer::new(Box::new(move || k8s::client::connect(&cluster, &of_files)));
+    // What files say that are no good should be said at the start.
+    api_server.client()?;
+    let (attestor, known, loops) = k8s::new(k8s::Parts {
+        api_server,
+        node: k8s.node_name.clone(),
+        wait: k8s.wait,
+        own_cgroup: std::fs::read("/proc/self/cgroup").unwrap_or_default(),
+        clock: Arc::clone(clock),
+        metrics: metrics.clone(),
+    });
+    list.push(Box::new(attestor));
+    Ok((Arc::new(Attestors::new(list)), Some(known), Some(loops)))
 }
 
 fn limits(config: &config::Limits) -> api::Limits {

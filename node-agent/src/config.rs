@@ -13,11 +13,13 @@ use spiffe::id::TrustDomain;
 use spiffe::settings::{self, SettingsError};
 use zeroize::Zeroizing;
 
+pub mod attestors;
 pub mod broker;
 pub mod deliver;
 pub mod jwt;
 pub mod sds;
 
+use attestors::{AttestorError, Attestors};
 use broker::{Broker, BrokerError};
 use deliver::{DeliverError, Delivery};
 
@@ -50,6 +52,12 @@ pub enum ConfigError {
     /// A token is given twice.
     #[error("[attest] has both token and token_file: give one")]
     TwoTokens,
+    /// An attestor is told something wrong.
+    #[error(transparent)]
+    Attestor(#[from] AttestorError),
+    /// The name of a cluster that is none.
+    #[error("[attest] cluster {0:?} is no name of a cluster: it has a-z, 0-9, dots and dashes, and at most 63 bytes")]
+    Cluster(String),
     /// The table of the Broker Endpoint is wrong.
     #[error(transparent)]
     Broker(#[from] BrokerError),
@@ -117,6 +125,13 @@ pub enum Attest {
         certificates: PathBuf,
         /// PEM: PKCS#8, PKCS#1 or SEC1.
         private_key: PathBuf,
+    },
+    /// By the token of the agent's service account, and the pod that it is bound to.
+    K8sPsat {
+        /// The cluster, by the name that the server's config gives it.
+        cluster: String,
+        /// A projected token, which the kubelet renews; read at each attempt.
+        token_path: PathBuf,
     },
 }
 
@@ -207,42 +222,6 @@ impl TryFrom<String> for Address {
     }
 }
 
-/// The attestors that work out what a process is; only those that are named. None named: `unix`.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Attestors {
-    /// Users, groups, path and hash of the executable.
-    pub unix: Option<UnixAttestor>,
-    /// The systemd unit and slice.
-    pub systemd: Option<SystemdAttestor>,
-}
-
-impl Default for Attestors {
-    fn default() -> Self {
-        Self { unix: Some(UnixAttestor::default()), systemd: None }
-    }
-}
-
-/// The `unix` attestor.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct UnixAttestor {
-    /// Larger executables are not hashed; `"0B"`: none is.
-    pub sha256_limit: Size,
-}
-
-impl Default for UnixAttestor {
-    fn default() -> Self {
-        // Hashing this much takes about half a second, once for each version of the file.
-        Self { sha256_limit: Size(256 << 20) }
-    }
-}
-
-/// The `systemd` attestor.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SystemdAttestor {}
-
 /// A number of bytes, written `"64MiB"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
@@ -313,7 +292,7 @@ struct Document {
     #[serde(default = "default_prefetch")]
     prefetch: usize,
     #[serde(default)]
-    attestors: Attestors,
+    attestors: attestors::Tables,
     #[serde(default)]
     limits: Limits,
     #[serde(default)]
@@ -335,8 +314,24 @@ fn default_prefetch() -> usize {
 #[derive(Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 enum AttestTable {
-    JoinToken { token: Option<Secret>, token_file: Option<PathBuf> },
-    X509pop { certificates: PathBuf, private_key: PathBuf },
+    JoinToken {
+        token: Option<Secret>,
+        token_file: Option<PathBuf>,
+    },
+    X509pop {
+        certificates: PathBuf,
+        private_key: PathBuf,
+    },
+    K8sPsat {
+        cluster: String,
+        #[serde(default = "default_token_path")]
+        token_path: PathBuf,
+    },
+}
+
+/// Where the manifests mount it.
+fn default_token_path() -> PathBuf {
+    "/var/run/secrets/tokens/chancery".into()
 }
 
 #[derive(Deserialize)]
@@ -404,6 +399,12 @@ impl TryFrom<String> for Fingerprint {
     }
 }
 
+/// As the server names its clusters: a segment of the IDs of their agents.
+fn is_cluster_name(text: &str) -> bool {
+    let is_name = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'.' | b'-');
+    !text.is_empty() && text.len() <= 63 && text.bytes().all(is_name) && text.bytes().any(|byte| byte != b'.')
+}
+
 /// Reads `sha256:` and 64 hexadecimal digits, colons between them or not.
 pub fn parse_fingerprint(text: &str) -> Result<[u8; 32], String> {
     let wrong = || format!("{text:?} is no fingerprint: write sha256: and 64 hexadecimal digits");
@@ -447,6 +448,12 @@ impl Config {
 
     /// Reads a document with `variables` laid over it.
     pub fn parse(text: &str, variables: impl IntoIterator<Item = (String, String)>) -> Result<Self, ConfigError> {
+        let mut node_name = None;
+        let variables = variables.into_iter().inspect(|(name, value)| {
+            if name == attestors::NODE_NAME {
+                node_name = Some(value.clone());
+            }
+        });
         let document: Document = settings::parse(text, ENVIRONMENT_PREFIX, variables)?;
         let bootstrap = match (document.bootstrap_bundle, document.ca_fingerprint) {
             (Some(path), None) => Some(Bootstrap::Bundle(path)),
@@ -459,8 +466,14 @@ impl Config {
             AttestTable::JoinToken { token: Some(token), .. } => Attest::JoinToken(Some(Token::Text(token))),
             AttestTable::JoinToken { token_file, .. } => Attest::JoinToken(token_file.map(Token::File)),
             AttestTable::X509pop { certificates, private_key } => Attest::X509Pop { certificates, private_key },
+            AttestTable::K8sPsat { cluster, .. } if !is_cluster_name(&cluster) => {
+                return Err(ConfigError::Cluster(cluster));
+            }
+            AttestTable::K8sPsat { cluster, token_path } => Attest::K8sPsat { cluster, token_path },
         };
-        let broker = document.broker.map(|table| table.parse(&document.trust_domain)).transpose()?;
+        let attestors = document.attestors.parse(node_name.as_deref())?;
+        let knows_pods = attestors.k8s.is_some();
+        let broker = document.broker.map(|table| table.parse(&document.trust_domain, knows_pods)).transpose()?;
         let status_socket = match document.status_socket {
             Some(SocketPath(path)) => path,
             None => document.data_dir.join("status.sock"),
@@ -475,7 +488,7 @@ impl Config {
             attest,
             key_type: document.key_type,
             prefetch: document.prefetch,
-            attestors: document.attestors,
+            attestors,
             limits: document.limits,
             jwt: document.jwt,
             health_listen: document.health_listen.map(|Loopback(address)| address),
@@ -513,7 +526,7 @@ mod tests {
     fn a_short_config_has_defaults_and_hides_its_token() {
         let config = parse(&format!("{LEAST}{TOKEN}")).unwrap();
         assert_eq!(config.workload_socket_mode, 0o777);
-        assert_eq!(config.attestors, Attestors::default());
+        assert_eq!(config.attestors, attestors::Tables::default().parse(None).unwrap());
         assert_eq!(config.bootstrap, Some(Bootstrap::Bundle("/b.pem".into())));
         assert_eq!(config.status_socket, Path::new("/d/status.sock"));
         // What an earlier start has stored will do.

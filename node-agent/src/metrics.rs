@@ -45,6 +45,10 @@ pub struct Metrics {
     pub sds_rejected: Counter,
     /// Proxies that were refused what they asked for.
     pub sds_refused: Counter,
+    /// Whether the pods of this node are watched at the API server: 1 or 0.
+    pub k8s_watching: Gauge,
+    /// Pods of this node that are known.
+    pub k8s_pods: Gauge,
     deliveries: Arc<Deliveries>,
 }
 
@@ -105,6 +109,8 @@ impl Metrics {
         registry.register("sds_responses", "Responses with secrets to proxies", self.sds_responses.clone());
         registry.register("sds_rejected", "Responses that a proxy has rejected", self.sds_rejected.clone());
         registry.register("sds_refused", "Proxies that were refused what they asked for", self.sds_refused.clone());
+        registry.register("k8s_watching", "Whether the pods of this node are watched", self.k8s_watching.clone());
+        registry.register("k8s_pods", "Pods of this node that are known", self.k8s_pods.clone());
         let Deliveries { writes, failures, last_success, expiry } = self.deliveries.as_ref();
         registry.register("delivery_writes", "Versions of files written", writes.clone());
         registry.register("delivery_failures", "Files that were not written, and failed actions", failures.clone());

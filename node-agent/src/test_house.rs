@@ -277,11 +277,15 @@ impl Node for House {
                 "join token is not known (used already, or revoked): create another with \"chancery token create\"",
             ));
         }
+        let claims: serde_json::Value = serde_json::from_str(&evidence).unwrap_or_default();
+        if start.attestor == "k8s_psat" && !self.state().tokens.contains(claims["token"].as_str().unwrap_or_default()) {
+            return Err(Status::permission_denied("the token is refused: it has expired"));
+        }
         let id = self.trust_domain().agent_id(&start.attestor, "node").unwrap();
         let svid = self.wire_svid(&id, &start.csr)?;
         let result = v1::AttestResult { svid: Some(svid), bundle: Some((&self.bundle()).into()) };
         let result = respond(v1::attest_response::Step::Result(result));
-        if start.attestor == "join_token" {
+        if start.attestor != "x509pop" {
             return Ok(Response::new(Box::pin(stream::iter([Ok(result)]))));
         }
         let challenge = respond(v1::attest_response::Step::Challenge(vec![7; 32].into()));

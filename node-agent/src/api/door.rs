@@ -5,8 +5,8 @@
 //! - While identities are still on their way there is no answer; after `first_answer` it is [`Denial::NotReady`].
 //! - Without an identity it is denied, at once or whenever the last one goes.
 //! - A stream that is not read costs its latest response: states are fetched when the transport asks for one.
-//! - The end of the process ends its streams, whoever holds the connection. So does the end of a broker's SVID, and each
-//!   change of the bundle after which that does not count any more.
+//! - The end of the process ends its streams, whoever holds the connection, and so does the end of its pod. So does the end of a
+//!   broker's SVID, and each change of the bundle after which that does not count any more.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -26,6 +26,7 @@ use tonic::Status;
 use tracing::debug;
 
 use super::places::{Full, Holder, Place, Places};
+use super::subject::{Subject, Whom};
 use crate::attestor::{AttestError, Attestors, Peer};
 use crate::cache::directory::Entitlement;
 use crate::cache::{Cache, Stopped, Subscription, WorkloadState};
@@ -45,11 +46,14 @@ pub(super) enum Denial {
     /// Nothing can be said of the process, or it is not there any more.
     #[error(transparent)]
     Attest(#[from] AttestError),
-    /// No entry of this node gives an identity to a process with these selectors.
-    #[error("no registration entry of this node matches the selectors of process {pid} ({selectors})")]
+    /// The pod of the process, or the one that a broker names, was deleted.
+    #[error("pod {0} is gone from this node, and with it what was true of what runs in it: ask again")]
+    PodGone(String),
+    /// No entry of this node gives an identity to a process or pod with these selectors.
+    #[error("no registration entry of this node matches the selectors of {whom} ({selectors})")]
     NoIdentity {
-        /// Which process.
-        pid: u32,
+        /// Whom.
+        whom: Whom,
         /// What is true of it.
         selectors: Selectors,
     },
@@ -93,19 +97,20 @@ pub(super) struct Door {
 }
 
 impl Door {
-    /// What is true of `peer` now.
-    pub(super) async fn attest(&self, peer: &Peer) -> Result<Selectors, Denial> {
-        self.attestors.attest(peer).await.map_err(|error| {
+    /// What is true of `peer` now, and as long as what.
+    pub(super) async fn process(&self, peer: Arc<Peer>) -> Result<(Subject, Selectors), Denial> {
+        let selectors = self.attestors.attest(&peer).await.inspect_err(|error| {
             debug!(pid = peer.pid(), uid = peer.uid(), %error, "process is refused");
-            error.into()
-        })
+        })?;
+        let pod = self.attestors.presence(&selectors);
+        Ok((Subject::Process(peer, pod), selectors))
     }
 
     /// Finds a place among `streams` for a process that asks for itself, and out who it is.
     pub(super) async fn admit(&self, peer: Arc<Peer>, streams: &Arc<Places>) -> Result<Admitted, Denial> {
         let place = streams.take(Holder::User(peer.uid()))?;
-        let selectors = self.attest(&peer).await?;
-        Ok(Admitted { peer, selectors, place, asker: Asker::Itself })
+        let (subject, selectors) = self.process(peer).await?;
+        Ok(Admitted { subject, selectors, place, asker: Asker::Itself })
     }
 
     /// Lets `admitted` in: the first state with an identity in it, and the way to the next ones.
@@ -151,9 +156,9 @@ impl Door {
         subscription: Subscription<T>,
         is_empty: fn(&T) -> bool,
     ) -> Result<(Watcher<T>, T), Denial> {
-        let Admitted { peer, selectors, place, asker } = admitted;
+        let Admitted { subject, selectors, place, asker } = admitted;
         let ends = self.ends(asker);
-        let mut watcher = Watcher { peer, selectors, subscription, is_empty, ends, _place: place };
+        let mut watcher = Watcher { subject, selectors, subscription, is_empty, ends, _place: place };
         let state = tokio::select! {
             state = watcher.next() => state?,
             () = self.clock.sleep(self.first_answer) => return Err(Denial::NotReady),
@@ -167,9 +172,9 @@ impl Door {
     }
 }
 
-/// A process that may have answers, and its place among the streams.
+/// A process or pod that may have answers, and its place among the streams.
 pub(super) struct Admitted {
-    pub(super) peer: Arc<Peer>,
+    pub(super) subject: Subject,
     /// What was found to be true of it.
     pub(super) selectors: Selectors,
     pub(super) place: Place,
@@ -253,7 +258,7 @@ impl Asker {
 
 /// One open stream's view of what its process is entitled to.
 pub(super) struct Watcher<T = WorkloadState> {
-    peer: Arc<Peer>,
+    subject: Subject,
     selectors: Selectors,
     subscription: Subscription<T>,
     is_empty: fn(&T) -> bool,
@@ -288,16 +293,17 @@ impl Ends {
 impl<T: Send + 'static> Watcher<T> {
     /// The next state, which has an identity in it; or why there is none any more. Cancel safe.
     pub(super) async fn next(&mut self) -> Result<T, Denial> {
-        let Self { peer, selectors, ends, .. } = self;
+        let Self { subject, selectors, ends, .. } = self;
         tokio::select! {
             biased;
-            () = peer.ended() => Err(AttestError::Gone(peer.pid()).into()),
+            denial = subject.ended() => Err(denial),
             denial = ends.come() => Err(denial),
             state = self.subscription.next() => {
                 let state = state.ok_or(Stopped)?;
                 if (self.is_empty)(&state) {
-                    debug!(pid = peer.pid(), uid = peer.uid(), %selectors, "no identity");
-                    return Err(Denial::NoIdentity { pid: peer.pid(), selectors: selectors.clone() });
+                    let whom = subject.whom();
+                    debug!(%whom, %selectors, "no identity");
+                    return Err(Denial::NoIdentity { whom, selectors: selectors.clone() });
                 }
                 Ok(state)
             }
@@ -363,10 +369,10 @@ pub(super) mod tests {
         let mut sleep = Command::new("sleep");
         let sleep = sleep.arg("600").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let child = sleep.spawn().unwrap();
-        let peer = Arc::new(Peer::named(child.id()).unwrap());
+        let subject = Subject::Process(Arc::new(Peer::named(child.id()).unwrap()), None);
         let place = Places::new(1, 1).take(Holder::User(0)).unwrap();
         let selectors = Selectors::parse(["unix:uid:0"]).unwrap();
-        (door, mailbox, clock, child, Admitted { peer, selectors, place, asker })
+        (door, mailbox, clock, child, Admitted { subject, selectors, place, asker })
     }
 
     pub(in crate::api) fn end(mut child: Child) {

@@ -49,6 +49,7 @@ pub mod operator;
 mod places;
 pub mod sds;
 mod status;
+mod subject;
 mod tokens;
 mod workload;
 

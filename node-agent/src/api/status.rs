@@ -30,7 +30,9 @@ pub(super) fn denied(denial: &Denial) -> Status {
         Denial::Full(_) | Denial::TooManyWait { .. } => Status::resource_exhausted(denial.to_string()),
         Denial::Attest(error) => attest(error),
         Denial::NoIdentity { selectors, .. } => no_identity(selectors),
-        Denial::OtherIdentity(_) | Denial::Refused(_) => Status::permission_denied(denial.to_string()),
+        Denial::OtherIdentity(_) | Denial::Refused(_) | Denial::PodGone(_) => {
+            Status::permission_denied(denial.to_string())
+        }
         Denial::CallerExpired(_) | Denial::CallerRefused(_) => Status::unauthenticated(denial.to_string()),
         Denial::NotReady | Denial::Stopping(_) => Status::unavailable(denial.to_string()),
     }
@@ -54,6 +56,7 @@ fn attest(error: &AttestError) -> Status {
     match error {
         AttestError::Credentials(_)
         | AttestError::Interrupted
+        | AttestError::Kubernetes(_)
         | AttestError::TooLong(_)
         | AttestError::Pin { .. }
         | AttestError::AllFailed(_) => Status::unavailable(error.to_string()),

@@ -17,7 +17,6 @@ use spiffe::id::SpiffeId;
 use spiffe::jwt_svid::Audience;
 
 use super::door::{Admitted, Denial, Door};
-use crate::attestor::AttestError;
 use crate::cache::Stopped;
 use crate::cache::directory::Entitlement;
 use crate::cache::tokens::Told;
@@ -122,7 +121,7 @@ impl Door {
         let mut ends = self.ends(admitted.asker.clone());
         tokio::select! {
             biased;
-            () = admitted.peer.ended() => Err(AttestError::Gone(admitted.peer.pid()).into()),
+            denial = admitted.subject.ended() => Err(denial),
             denial = ends.come() => Err(denial),
             told = asked => Ok(told?),
             () = self.clock.sleep(self.first_answer) => Err(Denial::NotReady),
@@ -131,7 +130,7 @@ impl Door {
 }
 
 fn no_identity(admitted: &Admitted) -> Denial {
-    Denial::NoIdentity { pid: admitted.peer.pid(), selectors: admitted.selectors.clone() }
+    Denial::NoIdentity { whom: admitted.subject.whom(), selectors: admitted.selectors.clone() }
 }
 
 #[cfg(test)]
@@ -244,8 +243,8 @@ mod tests {
         );
         // Another user is not held up.
         let place = Places::new(1, 1).take(Holder::User(1)).unwrap();
-        let peer = admitted.peer.clone();
-        let other = Admitted { peer, selectors: admitted.selectors.clone(), place, asker: Asker::Itself };
+        let subject = admitted.subject.clone();
+        let other = Admitted { subject, selectors: admitted.selectors.clone(), place, asker: Asker::Itself };
         let second = ask(&Arc::new(other));
         mailbox.wants.recv().await.unwrap().told.send(token(&entry("web"))).await.unwrap();
         assert_eq!(second.await.unwrap().unwrap().len(), 1);

@@ -14,12 +14,14 @@ use futures_util::future::join_all;
 use spiffe::selector::{MAX_SELECTORS, Selector, Selectors};
 use tracing::{debug, warn};
 
+pub mod k8s;
 pub mod peer;
 pub mod process_file;
 pub mod systemd;
 pub(crate) mod turns;
 pub mod unix;
 
+use k8s::Presence;
 pub use peer::Peer;
 use process_file::Credentials;
 
@@ -72,6 +74,9 @@ pub enum AttestError {
         /// Why not.
         reason: String,
     },
+    /// The process is in a container that is not known, or not to be believed.
+    #[error(transparent)]
+    Kubernetes(#[from] k8s::K8sError),
     /// It took too long.
     #[error("process {0} could not be looked at within 15 seconds")]
     TooLong(u32),
@@ -92,6 +97,11 @@ pub trait WorkloadAttestor: Send + Sync {
     /// What is true of `peer`, which acts with `credentials`. Whoever calls checks afterwards that it was the same process,
     /// with the same credentials, all the time.
     async fn attest(&self, peer: &Peer, credentials: &Credentials) -> Result<Vec<Selector>, AttestError>;
+
+    /// What has to stay there for what was `found` to stay true, beside the process itself.
+    fn presence(&self, _found: &Selectors) -> Option<Presence> {
+        None
+    }
 }
 
 /// All attestors of this agent.
@@ -131,6 +141,11 @@ impl Attestors {
         // Unwrap safety: the only error is having too many, and there are at most that many now.
         #[expect(clippy::expect_used, reason = "cut to the limit in the lines above")]
         Ok(Selectors::new(found).expect("at most MAX_SELECTORS"))
+    }
+
+    /// What has to stay there for what was `found` to stay true, beside the process itself.
+    pub fn presence(&self, found: &Selectors) -> Option<Presence> {
+        self.0.iter().find_map(|attestor| attestor.presence(found))
     }
 }
 

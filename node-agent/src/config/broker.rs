@@ -43,6 +43,11 @@ pub enum BrokerError {
     /// A list of audiences that is none.
     #[error("[[broker.allow]] of {0} has wrong audiences: {1}; without the key every audience is allowed")]
     Audiences(SpiffeId, AudienceError),
+    /// Pods that nobody knows.
+    #[error(
+        "[[broker.allow]] of {0} has \"pod\" among its references, and nothing here knows pods: add [attestors.k8s]"
+    )]
+    NoPods(SpiffeId),
     /// A selector that no process has.
     #[error("[[broker.allow]] of {0}: {1}")]
     Selector(SpiffeId, SelectorError),
@@ -82,6 +87,8 @@ pub struct Rule {
 pub enum ReferenceKind {
     /// By the pid of a process of this machine.
     Pid,
+    /// By the name or the UID of a pod of this node.
+    Pod,
 }
 
 /// How much is served at once to brokers.
@@ -121,7 +128,7 @@ pub(super) struct Table {
 }
 
 impl Table {
-    pub(super) fn parse(self, trust_domain: &TrustDomain) -> Result<Broker, BrokerError> {
+    pub(super) fn parse(self, trust_domain: &TrustDomain, knows_pods: bool) -> Result<Broker, BrokerError> {
         if self.socket.is_none() && self.listen.is_none() {
             return Err(BrokerError::Nowhere);
         }
@@ -130,13 +137,18 @@ impl Table {
             1..=MAX_RULES => {}
             count => return Err(BrokerError::TooMany(count)),
         }
-        let allow: Result<_, _> = self.allow.into_iter().map(|rule| rule.parse(trust_domain)).collect();
+        let allow: Result<Vec<Rule>, _> = self.allow.into_iter().map(|rule| rule.parse(trust_domain)).collect();
+        let allow = allow?;
+        let in_vain = allow.iter().find(|rule| !knows_pods && rule.references.contains(&ReferenceKind::Pod));
+        if let Some(rule) = in_vain {
+            return Err(BrokerError::NoPods(rule.id.clone()));
+        }
         let default = BrokerLimits::default();
         Ok(Broker {
             socket: self.socket.map(|SocketPath(path)| path),
             socket_mode: self.socket_mode.map_or(DEFAULT_MODE, |SocketMode(mode)| mode),
             listen: self.listen,
-            allow: allow?,
+            allow,
             limits: BrokerLimits {
                 connections: self.connections.unwrap_or(default.connections),
                 connections_per_broker: self.connections_per_broker.unwrap_or(default.connections_per_broker),
@@ -185,7 +197,7 @@ mod tests {
 
     fn parse(text: &str) -> Result<Broker, String> {
         let table: Table = toml::from_str(text).map_err(|error| error.to_string())?;
-        table.parse(&TrustDomain::parse("example.org").unwrap()).map_err(|error| error.to_string())
+        table.parse(&TrustDomain::parse("example.org").unwrap(), false).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -221,7 +233,8 @@ mod tests {
             ("socket = '/run/b.sock'".into(), "add [[broker.allow]]"),
             (LEAST.replace("example.org", "other.org"), "is not of the trust domain example.org"),
             (LEAST.replace("'pid'", ""), "write references = [\"pid\"]"),
-            (LEAST.replace("'pid'", "'kubernetes'"), "unknown variant `kubernetes`, expected `pid`"),
+            (LEAST.replace("'pid'", "'pid', 'pod'"), "add [attestors.k8s]"),
+            (LEAST.replace("'pid'", "'kubernetes'"), "unknown variant `kubernetes`, expected `pid` or `pod`"),
             (LEAST.replace("/run/b.sock", "b.sock"), "must be absolute"),
             (format!("{LEAST}audiences = []"), "without the key every audience is allowed"),
             (format!("{LEAST}audiences = ['']"), "an audience is empty"),

@@ -2,7 +2,8 @@
 //!
 //! - The server is known by the stored bundle, by the bootstrap bundle, or by its root's fingerprint; there is no way
 //!   to do without. The last two are needed only as long as none is stored.
-//! - A token file and a node's certificate are read at each attempt: whoever replaces them need not restart the agent.
+//! - A token file, a service account's token and a node's certificate are read at each attempt: whoever replaces them need not
+//!   restart the agent.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use spiffe::time::Clock;
 use zeroize::Zeroizing;
 
 use super::x509pop::Prover;
-use super::{NodeError, NodeIdentity, folder, fresh_key};
+use super::{NodeError, NodeIdentity, folder, fresh_key, k8s_psat};
 use crate::client::{self, Attestation, ClientError};
 use crate::config::{Address, Attest, Bootstrap, Token};
 
@@ -40,6 +41,7 @@ pub struct Attestor {
 enum Proof {
     Token(Zeroizing<Vec<u8>>),
     Certificate(Prover),
+    ServiceAccount(Zeroizing<Vec<u8>>),
 }
 
 impl Attestor {
@@ -53,10 +55,14 @@ impl Attestor {
             let (attestor, evidence) = match &proof {
                 Proof::Token(token) => ("join_token", token.to_vec()),
                 Proof::Certificate(prover) => ("x509pop", prover.evidence()),
+                Proof::ServiceAccount(evidence) => ("k8s_psat", evidence.to_vec()),
             };
             let answer = |challenge: &[u8]| match &proof {
                 Proof::Token(_) => Err("the server answered a join token with a challenge".to_owned()),
                 Proof::Certificate(prover) => prover.answer(challenge, &csr),
+                Proof::ServiceAccount(_) => {
+                    Err("the server answered a service account's token with a challenge".to_owned())
+                }
             };
             let attestation = Attestation { attestor, evidence, csr: csr.clone() };
             result =
@@ -88,6 +94,9 @@ impl Attestor {
             Attest::X509Pop { certificates, private_key } => {
                 Ok(Proof::Certificate(Prover::load(certificates, private_key)?))
             }
+            Attest::K8sPsat { cluster, token_path } => {
+                Ok(Proof::ServiceAccount(k8s_psat::evidence(cluster, token_path)?))
+            }
         }
     }
 
@@ -118,7 +127,7 @@ impl Proof {
         match self {
             _ if !error.is_refusal() => error.into(),
             Self::Token(_) => NodeError::Token(error.words()),
-            Self::Certificate(_) => NodeError::Refused(error.words()),
+            Self::Certificate(_) | Self::ServiceAccount(_) => NodeError::Refused(error.words()),
         }
     }
 }

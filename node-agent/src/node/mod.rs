@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `attest` | how the node proves which it is, and how it knows the server while it knows nothing else |
 //! | `x509pop` | the proof by a certificate that the node already has |
+//! | `k8s_psat` | the proof by the token of the agent's service account |
 //! | `folder` | the agent's SVID, key and bundle on disk |
 //! | `keep` | the loop that renews |
 
@@ -21,6 +22,7 @@ use crate::client::ClientError;
 
 pub mod attest;
 pub mod folder;
+pub mod k8s_psat;
 pub mod keep;
 pub mod x509pop;
 

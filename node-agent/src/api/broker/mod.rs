@@ -38,6 +38,7 @@ use super::places::Places;
 use super::tokens::WAITS_OF_ONE;
 use super::{ApiError, MAX_HEADER_BYTES, MAX_REQUEST_BYTES, has_header, until_stopped};
 use crate::attestor::Attestors;
+use crate::attestor::k8s::KnownPods;
 use crate::cache::Cache;
 use crate::config::broker::{BrokerLimits, Rule};
 
@@ -65,6 +66,8 @@ pub struct Endpoint {
     pub cache: Cache,
     /// Who a process is.
     pub attestors: Arc<Attestors>,
+    /// The pods of this node; `None`: it is none of a cluster.
+    pub pods: Option<KnownPods>,
     /// Who may ask for what.
     pub allow: Vec<Rule>,
     /// How much at once.
@@ -87,7 +90,8 @@ impl Endpoint {
     /// Serves the Broker API and gRPC reflection on `sockets`, until `shutdown` is cancelled and the streams have been
     /// told so (five seconds at most). The socket file is then gone.
     pub async fn serve(self, sockets: Sockets, shutdown: CancellationToken) -> Result<(), ApiError> {
-        let Self { cache, attestors, allow, limits, first_answer, svid, bundles, trust, trust_domain, clock } = self;
+        let Self { cache, attestors, pods, allow, limits, first_answer, svid, bundles, trust, trust_domain, clock } =
+            self;
         let peers = Peers::TrustDomains(vec![trust_domain.clone()]);
         let mut tls = mtls::server_config(svid, bundles.clone(), peers, true, Arc::clone(&clock))?;
         tls.alpn_protocols = vec![b"h2".to_vec()];
@@ -103,7 +107,7 @@ impl Endpoint {
             shutdown: shutdown.clone(),
         };
         let streams = Places::new(limits.streams, limits.streams_per_broker);
-        let api = ApiServer::new(BrokerApi { door, policy: Arc::clone(&policy), streams, trust });
+        let api = ApiServer::new(BrokerApi { door, policy: Arc::clone(&policy), pods, streams, trust });
         let api = api.max_decoding_message_size(MAX_REQUEST_BYTES);
         let reflection =
             || tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(BROKER_DESCRIPTORS);

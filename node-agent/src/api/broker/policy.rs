@@ -11,6 +11,7 @@ use spiffe::audience::Audience;
 use spiffe::id::SpiffeId;
 use spiffe::selector::Selectors;
 
+use crate::api::subject::Whom;
 use crate::config::broker::{ReferenceKind, Rule};
 
 /// How much of an audience goes into a message.
@@ -39,12 +40,12 @@ pub(super) enum Forbidden {
         audience: String,
     },
     /// No rule is about such a workload.
-    #[error("{broker} may not act for process {pid}: the selectors of its [[broker.allow]] are not all true of it")]
+    #[error("{broker} may not act for {whom}: the selectors of its [[broker.allow]] are not all true of it")]
     Workload {
         /// Who asks.
         broker: SpiffeId,
         /// For whom.
-        pid: u32,
+        whom: Whom,
     },
 }
 
@@ -80,6 +81,7 @@ impl<'a> Rights<'a> {
     pub(super) fn by(self, kind: ReferenceKind) -> Result<Self, Forbidden> {
         let words = match kind {
             ReferenceKind::Pid => "pid",
+            ReferenceKind::Pod => "pod",
         };
         let forbidden = Forbidden::Reference { broker: self.broker.clone(), kind: words };
         self.narrow(|rule| rule.references.contains(&kind), forbidden)
@@ -93,9 +95,9 @@ impl<'a> Rights<'a> {
         self.narrow(|rule| rule.audiences.as_ref().is_none_or(has), forbidden)
     }
 
-    /// Those left for the workload `pid`, of which `found` is true.
-    pub(super) fn over(self, pid: u32, found: &Selectors) -> Result<Self, Forbidden> {
-        let forbidden = Forbidden::Workload { broker: self.broker.clone(), pid };
+    /// Those left for the workload `whom`, of which `found` is true.
+    pub(super) fn over(self, whom: Whom, found: &Selectors) -> Result<Self, Forbidden> {
+        let forbidden = Forbidden::Workload { broker: self.broker.clone(), whom };
         self.narrow(|rule| rule.selectors.is_subset_of(found), forbidden)
     }
 
@@ -108,6 +110,8 @@ impl<'a> Rights<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const PROCESS: Whom = Whom::Process(7);
 
     fn id(name: &str) -> SpiffeId {
         SpiffeId::parse(&format!("spiffe://example.org/{name}")).unwrap()
@@ -126,19 +130,19 @@ mod tests {
     fn who_is_not_listed_may_nothing() {
         let policy = Policy::new(vec![rule("proxy", &[])]);
         assert_eq!(policy.rights_of(&id("web")).unwrap_err(), Forbidden::Unlisted(id("web")));
-        policy.rights_of(&id("proxy")).unwrap().by(ReferenceKind::Pid).unwrap().over(7, &found(1000)).unwrap();
+        policy.rights_of(&id("proxy")).unwrap().by(ReferenceKind::Pid).unwrap().over(PROCESS, &found(1000)).unwrap();
     }
 
     #[test]
     fn all_selectors_of_a_rule_have_to_be_true() {
         let policy = Policy::new(vec![rule("proxy", &["unix:uid:1000", "unix:path:/usr/bin/web"])]);
         let rights = policy.rights_of(&id("proxy")).unwrap();
-        rights.clone().over(7, &found(1000)).unwrap();
+        rights.clone().over(PROCESS, &found(1000)).unwrap();
         assert_eq!(
-            rights.clone().over(7, &found(1001)).unwrap_err(),
-            Forbidden::Workload { broker: id("proxy"), pid: 7 }
+            rights.clone().over(PROCESS, &found(1001)).unwrap_err(),
+            Forbidden::Workload { broker: id("proxy"), whom: PROCESS }
         );
-        rights.over(7, &Selectors::parse(["unix:uid:1000"]).unwrap()).unwrap_err();
+        rights.over(PROCESS, &Selectors::parse(["unix:uid:1000"]).unwrap()).unwrap_err();
     }
 
     #[test]
@@ -166,8 +170,8 @@ mod tests {
             kinds_without_selectors.clone(),
         ]);
         let rights = || policy.rights_of(&id("proxy")).unwrap().by(ReferenceKind::Pid).unwrap();
-        rights().over(7, &found(1001)).unwrap();
-        rights().over(7, &found(1002)).unwrap_err();
+        rights().over(PROCESS, &found(1001)).unwrap();
+        rights().over(PROCESS, &found(1002)).unwrap_err();
         let policy = Policy::new(vec![kinds_without_selectors]);
         let refused = policy.rights_of(&id("proxy")).unwrap().by(ReferenceKind::Pid).unwrap_err();
         assert_eq!(refused, Forbidden::Reference { broker: id("proxy"), kind: "pid" });

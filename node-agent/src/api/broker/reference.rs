@@ -6,6 +6,8 @@
 //! - The references of Kubernetes are read to the letter of the standard, so that a wrong one is told from one that this
 //!   agent cannot resolve.
 
+use std::fmt;
+
 use prost::Message as _;
 use spiffe::proto::broker::{
     KubernetesObjectKey, KubernetesObjectReference, KubernetesObjectType, WorkloadPidReference, WorkloadReference,
@@ -118,8 +120,18 @@ pub enum ReferenceError {
     PidOfOtherNamespace,
     /// Not an error of the reference, but the standard's word for a type that a server does not understand
     /// (section 3.1.1) is the same: no other attempt with it can succeed here, and it is no RPC that is missing.
-    #[error("Kubernetes is not set up on this agent: name the workload by a WorkloadPIDReference")]
+    #[error(
+        "Kubernetes is not set up on this agent: name the workload by a WorkloadPIDReference, or add [attestors.k8s]"
+    )]
     NoKubernetes,
+    /// An object of which this agent knows nothing.
+    #[error("Kubernetes reference is to {plural} of {group}: this agent knows pods of core, those of its own node")]
+    NoPod {
+        /// Of which kind.
+        plural: String,
+        /// Of which group.
+        group: String,
+    },
 }
 
 impl Reference {
@@ -144,13 +156,64 @@ impl Reference {
 }
 
 impl Reference {
-    /// The pid of the process that it leads to, from `whence`.
-    pub fn process(self, whence: Whence) -> Result<u32, ReferenceError> {
+    /// What it leads to, from `whence`, on an agent that knows pods or does not.
+    pub fn resolve(self, whence: Whence, knows_pods: bool) -> Result<Target, ReferenceError> {
         match (self, whence) {
-            (Self::Pid(pid), Whence::ThisMachine) => Ok(pid),
+            (Self::Pid(pid), Whence::ThisMachine) => Ok(Target::Process(pid)),
             (Self::Pid(_), Whence::OtherPidNamespace) => Err(ReferenceError::PidOfOtherNamespace),
             (Self::Pid(_), Whence::Network) => Err(ReferenceError::PidOverNetwork),
-            (Self::Kubernetes(_), _) => Err(ReferenceError::NoKubernetes),
+            (Self::Kubernetes(_), _) if !knows_pods => Err(ReferenceError::NoKubernetes),
+            (Self::Kubernetes(object), _) => {
+                if (object.plural.as_str(), object.group.as_str()) != ("pods", "core") {
+                    return Err(ReferenceError::NoPod { plural: object.plural, group: object.group });
+                }
+                match &object.identifier {
+                    KubernetesIdentifier::Key(key) | KubernetesIdentifier::Both(key, _) if key.namespace.is_none() => {
+                        Err(ReferenceError::Lacks("key.namespace, and a pod is in one"))
+                    }
+                    _ => Ok(Target::Pod(object.identifier)),
+                }
+            }
+        }
+    }
+}
+
+/// What a reference leads to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// The process with this pid.
+    Process(u32),
+    /// The pod with this name or UID.
+    Pod(KubernetesIdentifier),
+}
+
+impl KubernetesIdentifier {
+    /// Whether it means the one with this namespace, name and UID.
+    pub fn means(&self, namespace: &str, name: &str, uid: &str) -> bool {
+        let has = |key: &ObjectKey| key.namespace.as_deref() == Some(namespace) && key.name == name;
+        match self {
+            Self::Key(key) => has(key),
+            Self::Uid(wanted) => wanted == uid,
+            Self::Both(key, wanted) => has(key) && wanted == uid,
+        }
+    }
+}
+
+impl fmt::Display for KubernetesIdentifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Key(key) => key.fmt(f),
+            Self::Uid(uid) => f.write_str(uid),
+            Self::Both(key, uid) => write!(f, "{key}, {uid}"),
+        }
+    }
+}
+
+impl fmt::Display for ObjectKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.namespace {
+            Some(namespace) => write!(f, "{namespace}/{}", self.name),
+            None => f.write_str(&self.name),
         }
     }
 }
@@ -273,11 +336,45 @@ mod tests {
 
     #[test]
     fn a_pid_is_good_on_its_own_machine_only() {
-        assert_eq!(Reference::Pid(7).process(Whence::ThisMachine), Ok(7));
-        assert_eq!(Reference::Pid(7).process(Whence::Network), Err(ReferenceError::PidOverNetwork));
-        assert_eq!(Reference::Pid(7).process(Whence::OtherPidNamespace), Err(ReferenceError::PidOfOtherNamespace));
-        let pod = Reference::Kubernetes(object(("pods", "core"), None, UID).unwrap());
-        assert_eq!(pod.process(Whence::ThisMachine), Err(ReferenceError::NoKubernetes));
+        let pid = |whence| Reference::Pid(7).resolve(whence, true);
+        assert_eq!(pid(Whence::ThisMachine), Ok(Target::Process(7)));
+        assert_eq!(pid(Whence::Network), Err(ReferenceError::PidOverNetwork));
+        assert_eq!(pid(Whence::OtherPidNamespace), Err(ReferenceError::PidOfOtherNamespace));
+    }
+
+    #[test]
+    fn a_pod_is_good_from_everywhere_and_nothing_else_of_kubernetes_is() {
+        let resolve = |object: &KubernetesObject, whence| Reference::Kubernetes(object.clone()).resolve(whence, true);
+        let pod = object(("pods", "core"), Some(("shop", "web-0")), UID).unwrap();
+        for whence in [Whence::ThisMachine, Whence::OtherPidNamespace, Whence::Network] {
+            assert_eq!(resolve(&pod, whence), Ok(Target::Pod(pod.identifier.clone())));
+            let blind = Reference::Kubernetes(pod.clone()).resolve(whence, false);
+            assert_eq!(blind, Err(ReferenceError::NoKubernetes));
+        }
+        for other in [("deployments", "apps"), ("pods", "metrics.k8s.io"), ("serviceaccounts", "core")] {
+            let error = resolve(&object(other, None, UID).unwrap(), Whence::ThisMachine).unwrap_err();
+            assert!(error.to_string().contains("this agent knows pods of core"), "{error}");
+        }
+        let nowhere = object(("pods", "core"), Some(("", "web-0")), "").unwrap();
+        assert_eq!(
+            resolve(&nowhere, Whence::Network),
+            Err(ReferenceError::Lacks("key.namespace, and a pod is in one"))
+        );
+    }
+
+    #[test]
+    fn a_pod_has_to_have_both_its_name_and_its_uid_where_both_are_given() {
+        let means = |key, uid: &str, found: (&str, &str, &str)| {
+            object(("pods", "core"), key, uid).unwrap().identifier.means(found.0, found.1, found.2)
+        };
+        let (web, other) = (("shop", "web-0", UID), "00000000-e5f6-7890-abcd-ef1234567890");
+        assert!(
+            means(Some(("shop", "web-0")), UID, web)
+                && means(None, UID, web)
+                && means(Some(("shop", "web-0")), "", web)
+        );
+        assert!(!means(Some(("shop", "web-0")), other, web) && !means(None, other, web));
+        assert!(!means(Some(("mail", "web-0")), UID, web) && !means(Some(("shop", "web-1")), "", web));
     }
 
     #[test]

@@ -4,7 +4,9 @@
 //!   broker act for such a one (and towards that audience). Only then the workload's state is looked at.
 //! - The process is pinned before anything of it is read, and stays so as long as the stream lasts: a pid that is given
 //!   to another process never leads to that one's identities.
-//! - A stream ends with its process, and with the broker's SVID: with its time, or when its root leaves the bundle.
+//! - A pod that is named is one of this node, as the API server tells of it, and gets what is true of all that runs in it: nothing
+//!   of one of its containers.
+//! - A stream ends with its process or its pod, and with the broker's SVID: with its time, or when its root leaves the bundle.
 
 use std::sync::Arc;
 
@@ -17,19 +19,23 @@ use spiffe::proto::broker::{
     SubscribeToX509BundlesRequest, SubscribeToX509BundlesResponse, SubscribeToX509svidRequest,
     SubscribeToX509svidResponse, WorkloadReference, X509svid,
 };
+use spiffe::selector::Selectors;
 use tokio::sync::watch;
 use tonic::{Extensions, Request, Response, Status};
 use tracing::{debug, info};
 
 use super::listen::Caller;
 use super::policy::Policy;
-use super::reference::Reference;
+use super::reference::{KubernetesIdentifier, Reference, Target};
 use super::status::{Refusal, denied};
 use crate::api::answers::{self, X509Answer};
 use crate::api::door::{Admitted, Asker, Denial, Door, Responses, Standing};
 use crate::api::places::{Holder, Places};
+use crate::api::subject::Subject;
 use crate::api::tokens::{JwtAnswer, JwtWish};
 use crate::attestor::Peer;
+use crate::attestor::k8s::KnownPods;
+use crate::attestor::k8s::object::Pod;
 use crate::cache::WorkloadState;
 use crate::cache::directory::Entitlement;
 use crate::config::broker::ReferenceKind;
@@ -38,6 +44,8 @@ use crate::config::broker::ReferenceKind;
 pub(super) struct BrokerApi {
     pub(super) door: Door,
     pub(super) policy: Arc<Policy>,
+    /// The pods of this node; `None`: it is none of a cluster.
+    pub(super) pods: Option<KnownPods>,
     /// Open streams.
     pub(super) streams: Arc<Places>,
     /// What the SVIDs of brokers rest on. Its changes are never seen here: streams begin with a look at it.
@@ -64,18 +72,37 @@ impl BrokerApi {
         audience: Option<&Audience>,
     ) -> Result<Admitted, Refusal> {
         let rights = self.policy.rights_of(caller.id())?;
-        let pid = Reference::parse(reference)?.process(caller.whence)?;
-        let mut rights = rights.by(ReferenceKind::Pid)?;
+        let target = Reference::parse(reference)?.resolve(caller.whence, self.pods.is_some())?;
+        let kind = match &target {
+            Target::Process(_) => ReferenceKind::Pid,
+            Target::Pod(_) => ReferenceKind::Pod,
+        };
+        let mut rights = rights.by(kind)?;
         if let Some(audience) = audience {
             rights = rights.to(audience)?;
         }
         let place = self.streams.take(Holder::Broker(caller.id().clone())).map_err(Denial::from)?;
-        let peer = Arc::new(Peer::named(pid).map_err(Denial::from)?);
-        let selectors = self.door.attest(&peer).await?;
-        rights.over(pid, &selectors)?;
-        info!(broker = %caller.id(), pid, uid = peer.uid(), "broker acts for a process");
+        let (subject, selectors) = match target {
+            Target::Process(pid) => self.door.process(Arc::new(Peer::named(pid).map_err(Denial::from)?)).await?,
+            Target::Pod(identifier) => self.pod(identifier).await?,
+        };
+        rights.over(subject.whom(), &selectors)?;
+        info!(broker = %caller.id(), whom = %subject.whom(), "broker acts for a workload");
         let asker = Asker::Broker(Standing { svid: caller.svid.clone(), bundle: self.trust.clone() });
-        Ok(Admitted { peer, selectors, place, asker })
+        Ok(Admitted { subject, selectors, place, asker })
+    }
+
+    /// The pod of this node that `identifier` means, and what is true of everything in it.
+    async fn pod(&self, identifier: KubernetesIdentifier) -> Result<(Subject, Selectors), Refusal> {
+        let means = |pod: &Pod| identifier.means(&pod.namespace, &pod.name, &pod.uid);
+        let found = match &self.pods {
+            Some(pods) => pods.pod(means).await,
+            None => None,
+        };
+        match found {
+            Some((presence, selectors)) => Ok((Subject::Pod(presence), selectors)),
+            None => Err(Refusal::NoPod(identifier)),
+        }
     }
 }
 

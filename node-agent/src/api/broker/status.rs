@@ -12,7 +12,7 @@ use spiffe::x509_svid::SvidError;
 use tonic::{Code, Status};
 
 use super::policy::Forbidden;
-use super::reference::ReferenceError;
+use super::reference::{KubernetesIdentifier, ReferenceError};
 use crate::api::door::Denial;
 use crate::attestor::AttestError;
 
@@ -37,6 +37,12 @@ pub(super) enum Refusal {
     /// The workload is not named, or not in a way that this agent can follow from there.
     #[error(transparent)]
     Reference(#[from] ReferenceError),
+    /// There is no such pod on this node, or it is not the one that the reference means.
+    #[error(
+        "no such pod on this node ({0}): name a pod that runs here, by its namespace and name, by its UID, or by both where both \
+         are of the same one"
+    )]
+    NoPod(KubernetesIdentifier),
     /// The audience of a JWT-SVID is missing, or is none.
     #[error("audience: {0}")]
     Audience(#[from] AudienceError),
@@ -80,9 +86,10 @@ impl From<Refusal> for Status {
             Refusal::NoHeader | Refusal::Audience(_) | Refusal::Id(_) => Self::invalid_argument(refusal.to_string()),
             Refusal::NoCaller => Self::internal(refusal.to_string()),
             Refusal::Caller(_) => Self::unauthenticated(refusal.to_string()),
-            Refusal::Forbidden(Forbidden::Workload { pid, .. }) => {
-                detailed(Reason::NotEntitled, refusal.to_string(), Some(pid))
+            Refusal::Forbidden(Forbidden::Workload { ref whom, .. }) => {
+                detailed(Reason::NotEntitled, refusal.to_string(), whom.pid())
             }
+            Refusal::NoPod(_) => detailed(Reason::NotFound, refusal.to_string(), None),
             Refusal::Forbidden(_) => Self::permission_denied(refusal.to_string()),
             Refusal::Reference(error) => detailed(Reason::Invalid, error.to_string(), None),
             Refusal::Denied(denial) => denied(&denial),
@@ -95,13 +102,14 @@ pub(super) fn denied(denial: &Denial) -> Status {
     match denial {
         Denial::Attest(error) => attest(error),
         // Its selectors are the workload's own facts, not the broker's: they are in the agent's log.
-        Denial::NoIdentity { pid, .. } => {
+        Denial::NoIdentity { whom, .. } => {
             let words = format!(
-                "no identity is issued to process {pid}: no registration entry of this node matches it (the agent's log \
+                "no identity is issued to {whom}: no registration entry of this node matches it (the agent's log \
                  has its selectors, at level debug)"
             );
-            detailed(Reason::NotEntitled, words, Some(*pid))
+            detailed(Reason::NotEntitled, words, whom.pid())
         }
+        Denial::PodGone(_) => detailed(Reason::NotFound, denial.to_string(), None),
         Denial::OtherIdentity(_) | Denial::Refused(_) => detailed(Reason::NotEntitled, denial.to_string(), None),
         Denial::CallerExpired(_) | Denial::CallerRefused(_) => Status::unauthenticated(denial.to_string()),
         // Section 6 of the endpoint: load shedding, too.
@@ -121,6 +129,7 @@ fn attest(error: &AttestError) -> Status {
         | AttestError::Hidden
         | AttestError::Pin { .. }
         | AttestError::Interrupted
+        | AttestError::Kubernetes(_)
         | AttestError::TooLong(_)
         | AttestError::AllFailed(_) => return Status::unavailable(error.to_string()),
     };

@@ -126,6 +126,28 @@ async fn a_node_with_a_certificate_answers_the_challenge() {
 }
 
 #[tokio::test]
+async fn the_token_of_a_service_account_is_read_at_each_attempt() {
+    let house = House::new(NOW);
+    let serving = house.serve(None).await;
+    let place = tempfile::tempdir().unwrap();
+    let token_path = place.path().join("token");
+    let method = Attest::K8sPsat { cluster: "eu-1".into(), token_path: token_path.clone() };
+    let attestor = Attestor { method, ..attestor(&house, &serving.address, "") };
+    let error = attestor.attest(None).await.unwrap_err();
+    assert!(error.to_string().contains("mount a projected token") && !error.is_transient(), "{error}");
+    fs::write(&token_path, "e.x.pired").unwrap();
+    house.state().tokens.insert("f.re.sh".into());
+    let error = attestor.attest(None).await.unwrap_err();
+    assert_eq!(error.to_string(), "the server does not accept this node: the token is refused: it has expired");
+    // The kubelet has renewed it.
+    fs::write(&token_path, "f.re.sh\n").unwrap();
+    for _ in 0..2 {
+        let (identity, _) = attestor.attest(None).await.unwrap();
+        assert_eq!(identity.svid.id().agent_path(), Some("k8s_psat/node"), "and it is good more than once");
+    }
+}
+
+#[tokio::test]
 async fn without_a_token_nobody_is_asked() {
     let house = House::new(NOW);
     let method = Attest::JoinToken(Some(Token::File("/nonexistent/token".into())));

@@ -1,0 +1,264 @@
+//! The pod and the container that a process is in.
+//!
+//! | selector | from |
+//! |---|---|
+//! | `k8s:ns:shop`, `k8s:sa:web` | namespace and service account of the pod |
+//! | `k8s:pod-name:web-0`, `k8s:pod-uid:<uid>`, `k8s:node-name:node-a` | the pod itself |
+//! | `k8s:pod-label:app:web` | each label of the pod |
+//! | `k8s:pod-image-count:1` | how many containers the pod is made of, init and ephemeral ones aside |
+//! | `k8s:owner:ReplicaSet:web-1`, `k8s:owner-uid:ReplicaSet:<uid>` | each owner, and what owns a ReplicaSet or a Job |
+//! | `k8s:container-name:web`, `k8s:container-image:<image>` | the container |
+//! | `k8s:container-image-digest:sha256:<hex>` | what it runs, where the container runtime knows that |
+//! | `k8s:init-container:true`, `k8s:ephemeral-container:true` | a container of that kind |
+//!
+//! | file | owns |
+//! |---|---|
+//! | `cgroup` | which container a process is in, out of the kernel's word (pure) |
+//! | `object` | a pod of the API as what is true of it (pure) |
+//! | `pods` | what is known of this node's pods (a value) |
+//! | `owners` | what owns the owner of a pod |
+//! | `client` | the API server |
+//! | `watch`, `keep` | the loops |
+//!
+//! - A process in no container has no such selectors, at once.
+//! - One in a container that is not known yet waits until it is, woken by the watch, and no longer than `wait`: then the
+//!   attestor fails, and it is to come again.
+//! - What is known stays known when the API server is lost.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use spiffe::selector::{MAX_SELECTORS, Selector, Selectors};
+use spiffe::time::Clock;
+use tokio::sync::mpsc;
+use tokio::sync::watch::Receiver;
+use tokio_util::sync::CancellationToken;
+
+use self::cgroup::{Container, Top};
+use self::client::ApiServer;
+use self::keep::Keeper;
+use self::object::Pod;
+use self::pods::{Found, Pods};
+use self::watch::Watch;
+use super::process_file::Credentials;
+use super::{AttestError, Peer, WorkloadAttestor, peer};
+use crate::metrics::Metrics;
+
+pub mod cgroup;
+pub mod client;
+mod keep;
+pub mod object;
+pub mod owners;
+pub mod pods;
+mod watch;
+
+const KIND: &str = "k8s";
+/// Events that wait to be taken up.
+const WAITING: usize = 64;
+
+/// Why a process in a container, or a pod, is not known.
+#[derive(Debug, thiserror::Error)]
+pub enum K8sError {
+    /// Its cgroups contradict one another.
+    #[error(transparent)]
+    Cgroup(#[from] cgroup::CgroupError),
+    /// What is known of pods contradicts itself, or its cgroup.
+    #[error(transparent)]
+    Pod(#[from] pods::PodError),
+    /// The API server does not tell of it.
+    #[error(
+        "container {} of pod {} is not known on this node: {}", .container.id, .container.pod_uid, hint(.is_told)
+    )]
+    Unknown {
+        /// Where the process is.
+        container: Container,
+        /// Whether the API server has told of any pods.
+        is_told: bool,
+    },
+}
+
+fn hint(is_told: &bool) -> &'static str {
+    if *is_told {
+        "its pod has no such running container by the API server, which may be behind; try again"
+    } else {
+        "the API server could not be asked for pods yet: see the agent's log"
+    }
+}
+
+/// What the attestor and its loops are made of.
+pub struct Parts {
+    /// Where pods are asked for.
+    pub api_server: Arc<ApiServer>,
+    /// The name of this node.
+    pub node: String,
+    /// How long a process waits for its container to be known.
+    pub wait: Duration,
+    /// The agent's own `/proc/self/cgroup`.
+    pub own_cgroup: Vec<u8>,
+    /// Where the time comes from.
+    pub clock: Arc<dyn Clock>,
+    /// What is counted.
+    pub metrics: Metrics,
+}
+
+/// The attestor, what it reads, and the loops that keep that.
+pub fn new(parts: Parts) -> (K8s, KnownPods, Loops) {
+    let Parts { api_server, node, wait, own_cgroup, clock, metrics } = parts;
+    let (to, events) = mpsc::channel(WAITING);
+    let (told, pods) = tokio::sync::watch::channel(Arc::default());
+    let watch = Watch {
+        api_server: Arc::clone(&api_server),
+        node,
+        to,
+        clock: Arc::clone(&clock),
+        watching: metrics.k8s_watching,
+    };
+    let keeper = Keeper { events, told, api_server, clock: Arc::clone(&clock), count: metrics.k8s_pods };
+    let known = KnownPods { pods, wait, clock };
+    let attestor = K8s { top: Top::of_agent(&own_cgroup), known: known.clone() };
+    (attestor, known, Loops { watch, keeper })
+}
+
+/// What keeps the attestor up to date.
+pub struct Loops {
+    watch: Watch,
+    keeper: Keeper,
+}
+
+impl Loops {
+    /// Runs until `shutdown`.
+    pub async fn run(self, shutdown: CancellationToken) {
+        tokio::join!(self.watch.run(shutdown.clone()), self.keeper.run(shutdown));
+    }
+}
+
+/// The `k8s` attestor.
+pub struct K8s {
+    top: Top,
+    known: KnownPods,
+}
+
+#[async_trait]
+impl WorkloadAttestor for K8s {
+    fn kind(&self) -> &'static str {
+        KIND
+    }
+
+    async fn attest(&self, peer: &Peer, _: &Credentials) -> Result<Vec<Selector>, AttestError> {
+        let file = peer::read(peer.pid(), "cgroup")?;
+        tokio::select! {
+            biased;
+            found = self.of_cgroup(&file) => Ok(found?),
+            () = peer.ended() => Err(AttestError::Gone(peer.pid())),
+        }
+    }
+
+    fn presence(&self, found: &Selectors) -> Option<Presence> {
+        let uid = found.iter().find_map(|found| found.as_str().strip_prefix("k8s:pod-uid:"))?;
+        Some(self.known.presence(uid))
+    }
+}
+
+impl K8s {
+    /// What is true of a process with this `/proc/<pid>/cgroup`.
+    async fn of_cgroup(&self, file: &[u8]) -> Result<Vec<Selector>, K8sError> {
+        let Some(container) = self.top.container(file)? else { return Ok(Vec::new()) };
+        let at_once = known(&self.known.pods.borrow(), &container)?;
+        match at_once {
+            Some(found) => Ok(found),
+            None => self.known.until_known(&container).await,
+        }
+    }
+}
+
+fn known(pods: &Pods, container: &Container) -> Result<Option<Vec<Selector>>, K8sError> {
+    match pods.find(container)? {
+        Found::Here(selectors) => Ok(Some(selectors)),
+        Found::NotYet => Ok(None),
+    }
+}
+
+/// What is known of the pods of this node at each moment. Cheap to clone.
+#[derive(Clone)]
+pub struct KnownPods {
+    pods: Receiver<Arc<Pods>>,
+    wait: Duration,
+    clock: Arc<dyn Clock>,
+}
+
+impl KnownPods {
+    /// The pod that is meant, and what is true of everything in it, once that is known; `None`: it is not, within `wait`.
+    pub async fn pod(&self, means: impl Fn(&Pod) -> bool) -> Option<(Presence, Selectors)> {
+        let mut pods = self.pods.clone();
+        let waiting = async {
+            loop {
+                let now = Arc::clone(&pods.borrow_and_update());
+                let found = now.all().find(|pod| means(pod)).and_then(|pod| Some((pod.uid.clone(), now.of_pod(pod)?)));
+                if found.is_some() || pods.changed().await.is_err() {
+                    return found;
+                }
+            }
+        };
+        let (uid, selectors) = tokio::select! {
+            biased;
+            found = waiting => found,
+            () = self.clock.sleep(self.wait) => None,
+        }?;
+        Some((self.presence(&uid), Selectors::new(selectors.into_iter().take(MAX_SELECTORS)).ok()?))
+    }
+
+    /// The pod with this UID, as long as it is there.
+    pub fn presence(&self, uid: &str) -> Presence {
+        Presence { uid: uid.into(), pods: self.pods.clone() }
+    }
+
+    async fn until_known(&self, container: &Container) -> Result<Vec<Selector>, K8sError> {
+        let mut pods = self.pods.clone();
+        let waiting = async {
+            loop {
+                let now = Arc::clone(&pods.borrow_and_update());
+                if let Some(found) = known(&now, container)? {
+                    return Ok::<_, K8sError>(Some(found));
+                }
+                if pods.changed().await.is_err() {
+                    return Ok(None);
+                }
+            }
+        };
+        let found = tokio::select! {
+            biased;
+            found = waiting => found?,
+            () = self.clock.sleep(self.wait) => None,
+        };
+        let is_told = self.pods.borrow().is_told();
+        found.ok_or_else(|| K8sError::Unknown { container: container.clone(), is_told })
+    }
+}
+
+/// A pod, as long as it is there: what is true of it is true no longer.
+#[derive(Clone, Debug)]
+pub struct Presence {
+    uid: Arc<str>,
+    pods: Receiver<Arc<Pods>>,
+}
+
+impl Presence {
+    /// The UID of the pod.
+    pub fn uid(&self) -> &str {
+        &self.uid
+    }
+
+    /// Returns when the API server has said that the pod is gone. Cancel safe.
+    pub async fn ended(&self) {
+        if self.pods.clone().wait_for(|pods| pods.by_uid(&self.uid).is_none()).await.is_err() {
+            // The agent is stopping, and every stream with it.
+            std::future::pending().await
+        }
+    }
+}
+
+#[cfg(test)]
+mod test_api;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,326 @@
+//! The agent's attestor of pods against a real API server, with processes in real cgroups.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests say what is wrong by panicking")]
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use spiffe::proto::v1;
+use tests::binary::{Command, Process, wait_for};
+use tests::cgroup::{Cgroup, Shape};
+use tests::cluster::{Cluster, Container, Pod, uid};
+use tests::house::text;
+use tests::operator::entry;
+use tests::patience::that;
+use tests::{House, Node, Workload};
+use tonic::Code;
+
+/// Longer than a process waits for its container.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// A node of a cluster: its agent, and a namespace and an account of the same name.
+struct Scene<'a> {
+    cluster: &'a Cluster,
+    name: &'static str,
+    house: House,
+    node: Node,
+}
+
+impl<'a> Scene<'a> {
+    async fn start(cluster: &'a Cluster, name: &'static str) -> Self {
+        cluster.namespace(name, &[]);
+        cluster.node(name, &[]);
+        cluster.service_account(name, "web");
+        cluster.service_account(name, "agent");
+        cluster.grant(name, "agent", &rights());
+        let kubeconfig = text(&cluster.kubeconfig_of(name, "agent"));
+        let house = House::start(&[]).await;
+        let settings = [
+            ("attestors.unix.sha256_limit", "0B"),
+            ("attestors.k8s.node_name", name),
+            ("attestors.k8s.kubeconfig", &kubeconfig),
+        ];
+        let node = Node::start(&house, "node", &settings).await;
+        Self { cluster, name, house, node }
+    }
+
+    /// Registers what everything with `selectors` is.
+    async fn register(&self, path: &str, selectors: &[&str]) {
+        let selectors = selectors.iter().map(ToString::to_string).collect();
+        let entry = v1::Entry { selectors, ..entry(&self.node.id(), path) };
+        self.house.operator().await.register(entry).await;
+    }
+
+    /// A pod of this node.
+    fn pod(&self, name: &str, container: &Container) -> Pod {
+        Pod::new(self.name, name, "web").on(self.name).label("app", name).container(container)
+    }
+
+    /// A process in this container of a pod that was created.
+    fn process(&self, shape: Shape, pod: &Value, container: &Container) -> Contained {
+        self.contained(Cgroup::of(shape, uid(pod), &container.id), &[])
+    }
+
+    /// A process in a group, behind these words of a shell.
+    fn contained(&self, group: Cgroup, before: &[String]) -> Contained {
+        let number = std::fs::read_dir(self.house.path("")).unwrap().count();
+        let near = self.house.path(&format!("near{number}.sock"));
+        let far = text(self.node.socket());
+        let command = match before {
+            [] => group.command(relay()).args([text(&near), far]),
+            words => {
+                let script = format!("{} && exec \"$0\" \"$@\"", words.join(" && "));
+                let words =
+                    ["--mount".to_owned(), "/bin/sh".into(), "-c".into(), script, text(&relay()), text(&near), far];
+                group.command("/usr/bin/unshare").args(words)
+            }
+        };
+        let process = Process::start(command, &self.house.path(""), &format!("relay{number}"));
+        assert!(wait_for(10, || near.exists().then_some(())).is_some(), "{}", process.tail());
+        Contained { process, near, _group: group }
+    }
+
+    /// What the process asks for by itself.
+    async fn workload(&self, of: &Contained) -> Workload {
+        Workload::open(&of.near, self.house.clock()).await
+    }
+
+    /// Waits until a workload has exactly these identities.
+    async fn has(&self, workload: &Workload, paths: &[&str]) {
+        self.house
+            .eventually("the identities of a pod", async || {
+                let context = workload.context()?;
+                that(context.paths() == paths, || format!("it has {:?}", context.paths()))
+            })
+            .await;
+    }
+
+    /// Waits until a workload is refused, and returns what it is told.
+    async fn refused(&self, workload: &Workload) -> String {
+        let status = self.house.eventually("a workload is refused", async || workload.end()).await;
+        assert_eq!(status.code(), Code::PermissionDenied, "{status}");
+        status.message().to_owned()
+    }
+}
+
+/// What the agent may do: docs/attestation.md.
+fn rights() -> Value {
+    json!([
+        {"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]},
+        {"apiGroups": ["apps"], "resources": ["replicasets"], "verbs": ["get"]},
+        {"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["get"]},
+    ])
+}
+
+/// A process in a container, which hands on what asks at `near`.
+struct Contained {
+    // Ended before its group is removed.
+    process: Process,
+    near: PathBuf,
+    _group: Cgroup,
+}
+
+fn relay() -> PathBuf {
+    let beside = std::env::current_exe().unwrap();
+    let built = beside.ancestors().nth(2).unwrap().join("examples/relay");
+    assert!(built.exists(), "{} is not there: build it with `cargo build -p tests --examples`", built.display());
+    built
+}
+
+#[tokio::test]
+async fn a_process_of_a_pod_has_its_identity_until_the_pod_is_gone() {
+    let cluster = Cluster::shared();
+    let scene = Scene::start(&cluster, "shapes").await;
+    let deployment = cluster.deployment("shapes", "web");
+    let set = cluster.replica_set("shapes", "web-1", Some(&deployment));
+    for (number, shape) in [Shape::Containerd, Shape::Crio, Shape::Docker, Shape::Cgroupfs].into_iter().enumerate() {
+        let (name, container) = (format!("web-{number}"), Container::new("main", "example/main:1"));
+        let (_, digest) = container.image_id().split_once('@').map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();
+        let pod = scene.pod(&name, &container).owned_by(&set);
+        let created = cluster.run(&pod);
+        let path = format!("/{name}");
+        let selectors = [
+            "k8s:ns:shapes".to_owned(),
+            "k8s:sa:web".into(),
+            "k8s:node-name:shapes".into(),
+            format!("k8s:pod-name:{name}"),
+            format!("k8s:pod-uid:{}", uid(&created)),
+            format!("k8s:pod-label:app:{name}"),
+            "k8s:pod-image-count:1".into(),
+            "k8s:owner:ReplicaSet:web-1".into(),
+            "k8s:owner:Deployment:web".into(),
+            format!("k8s:owner-uid:Deployment:{}", uid(&deployment)),
+            "k8s:container-name:main".into(),
+            "k8s:container-image:example/main:1".into(),
+            format!("k8s:container-image-digest:{digest}"),
+        ];
+        scene.register(&path, &selectors.iter().map(String::as_str).collect::<Vec<_>>()).await;
+        let process = scene.process(shape, &created, &container);
+        let workload = scene.workload(&process).await;
+        scene.has(&workload, &[&path]).await;
+        cluster.delete(&created);
+        let told = scene.refused(&workload).await;
+        assert!(told.contains("is gone from this node"), "{shape:?}: {told}");
+        // Who asks anew is in a container that nobody knows.
+        let told = scene.refused(&scene.workload(&process).await).await;
+        assert!(told.contains("unix:uid:") && !told.contains("k8s:"), "{shape:?}: {told}");
+    }
+}
+
+#[tokio::test]
+async fn a_process_that_is_seen_before_its_container_waits_for_it() {
+    let cluster = Cluster::shared();
+    let scene = Scene::start(&cluster, "early").await;
+    scene.register("/web", &["k8s:ns:early", "k8s:container-name:main"]).await;
+    let container = Container::new("main", "example/main:1");
+    let pod = scene.pod("web", &container);
+    let created = cluster.pod(&pod);
+    let process = scene.process(Shape::Containerd, &created, &container);
+    let workload = scene.workload(&process).await;
+    // It has asked, and time stands still.
+    tests::eventually("the agent has been asked", async || {
+        that(std::fs::read_dir(format!("/proc/{}/task", process.process.pid())).unwrap().count() > 1, || {
+            "not yet".into()
+        })
+    })
+    .await;
+    assert!(workload.state().is_none());
+    cluster.report(&created, &pod);
+    scene.has(&workload, &["/web"]).await;
+}
+
+#[tokio::test]
+async fn an_api_server_that_is_gone_hangs_or_forgets_changes_no_identity() {
+    let cluster = Cluster::start();
+    let scene = Scene::start(&cluster, "lost").await;
+    scene.register("/web", &["k8s:ns:lost", "k8s:sa:web"]).await;
+    let container = Container::new("main", "example/main:1");
+    let created = cluster.run(&scene.pod("web", &container));
+    let process = scene.process(Shape::Containerd, &created, &container);
+    let workload = scene.workload(&process).await;
+    scene.has(&workload, &["/web"]).await;
+    let still = async || {
+        scene.house.jump(PATIENCE);
+        workload.context().expect("the stream goes on");
+        scene.has(&scene.workload(&process).await, &["/web"]).await;
+    };
+    cluster.stop();
+    still().await;
+    cluster.start_again();
+    cluster.freeze();
+    still().await;
+    cluster.thaw();
+    cluster.lose_history();
+    still().await;
+    // It is listened to again.
+    let container = Container::new("main", "example/main:1");
+    let late = cluster.run(&scene.pod("late", &container));
+    let late = scene.process(Shape::Crio, &late, &container);
+    let waiting = scene.house.eventually("a pod from behind the gap is known", async || {
+        let workload = scene.workload(&late).await;
+        tests::eventually("an answer", async || workload.context().or_else(|_| workload.end().map(|_| unknown())))
+            .await;
+        workload.context().map(|_| workload)
+    });
+    scene.has(&waiting.await, &["/web"]).await;
+    cluster.delete(&created);
+    scene.refused(&workload).await;
+}
+
+fn unknown() -> tests::workload::Context {
+    tests::workload::Context { identities: Vec::new(), federated: Default::default(), foreign: Vec::new() }
+}
+
+#[tokio::test]
+async fn rights_that_are_taken_away_change_nothing_for_pods_that_are_known() {
+    let cluster = Cluster::shared();
+    let scene = Scene::start(&cluster, "rights").await;
+    scene.register("/web", &["k8s:ns:rights"]).await;
+    let container = Container::new("main", "example/main:1");
+    let created = cluster.run(&scene.pod("web", &container));
+    let process = scene.process(Shape::Containerd, &created, &container);
+    let workload = scene.workload(&process).await;
+    scene.has(&workload, &["/web"]).await;
+    let name = json!({ "name": "rights-agent" });
+    cluster.delete(&json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": name,
+    }));
+    scene.house.jump(PATIENCE);
+    scene.has(&scene.workload(&process).await, &["/web"]).await;
+    workload.context().expect("the stream goes on");
+}
+
+#[tokio::test]
+async fn a_mount_namespace_that_lies_changes_nothing() {
+    let cluster = Cluster::shared();
+    let scene = Scene::start(&cluster, "forged").await;
+    scene.register("/victim", &["k8s:ns:forged", "k8s:pod-label:app:victim"]).await;
+    scene.register("/thief", &["k8s:ns:forged", "k8s:pod-label:app:thief"]).await;
+    let (victims, thiefs) = (Container::new("main", "example/main:1"), Container::new("main", "example/main:1"));
+    let victim = cluster.run(&scene.pod("victim", &victims));
+    let thief = cluster.run(&scene.pod("thief", &thiefs));
+    let owned = scene.process(Shape::Containerd, &victim, &victims);
+    let files = scene.house.path("victim.cgroup");
+    std::fs::copy(format!("/proc/{}/cgroup", owned.process.pid()), &files).unwrap();
+    let before = [
+        "mount --make-rprivate /".to_owned(),
+        "mount -t tmpfs none /sys/fs/cgroup".into(),
+        format!("mount --bind {} /proc/$$/cgroup", files.display()),
+        format!("mount --bind /proc/{} /proc/self", owned.process.pid()),
+    ];
+    let group = Cgroup::of(Shape::Containerd, uid(&thief), &thiefs.id);
+    let process = scene.contained(group, before.get(..3).unwrap());
+    scene.has(&scene.workload(&process).await, &["/thief"]).await;
+    scene.has(&scene.workload(&owned).await, &["/victim"]).await;
+}
+
+#[tokio::test]
+async fn a_cgroup_that_a_user_made_up_is_no_pod() {
+    let cluster = Cluster::shared();
+    let scene = Scene::start(&cluster, "made-up").await;
+    scene.register("/web", &["k8s:ns:made-up"]).await;
+    let container = Container::new("main", "example/main:1");
+    let created = cluster.run(&scene.pod("web", &container));
+    let inner = Shape::Containerd.path(uid(&created), &container.id);
+    for above in [
+        "user.slice/user-1000.slice/user@1000.service".to_owned(),
+        format!("system.slice/docker-{}.scope", "b".repeat(64)),
+    ] {
+        let process = scene.contained(Cgroup::new(&format!("{above}/{inner}")), &[]);
+        let told = scene.refused(&scene.workload(&process).await).await;
+        assert!(!told.contains("k8s:"), "{above}: {told}");
+    }
+    // What a container makes up below itself changes nothing either.
+    let other = Container::new("main", "example/main:1");
+    let another = cluster.run(&Pod::new("default", "made-up", "default").on("made-up").container(&other));
+    let below = format!("{}/{inner}", Shape::Containerd.path(uid(&another), &other.id));
+    let process = scene.contained(Cgroup::new(&below), &[]);
+    let told = scene.refused(&scene.workload(&process).await).await;
+    assert!(told.contains("k8s:ns:default") && !told.contains("k8s:ns:made-up"), "{told}");
+}
+
+#[tokio::test]
+async fn a_container_of_two_pods_is_of_neither() {
+    let cluster = Cluster::shared();
+    let scene = Scene::start(&cluster, "twice").await;
+    scene.register("/web", &["k8s:ns:twice"]).await;
+    let container = Container::new("main", "example/main:1");
+    let (one, other) = (cluster.run(&scene.pod("one", &container)), cluster.run(&scene.pod("other", &container)));
+    for pod in [&one, &other] {
+        let process = scene.process(Shape::Containerd, pod, &container);
+        let told = scene.refused(&scene.workload(&process).await).await;
+        assert!(!told.contains("k8s:"), "{told}");
+    }
+    cluster.delete(&other);
+    let process = scene.process(Shape::Containerd, &one, &container);
+    scene
+        .house
+        .eventually("the other one is forgotten", async || {
+            let workload = scene.workload(&process).await;
+            tests::eventually("an answer", async || workload.context().or_else(|_| workload.end().map(|_| unknown())))
+                .await;
+            workload.context().map(drop)
+        })
+        .await;
+}
