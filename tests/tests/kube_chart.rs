@@ -12,6 +12,8 @@ const VERSIONS: [&str; 3] = ["1.30", "1.35", "1.37"];
 #[test]
 fn helm_finds_no_fault_with_the_chart() {
     Chart::run(&["lint"], "").succeeded();
+    let version = format!("version: {0}\nappVersion: \"{0}\"\n", env!("CARGO_PKG_VERSION"));
+    assert!(include_str!("../../deploy/helm/chancery/Chart.yaml").contains(&version), "the chart is of this version");
 }
 
 #[test]
@@ -50,6 +52,22 @@ fn values_that_are_not_known_or_make_no_sense_are_refused() {
         let output = Chart::try_with(values);
         output.failed(1, &[word]);
     }
+}
+
+#[test]
+fn the_chart_takes_the_values_of_the_page() {
+    let page = include_str!("../../docs/kubernetes.md");
+    let words = page.split_whitespace().collect::<Vec<_>>();
+    let set = words.windows(2).filter(|pair| pair[0] == "--set").map(|pair| pair[1]);
+    let value = |pair: &str| pair.replacen('.', ": { ", usize::from(pair.split('=').next().unwrap().contains('.')));
+    let values = set.map(|pair| {
+        let close = if value(pair).contains('{') { " }" } else { "" };
+        format!("{}{close}\n", value(pair).replacen('=', ": ", 1))
+    });
+    let values: String = values.collect();
+    assert!(values.contains("clusterName: main") && values.contains("image: { repository: "), "{values}");
+    let rendered = Chart::try_with(&values).succeeded();
+    rendered.says(&["image: \"registry.example.org/chancery:0.1.0\"", "trust_domain = \"example.org\""]);
 }
 
 #[test]
