@@ -15,7 +15,7 @@ const PORTS: std::ops::Range<u16> = 16_384..32_768;
 #[must_use]
 pub fn free_port() -> u16 {
     // Each process begins elsewhere: what the last one has just given back stays alone for a while.
-    let first = u16::try_from(std::process::id() % 64).unwrap_or_default() * (PORTS.end - PORTS.start) / 64;
+    let first = u16::try_from(std::process::id() % 64).unwrap_or_default() * ((PORTS.end - PORTS.start) / 64);
     let (before, after) = (PORTS.start..PORTS.start + first, PORTS.start + first..PORTS.end);
     let port = after.chain(before).find(|port| claim(*port) && TcpListener::bind(("0.0.0.0", *port)).is_ok());
     port.unwrap_or_else(|| panic!("of the ports {PORTS:?} none is free"))
