@@ -39,7 +39,7 @@ pub(crate) struct Healthcheck {
     #[arg(long, value_name = "HOST:PORT")]
     health: Option<String>,
     /// With --health: ask only whether the process answers, ready or not, as a probe does that would end it.
-    #[arg(long, requires = "health")]
+    #[arg(long, conflicts_with = "workload_socket")]
     live: bool,
     /// Ask an agent: the socket of its Workload API.
     #[arg(long, value_name = "ADDRESS")]
