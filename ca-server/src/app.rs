@@ -252,7 +252,7 @@ impl Server {
         let spawn = Spawner { loops: &loops, stop: &stop };
 
         let reviewers = [review::remembering(&clusters, &clock), told.reviewers].concat();
-        let (watching, watched) = watch::watch(clusters, config.trust_domain.clone(), Arc::clone(&clock));
+        let (watching, watched) = watch::watch(clusters.clone(), config.trust_domain.clone(), Arc::clone(&clock));
         spawn.run(watching);
         let pods = Some(told.pods.unwrap_or(watched));
         spawn.run(follow::follow(Arc::clone(&store), Arc::clone(&views), signers, Arc::clone(&clock), pods));
@@ -273,6 +273,7 @@ impl Server {
             let (rotator, stop) = (Arc::clone(&rotator), stop.clone());
             async move { rotator.run(stop).await }
         });
+        clusters::publishers(&config, &clusters, &views, &clock).into_iter().for_each(|one| spawn.run(one.run()));
         spawn.run(wake_rotation(Arc::clone(&rotator), Arc::clone(&views), connected.clone()));
 
         let profile = lives::x509(&config);

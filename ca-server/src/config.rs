@@ -30,6 +30,7 @@ mod document;
 mod federation;
 mod istio;
 pub mod kubernetes;
+pub mod publish;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -168,6 +169,11 @@ pub enum ConfigError {
     /// The cluster of proxies that name none is none of those that are known.
     #[error("istio.default_cluster = {0:?} is none of the clusters in istio.clusters: name one of ours, on the right")]
     IstioCluster(String),
+    /// One ConfigMap for two things.
+    #[error(
+        "kubernetes.{0}.publish has istio = true and config_map = \"istio-ca-root-cert\": choose another config_map, that one is Istio's"
+    )]
+    TwoBundles(ClusterName),
     /// A context of no kubeconfig.
     #[error("kubernetes.{0}.context is of a kubeconfig: set kubernetes.{0}.kubeconfig too, or leave context out")]
     ContextWithoutKubeconfig(ClusterName),

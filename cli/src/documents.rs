@@ -541,8 +541,11 @@ pub(crate) struct ValidToken {
 /// `healthcheck`.
 #[derive(Debug, Serialize)]
 pub(crate) struct Health {
-    /// Whether whoever was asked is ready.
-    pub(crate) ready: bool,
+    /// Whoever was asked answers.
+    pub(crate) live: bool,
+    /// And is ready; not there when that was not asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) ready: Option<bool>,
     /// What was asked.
     pub(crate) of: String,
 }

@@ -35,9 +35,12 @@ Examples:
   chancery healthcheck --workload-socket /run/chancery/workload.sock --timeout 60s")]
 #[command(group(ArgGroup::new("whom").required(true).args(["health", "workload_socket"])))]
 pub(crate) struct Healthcheck {
-    /// Ask a server: its health address, host:port.
+    /// Ask a server, or an agent: its health address, host:port.
     #[arg(long, value_name = "HOST:PORT")]
     health: Option<String>,
+    /// With --health: ask only whether the process answers, ready or not, as a probe does that would end it.
+    #[arg(long, conflicts_with = "workload_socket")]
+    live: bool,
     /// Ask an agent: the socket of its Workload API.
     #[arg(long, value_name = "ADDRESS")]
     workload_socket: Option<String>,
@@ -91,7 +94,9 @@ impl Healthcheck {
     pub(crate) async fn run(self, globals: &Globals) -> Outcome {
         let of = match (&self.health, &self.workload_socket) {
             (Some(address), _) => {
-                until_ready(address, self.timeout.unwrap_or(SERVER_TIMEOUT), async || server(address).await).await?;
+                let page = if self.live { "/live" } else { "/ready" };
+                until_ready(address, self.timeout.unwrap_or(SERVER_TIMEOUT), async || server(address, page).await)
+                    .await?;
                 address
             }
             (None, Some(socket)) => {
@@ -100,16 +105,18 @@ impl Healthcheck {
             }
             (None, None) => return Err(Failure::Usage("name whom to ask: --health or --workload-socket".into())),
         };
-        globals.output.show(&Health { ready: true, of: of.clone() }, || "ready".into())
+        let word = if self.live { "live" } else { "ready" };
+        let health = Health { live: true, ready: (!self.live).then_some(true), of: of.clone() };
+        globals.output.show(&health, || word.into())
     }
 }
 
 /// One small HTTP/1.1 request by hand: what answers on the loopback is our own server.
-async fn server(address: &str) -> Result<(), Unready> {
+async fn server(address: &str, page: &str) -> Result<(), Unready> {
     let unreachable =
         |error: std::io::Error| Failure::Unreachable(format!("no server answers at {}: {error}", plain(address)));
     let mut stream = TcpStream::connect(address).await.map_err(unreachable)?;
-    let request = format!("GET /ready HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    let request = format!("GET {page} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.map_err(unreachable)?;
     let mut answer = Vec::new();
     stream.take(64 << 10).read_to_end(&mut answer).await.map_err(unreachable)?;
@@ -155,7 +162,8 @@ mod tests {
             assert!(request[..read].starts_with(b"GET /ready HTTP/1.1\r\n"));
             stream.write_all(answer.as_bytes()).await.unwrap();
         });
-        let outcome = until_ready(&address, Duration::from_millis(200), async || server(&address).await).await;
+        let outcome =
+            until_ready(&address, Duration::from_millis(200), async || server(&address, "/ready").await).await;
         answering.await.unwrap();
         outcome
     }
@@ -168,7 +176,8 @@ mod tests {
         assert!(failure.to_string().contains("is not ready: the store is not there (asked for 200ms;"), "{failure}");
         assert_eq!(asked("hello").await.unwrap_err().exit(), 1);
         let nobody = "127.0.0.1:1";
-        let failure = until_ready(nobody, Duration::from_millis(10), async || server(nobody).await).await.unwrap_err();
+        let failure =
+            until_ready(nobody, Duration::from_millis(10), async || server(nobody, "/ready").await).await.unwrap_err();
         assert_eq!(failure.exit(), 3);
         assert!(failure.to_string().starts_with("no server answers at 127.0.0.1:1: "), "{failure}");
     }

@@ -16,6 +16,7 @@
 //! | `web` | a browser of few words |
 //! | `patience` | how tests wait: for a condition, never for a time |
 //! | `binary` | the real binary as processes, and where its judges are |
+//! | `chart` | the Helm chart as Helm renders it, and the configs in it |
 //! | `cluster` | a Kubernetes cluster without nodes: a real kube-apiserver and etcd |
 //! | `cgroup` | processes in cgroups as container runtimes shape them |
 //! | `proxies` | Envoy and others as the real programs, with the configs of `docs/proxies` |
@@ -32,6 +33,7 @@ pub mod broker;
 pub mod by_hand;
 pub mod certificates;
 pub mod cgroup;
+pub mod chart;
 pub mod cluster;
 pub mod endpoint;
 pub mod house;

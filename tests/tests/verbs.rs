@@ -395,6 +395,8 @@ fn fetch_and_healthcheck() {
     let (health, socket) = (house.health().to_owned(), house.endpoint());
     house.run(&["healthcheck", "--health", &health]).succeeded().says(&["ready\n"]);
     assert_eq!(house.run(&["healthcheck", "--health", &health, "-o", "json"]).succeeded().json()["ready"], true);
+    house.run(&["healthcheck", "--health", &health, "--live"]).succeeded().says(&["live\n"]);
+    house.run(&["healthcheck", "--workload-socket", &socket, "--live"]).failed(2, &["--live", "--workload-socket"]);
     house.run(&["healthcheck", "--workload-socket", &socket]).succeeded().says(&["ready\n"]);
     house.stop_agent();
     house.run(&["healthcheck", "--workload-socket", &socket, "--timeout", "1s"]).failed(3, &["no agent answers at "]);

@@ -9,7 +9,9 @@ use crate::attest::Attestors;
 use crate::attest::k8s_psat::K8sPsatAttestor;
 use crate::config::Config;
 use crate::kube::client::{Access, Cluster};
+use crate::kube::publish::Publisher;
 use crate::metrics::ObservedCluster;
+use crate::view::follow::Views;
 
 /// What the files of each cluster say, in the order of their names.
 pub(super) fn read(config: &Config) -> Result<Vec<Access>, AppError> {
@@ -32,6 +34,20 @@ pub(super) fn with_agents(attestors: Attestors, config: &Config, clusters: &[Arc
         Some((Arc::clone(cluster), psat.clone()))
     });
     if config.attest.k8s_psat.is_empty() { attestors } else { attestors.and(Arc::new(K8sPsatAttestor::new(taken))) }
+}
+
+/// What publishes the bundle in the clusters whose config says so.
+pub(super) fn publishers(
+    config: &Config,
+    clusters: &[Arc<Cluster>],
+    views: &Arc<Views>,
+    clock: &Arc<dyn Clock>,
+) -> Vec<Publisher> {
+    let each = config.kubernetes.values().zip(clusters).filter_map(|(source, cluster)| {
+        let (cluster, publish) = (Arc::clone(cluster), source.publish.clone()?);
+        Some(Publisher { cluster, publish, views: Arc::clone(views), clock: Arc::clone(clock) })
+    });
+    each.collect()
 }
 
 /// How each cluster is, for `/metrics`.

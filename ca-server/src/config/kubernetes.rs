@@ -10,6 +10,7 @@ use serde::Deserialize;
 
 use super::ConfigError;
 use super::document::{in_range, lifetime_in_range};
+use super::publish::{self, Publish};
 
 /// The most clusters of one server.
 const MAX_CLUSTERS: usize = 64;
@@ -33,6 +34,8 @@ pub struct Cluster {
     /// How long one watch lasts before it is opened anew: a silent API server is noticed at its end.
     #[serde(with = "spiffe::settings::duration")]
     pub watch_timeout: Duration,
+    /// Where our bundle is written; `None`: nowhere.
+    pub publish: Option<Publish>,
 }
 
 impl Default for Cluster {
@@ -44,6 +47,7 @@ impl Default for Cluster {
             context: None,
             request_timeout: Duration::from_secs(5),
             watch_timeout: Duration::from_secs(60),
+            publish: None,
         }
     }
 }
@@ -198,6 +202,7 @@ pub(super) fn check(clusters: &Clusters, psat: &BTreeMap<ClusterName, K8sPsat>) 
         if cluster.context.is_some() && cluster.kubeconfig.is_none() {
             return Err(ConfigError::ContextWithoutKubeconfig(name.clone()));
         }
+        cluster.publish.iter().try_for_each(|publish| publish::check(name, publish))?;
     }
     for (name, psat) in psat {
         if !clusters.contains_key(name) {

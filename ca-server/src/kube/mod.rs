@@ -7,6 +7,7 @@
 pub mod client;
 pub mod lookup;
 pub mod object;
+pub mod publish;
 pub mod review;
 pub mod watch;
 

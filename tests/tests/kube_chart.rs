@@ -1,0 +1,176 @@
+//! The chart of `deploy/helm/chancery`, as Helm itself renders it, and the plain manifests that are made of it: held against
+//! the schemas of Kubernetes and our own parsers of configs. What a real API server says of them is in `kube_deploy.rs`.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests say what is wrong by panicking")]
+
+use serde_json::Value;
+use tests::chart::{Chart, configs, containers, find};
+
+/// The oldest and the newest Kubernetes that the schemas are held against, and the API server of our tests.
+const VERSIONS: [&str; 3] = ["1.30", "1.35", "1.37"];
+
+#[test]
+fn helm_finds_no_fault_with_the_chart() {
+    Chart::run(&["lint"], "").succeeded();
+    let version = format!("version: {0}\nappVersion: \"{0}\"\n", env!("CARGO_PKG_VERSION"));
+    assert!(include_str!("../../deploy/helm/chancery/Chart.yaml").contains(&version), "the chart is of this version");
+}
+
+#[test]
+fn the_plain_manifests_are_what_the_chart_makes_of_its_defaults() {
+    let made = Chart::run(&["manifests"], "").succeeded().stdout;
+    let kept = include_str!("../../deploy/kubernetes/chancery.yaml");
+    assert!(
+        made == kept,
+        "the chart has changed: write deploy/kubernetes/chancery.yaml anew, as tests/interop/python/chart.py says"
+    );
+}
+
+#[test]
+fn every_object_is_one_that_kubernetes_knows() {
+    for chart in Chart::all() {
+        for version in VERSIONS {
+            Chart::run(&["validate", version], chart.text()).succeeded();
+        }
+    }
+    Chart::run(&["validate", "1.37"], "apiVersion: v1\nkind: Pod\nmetadata: { name: a }\nspec: { container: [] }\n")
+        .failed(1, &["Pod a"]);
+}
+
+#[test]
+fn values_that_are_not_known_or_make_no_sense_are_refused() {
+    for (values, word) in [
+        ("trustDomian: a.org", "trustDomian"),
+        ("clusterName: EU", "clusterName"),
+        ("server: { port: 0 }", "port"),
+        ("server: { env: { PATH: x } }", "PATH"),
+        ("agent: { serviceAccounts: [chancery] }", "serviceAccounts"),
+        ("agent: { socketDir: run }", "socketDir"),
+        ("publish: { istio: true }", "namespaces"),
+        ("image: { digest: latest }", "digest"),
+    ] {
+        let output = Chart::try_with(values);
+        output.failed(1, &[word]);
+    }
+}
+
+#[test]
+fn the_chart_takes_the_values_of_the_page() {
+    let page = include_str!("../../docs/kubernetes.md");
+    let words = page.split_whitespace().collect::<Vec<_>>();
+    let set = words.windows(2).filter(|pair| pair[0] == "--set").map(|pair| pair[1]);
+    let value = |pair: &str| pair.replacen('.', ": { ", usize::from(pair.split('=').next().unwrap().contains('.')));
+    let values = set.map(|pair| {
+        let close = if value(pair).contains('{') { " }" } else { "" };
+        format!("{}{close}\n", value(pair).replacen('=', ": ", 1))
+    });
+    let values: String = values.collect();
+    assert!(values.contains("clusterName: main") && values.contains("image: { repository: "), "{values}");
+    let rendered = Chart::try_with(&values).succeeded();
+    rendered.says(&["image: \"registry.example.org/chancery:0.1.0\"", "trust_domain = \"example.org\""]);
+}
+
+#[test]
+fn each_config_of_the_chart_is_one_that_server_and_agent_take() {
+    for chart in Chart::all() {
+        let (server, agent) = configs(chart.documents());
+        assert_eq!(server.trust_domain, agent.trust_domain, "{}", chart.name());
+        assert_eq!(server.address.as_str(), agent.servers[0].to_string(), "{}", chart.name());
+        let (cluster, psat) = server.attest.k8s_psat.first_key_value().expect("agents of this cluster");
+        let node_agent::config::Attest::K8sPsat { cluster: of, token_path } = &agent.attest else {
+            panic!("{}: {:?}", chart.name(), agent.attest)
+        };
+        assert_eq!(cluster.as_str(), of, "{}", chart.name());
+        // What the agent reads is mounted, and is for this server.
+        let daemon_set = chart.object("DaemonSet", "chancery-agent");
+        let pod = &daemon_set["spec"]["template"]["spec"];
+        let token = mounted(pod, token_path.to_str().unwrap());
+        let source = &token["projected"]["sources"][0]["serviceAccountToken"];
+        assert_eq!(source["audience"], psat.audience.as_str(), "{}", chart.name());
+        let account = pod["serviceAccountName"].as_str().unwrap();
+        let account = format!("chancery:{account}");
+        assert!(psat.service_accounts.iter().any(|one| format!("{}:{}", one.namespace, one.name) == account));
+        // What it knows the server by is what the server publishes in its namespace.
+        let publish = server.kubernetes[cluster].publish.clone().expect("the bundle is published");
+        let bundle = &token["projected"]["sources"][1]["configMap"];
+        assert_eq!(bundle["name"], publish.config_map.as_str(), "{}", chart.name());
+        let is_own = publish.namespaces.iter().any(|name| name.as_str() == "chancery");
+        assert!(is_own || (publish.namespaces.is_empty() && publish.namespace_label.is_none()), "{}", chart.name());
+        // The socket is in the folder of the node that workloads mount.
+        let socket = mounted(pod, agent.workload_socket.to_str().unwrap());
+        assert_eq!(socket["hostPath"]["path"], agent.workload_socket.parent().unwrap().to_str().unwrap());
+    }
+}
+
+#[test]
+fn containers_have_what_they_need_and_nothing_more() {
+    for chart in Chart::all() {
+        for (of, pod, container) in containers(chart.documents()) {
+            let (name, context) =
+                (format!("{} of {}", of["metadata"]["name"], chart.name()), &container["securityContext"]);
+            assert_eq!(context["readOnlyRootFilesystem"], true, "{name}");
+            assert_eq!(context["allowPrivilegeEscalation"], false, "{name}");
+            assert_eq!(context["capabilities"]["drop"], serde_json::json!(["ALL"]), "{name}");
+            assert_eq!(context["privileged"], Value::Null, "{name}");
+            assert_eq!(pod["hostNetwork"], Value::Null, "{name}");
+            assert_eq!(pod["hostIPC"], Value::Null, "{name}");
+            assert_eq!(pod["securityContext"]["seccompProfile"]["type"], "RuntimeDefault", "{name}");
+            for probe in ["startupProbe", "readinessProbe", "livenessProbe"] {
+                let command = &container[probe]["exec"]["command"];
+                assert_eq!((&command[0], &command[1]), (&"chancery".into(), &"healthcheck".into()), "{name}: {probe}");
+            }
+            let is_agent = of["kind"] == "DaemonSet";
+            assert_eq!(pod["hostPID"] == true, is_agent, "{name}");
+            assert_eq!(pod["securityContext"]["runAsNonRoot"] == true, !is_agent, "{name}");
+            let added = &context["capabilities"]["add"];
+            let looks_at_programs = chart.name() == "everything" && is_agent;
+            let needed = if looks_at_programs { serde_json::json!(["SYS_PTRACE"]) } else { Value::Null };
+            assert_eq!(added, &needed, "{name}");
+        }
+    }
+}
+
+#[test]
+fn no_role_has_a_wildcard_or_a_secret_and_changes_are_bound_to_names() {
+    for chart in Chart::all() {
+        let roles =
+            chart.documents().iter().filter(|one| ["Role", "ClusterRole"].map(Value::from).contains(&one["kind"]));
+        for role in roles {
+            for rule in role["rules"].as_array().unwrap() {
+                let text = rule.to_string();
+                assert!(!text.contains('*') && !text.contains("secrets"), "{text}");
+                let verbs: Vec<&str> =
+                    rule["verbs"].as_array().unwrap().iter().map(|verb| verb.as_str().unwrap()).collect();
+                let known = ["create", "get", "list", "watch", "patch"];
+                assert!(verbs.iter().all(|verb| known.contains(verb)), "{text}");
+                let changes = verbs.contains(&"patch");
+                assert!(!changes || rule["resourceNames"].as_array().is_some_and(|names| !names.is_empty()), "{text}");
+            }
+        }
+        let own = find(chart.documents(), "Role", "chancery-server").is_some();
+        assert_eq!(
+            own,
+            chart.name() == "defaults" || chart.name() == "istio/chancery-sidecar.yaml",
+            "{}",
+            chart.name()
+        );
+    }
+}
+
+#[test]
+fn the_dockerfile_is_in_order() {
+    let hadolint = tests::binary::place("CHANCERY_HELM").join("hadolint");
+    let dockerfile = tests::chart::deploy("Dockerfile").display().to_string();
+    tests::binary::Command::new(hadolint).args([dockerfile]).run().succeeded();
+}
+
+/// The volume of `pod` in which its container sees the file at `path`.
+#[track_caller]
+fn mounted<'a>(pod: &'a Value, path: &str) -> &'a Value {
+    let mounts = pod["containers"][0]["volumeMounts"].as_array().unwrap();
+    let folder = path.rsplit_once('/').unwrap().0;
+    let mount = mounts.iter().find(|mount| mount["mountPath"] == folder);
+    let mount = mount.unwrap_or_else(|| panic!("nothing is mounted at {folder}: {mounts:?}"));
+    let volumes = pod["volumes"].as_array().unwrap();
+    volumes.iter().find(|volume| volume["name"] == mount["name"]).expect("a volume")
+}
