@@ -4,7 +4,7 @@
 //! - **Nothing is written before it is known what is there**: at start, and whenever a session with the API server begins anew.
 //! - **New content goes at once**, to every place, whatever was there before.
 //! - **Nobody is fought**: who changes a place again and again, and a place that cannot be written, is met at growing
-//!   intervals, from [`FIRST`] to [`MOST`]; a place that was left alone for [`FORGET`] is repaired at once again.
+//!   intervals, from `FIRST` to `MOST`; a place that was left alone for `FORGET` is repaired at once again.
 //! - **Nothing is deleted**: a namespace that is not meant any more keeps what it has.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -22,9 +22,9 @@ const MOST: usize = 10_000;
 
 /// Asks another reviewer, and remembers what it says yes to.
 ///
-/// - **Only a yes**, for [`REMEMBERED`] at most, and never past the token's own `exp`: a token whose end cannot be read
+/// - **Only a yes**, for `REMEMBERED` at most, and never past the token's own `exp`: a token whose end cannot be read
 ///   is not remembered. A no is asked again each time, so nobody is kept out by an answer that is out of date.
-/// - **What it allows**: a token whose pod or service account has just been deleted counts for [`REMEMBERED`] longer
+/// - **What it allows**: a token whose pod or service account has just been deleted counts for `REMEMBERED` longer
 ///   than the API server lets it, which itself goes on saying yes for seven to ten seconds. What is issued for a token
 ///   outlives both many times: who had the token a moment earlier got the same. Nothing else about a caller is remembered: where his pod
 ///   runs is looked up in what the watches say now.
