@@ -100,7 +100,7 @@ impl Lookup {
                 Ok(selectors) => return self.settle(selectors).await,
                 Err(error) => {
                     let Owner { kind, namespace, name, .. } = &self.owner;
-                    warn!(%error, ?kind, %namespace, %name, "its owner is not known: its pods have no selectors of that");
+                    warn!(%error, ?kind, ?namespace, ?name, "its owner is not known: its pods have no selectors of that");
                 }
             }
             if !is_settled {
@@ -114,7 +114,7 @@ impl Lookup {
 
     async fn once(&self) -> Result<Vec<Selector>, OwnerError> {
         let _turn = self.at_once.acquire().await;
-        self.owner.selectors(self.api_server.client()?).await
+        self.owner.selectors(&self.api_server.client()?).await
     }
 
     async fn settle(&self, selectors: Vec<Selector>) {

@@ -18,6 +18,7 @@
 //! | `pods` | what is known of this node's pods (a value) |
 //! | `owners` | what owns the owner of a pod |
 //! | `client` | the API server |
+//! | `answer`, `split` | what it answers, object by object, and never more of it than one (`split` is pure) |
 //! | `watch`, `keep` | the loops |
 //!
 //! - A process in no container has no such selectors, at once.
@@ -45,12 +46,14 @@ use super::process_file::Credentials;
 use super::{AttestError, Peer, WorkloadAttestor, peer};
 use crate::metrics::Metrics;
 
+pub mod answer;
 pub mod cgroup;
 pub mod client;
 mod keep;
 pub mod object;
 pub mod owners;
 pub mod pods;
+mod split;
 mod watch;
 
 const KIND: &str = "k8s";

@@ -305,3 +305,45 @@ async fn a_broker_finds_a_pod_as_a_whole() {
     node.tick_until(|| missing.is_finished()).await;
     assert!(missing.await.unwrap());
 }
+
+#[tokio::test]
+async fn a_pod_that_cannot_be_read_and_one_that_is_too_large_harm_no_other() {
+    let api = Api::default();
+    let mut odd = bare(OTHER, 'b');
+    odd["spec"]["containers"] = json!("secret");
+    api.put(odd.clone());
+    let mut fat = bare("1", 'c');
+    fat["spec"]["containers"][0]["env"] = json!([{"name": "X", "value": "x".repeat(split::MOST_BYTES)}]);
+    api.put(fat);
+    api.put(bare(POD, 'a'));
+    let node = Node::new(api);
+    node.found(POD, 'a').await.unwrap();
+    assert_eq!(node.known.pods.borrow().count(), 1);
+    node.api.put(odd);
+    node.api.put(bare(OTHER, 'b'));
+    node.found(OTHER, 'b').await.unwrap();
+    assert_eq!(node.metrics.k8s_watching.get(), 1, "the watch is still open");
+}
+
+#[tokio::test]
+async fn after_an_hour_and_after_a_watch_that_brought_nothing_everything_is_listed_anew() {
+    let api = Api::default();
+    let node = Node::new(api);
+    let lists = || node.api.asked("/api/v1/pods") - node.api.asked("watch=true");
+    let watching = || node.metrics.k8s_watching.get() == 1;
+    node.tick_until(watching).await;
+    assert_eq!(lists(), 1);
+    for (minutes, is_heard, expected) in [(5, true, 1), (5, false, 2), (61, true, 3)] {
+        if is_heard {
+            node.api.put(bare(POD, 'a'));
+            node.until(|pods| pods.count() == 1).await;
+            node.api.delete(POD);
+            node.until(|pods| pods.count() == 0).await;
+        }
+        node.clock.advance(Duration::from_secs(60 * minutes));
+        let watches = node.api.asked("watch=true");
+        node.api.become_now(Mood::Well);
+        node.tick_until(|| node.api.asked("watch=true") > watches && watching()).await;
+        assert_eq!(lists(), expected, "{minutes} {is_heard}: {:?}", node.api.state().asked);
+    }
+}
