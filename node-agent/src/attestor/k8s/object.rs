@@ -8,10 +8,14 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use spiffe::selector::Selector;
+use spiffe::time::Timestamp;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use super::KIND;
 use super::cgroup::is_container_id;
@@ -34,6 +38,7 @@ pub struct Meta {
     pub(super) labels: Option<BTreeMap<String, String>>,
     pub(super) owner_references: Option<Vec<OwnerReference>>,
     annotations: Option<Annotations>,
+    deletion_timestamp: Option<String>,
 }
 
 /// What an object is owned by.
@@ -92,6 +97,7 @@ pub struct PodSpec {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PodStatus {
+    phase: Option<String>,
     container_statuses: Option<Vec<ContainerStatus>>,
     init_container_statuses: Option<Vec<ContainerStatus>>,
     ephemeral_container_statuses: Option<Vec<ContainerStatus>>,
@@ -136,6 +142,45 @@ pub struct Pod {
     pub containers: Vec<Container>,
     /// How many more there are: too many.
     pub left_out: usize,
+    /// Until when it counts as a whole. Whatever runs in it counts as long as it runs.
+    pub life: Life,
+}
+
+/// Until when a pod counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Life {
+    /// Until further notice.
+    Open,
+    /// It was deleted, and its containers have until then to end.
+    Until(Timestamp),
+    /// All of its containers have ended for good.
+    Ended,
+}
+
+impl Life {
+    fn of(deletion: Option<&str>, phase: Option<&str>) -> Self {
+        match (phase, deletion) {
+            (Some("Succeeded" | "Failed"), _) => Self::Ended,
+            (_, None) => Self::Open,
+            // A moment that cannot be read has passed.
+            (_, Some(text)) => moment(text).map_or(Self::Ended, Self::Until),
+        }
+    }
+
+    /// Whether it is over at `now`.
+    pub fn is_over(self, now: Timestamp) -> bool {
+        match self {
+            Self::Open => false,
+            Self::Until(end) => now >= end,
+            Self::Ended => true,
+        }
+    }
+}
+
+/// A moment as Kubernetes writes one.
+fn moment(text: &str) -> Option<Timestamp> {
+    let seconds = OffsetDateTime::parse(text, &Rfc3339).ok()?.unix_timestamp();
+    Some(Timestamp::default().plus(Duration::from_secs(u64::try_from(seconds).ok()?)))
 }
 
 /// A container of a pod.
@@ -159,6 +204,7 @@ impl Pod {
         let owner = Owner::to_walk(&metadata);
         let cgroup_uid = static_uid(&metadata).map_or_else(|| Arc::clone(&uid), Arc::from);
         let status = status.unwrap_or_default();
+        let life = Life::of(metadata.deletion_timestamp.as_deref(), status.phase.as_deref());
         let containers = [
             (None, status.container_statuses),
             (Some("init-container"), status.init_container_statuses),
@@ -188,7 +234,7 @@ impl Pod {
             selectors.push(selector(KIND, "pod-label", format_args!("{key}:{value}")));
         }
         let selectors = selectors.into_iter().flatten().collect();
-        Some(Self { uid, cgroup_uid, namespace, name, selectors, owner, containers, left_out })
+        Some(Self { uid, cgroup_uid, namespace, name, selectors, owner, containers, left_out, life })
     }
 }
 
