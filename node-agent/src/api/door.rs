@@ -112,7 +112,7 @@ impl Door {
 
     /// Finds a place among `streams` for a process that asks for itself, and out who it is.
     pub(super) async fn admit(&self, peer: Arc<Peer>, streams: &Arc<Places>) -> Result<Admitted, Denial> {
-        let place = streams.take(Holder::User(peer.uid()))?;
+        let place = streams.take(Holder::local(&peer, &self.attestors))?;
         let (subject, selectors) = self.process(peer).await?;
         Ok(Admitted { subject, selectors, place, asker: Asker::Itself })
     }
@@ -363,7 +363,7 @@ pub(super) mod tests {
         let clock = Fake::new(NOW);
         let door = Door {
             cache,
-            attestors: Arc::new(Attestors::new(Vec::new())),
+            attestors: Arc::new(Attestors::new(Vec::new(), Arc::new(clock.clone()))),
             first_answer: Duration::from_secs(10),
             waits: Places::new(8, 1),
             clock: Arc::new(clock.clone()),

@@ -70,12 +70,7 @@ pub(super) struct Answer {
 
 impl Answer {
     /// Asks for `path`, and has the answer come apart by `splitter`.
-    pub(super) async fn to(
-        client: &Client,
-        path: &str,
-        accept: &str,
-        splitter: Splitter,
-    ) -> Result<Self, AnswerError> {
+    pub(super) async fn to(client: &Client, path: &str, accept: &str, splitter: Splitter) -> Result<Self, AnswerError> {
         let request = Request::get(path).header(ACCEPT, accept).body(Body::empty())?;
         let response = client.send(request).await?;
         let (code, body) = (response.status(), response.into_body());

@@ -27,15 +27,18 @@
 //!   attestor fails, and it is to come again.
 //! - What is known stays known when the API server is lost.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use prometheus_client::metrics::counter::Counter;
 use spiffe::selector::{MAX_SELECTORS, Selector, Selectors};
 use spiffe::time::Clock;
 use tokio::sync::mpsc;
 use tokio::sync::watch::Receiver;
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
 use self::cgroup::{Container, Top};
 use self::client::ApiServer;
@@ -62,6 +65,8 @@ mod watch;
 const KIND: &str = "k8s";
 /// Events that wait to be taken up.
 const WAITING: usize = 64;
+/// Layouts of cgroups that are complained of: anybody may make up some.
+const MOST_LAYOUTS: usize = 8;
 
 /// Why a process in a container, or a pod, is not known.
 #[derive(Debug, thiserror::Error)]
@@ -135,7 +140,12 @@ pub fn new(parts: Parts) -> (K8s, KnownPods, Loops) {
     };
     let keeper = Keeper { events, told, api_server, clock: Arc::clone(&clock), count: metrics.k8s_pods };
     let known = KnownPods { pods, wait, clock };
-    let attestor = K8s { top: Top::of_agent(&own_cgroup), known: known.clone() };
+    let attestor = K8s {
+        top: Top::of_agent(&own_cgroup),
+        known: known.clone(),
+        misplaced: metrics.k8s_misplaced,
+        layouts: Mutex::default(),
+    };
     (attestor, known, Loops { watch, keeper })
 }
 
@@ -156,6 +166,9 @@ impl Loops {
 pub struct K8s {
     top: Top,
     known: KnownPods,
+    misplaced: Counter,
+    /// Where processes of pods were found that cannot be taken for such.
+    layouts: Mutex<BTreeSet<String>>,
 }
 
 #[async_trait]
@@ -173,6 +186,11 @@ impl WorkloadAttestor for K8s {
         }
     }
 
+    fn pod(&self, peer: &Peer) -> Option<String> {
+        let file = peer::read(peer.pid(), "cgroup").ok()?;
+        Some(self.top.container(&file).ok()??.pod_uid)
+    }
+
     fn presence(&self, found: &Selectors) -> Option<Presence> {
         let uid = found.iter().find_map(|found| found.as_str().strip_prefix("k8s:pod-uid:"))?;
         Some(self.known.presence(uid, found.clone(), false))
@@ -182,11 +200,32 @@ impl WorkloadAttestor for K8s {
 impl K8s {
     /// What is true of a process with this `/proc/<pid>/cgroup`.
     async fn of_cgroup(&self, file: &[u8]) -> Result<Vec<Selector>, K8sError> {
-        let Some(container) = self.top.container(file)? else { return Ok(Vec::new()) };
+        let Some(container) = self.top.container(file)? else {
+            if let Some(layout) = self.top.misplaced(file) {
+                self.complain(layout);
+            }
+            return Ok(Vec::new());
+        };
         let at_once = known(&self.known.pods.borrow(), &container)?;
         match at_once {
             Some(found) => Ok(found),
             None => self.known.until_known(&container).await,
+        }
+    }
+}
+
+impl K8s {
+    /// Says that processes of pods seem to be where none is believed to be.
+    fn complain(&self, layout: String) {
+        self.misplaced.inc();
+        let mut layouts = self.layouts.lock().unwrap_or_else(PoisonError::into_inner);
+        if layouts.len() < MOST_LAYOUTS && !layouts.contains(&layout) {
+            warn!(
+                ?layout,
+                "processes of what looks like a pod are in cgroups where no kubelet makes any: they count as processes of \
+                 the machine, and have no selectors of pods"
+            );
+            layouts.insert(layout);
         }
     }
 }

@@ -381,9 +381,11 @@ pub(super) mod tests {
         let mut mirror = document("u1", &id('a'));
         mirror["metadata"]["annotations"] = json!({"kubernetes.io/config.hash": "h"});
         assert_eq!(&*pod(mirror.clone()).unwrap().cgroup_uid, "u1", "any user may write that one");
-        mirror["metadata"]["annotations"] = json!({"kubernetes.io/config.hash": "h", "kubernetes.io/config.mirror": "h"});
+        mirror["metadata"]["annotations"] =
+            json!({"kubernetes.io/config.hash": "h", "kubernetes.io/config.mirror": "h"});
         assert_eq!(&*pod(mirror.clone()).unwrap().cgroup_uid, "h");
-        mirror["metadata"]["annotations"] = json!({"kubernetes.io/config.hash": "h", "kubernetes.io/config.mirror": "other"});
+        mirror["metadata"]["annotations"] =
+            json!({"kubernetes.io/config.hash": "h", "kubernetes.io/config.mirror": "other"});
         assert_eq!(&*pod(mirror).unwrap().cgroup_uid, "u1");
     }
 
@@ -403,7 +405,9 @@ pub(super) mod tests {
         let mut many = document("u1", &id('a'));
         let status = |n: usize| json!({"name": "debug", "containerID": format!("containerd://{n:064x}"), "state": {"terminated": {}}});
         let mut statuses: Vec<Value> = (0..MAX_CONTAINERS + 10).map(status).collect();
-        statuses.push(json!({"name": "debug", "containerID": format!("containerd://{}", id('c')), "state": {"running": {}}}));
+        statuses.push(
+            json!({"name": "debug", "containerID": format!("containerd://{}", id('c')), "state": {"running": {}}}),
+        );
         many["status"]["ephemeralContainerStatuses"] = json!(statuses);
         let pod = pod(many).unwrap();
         assert_eq!((pod.containers.len(), pod.left_out), (MAX_CONTAINERS, 12));

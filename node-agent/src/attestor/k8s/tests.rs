@@ -97,6 +97,10 @@ async fn a_process_is_known_by_its_container() {
     }
     assert_eq!(node.attestor.of_cgroup(b"0::/user.slice\n").await.unwrap(), [], "at once: it is in no container");
     assert_eq!((node.metrics.k8s_pods.get(), node.metrics.k8s_watching.get()), (1, 1));
+    assert_eq!(node.metrics.k8s_misplaced.get(), 0);
+    let elsewhere = format!("0::/x/kubepods/pod{POD}/{}\n", id('a'));
+    assert_eq!(node.attestor.of_cgroup(elsewhere.as_bytes()).await.unwrap(), []);
+    assert_eq!(node.metrics.k8s_misplaced.get(), 1, "somebody may want to know why it has no selectors");
 }
 
 #[tokio::test]
