@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::ACCEPT;
 use http::{Request, StatusCode};
-use http_body_util::{BodyExt as _, Limited};
+use http_body_util::{BodyExt as _, Collected, Limited};
 use kube::Client;
 use kube::client::Body;
 use serde::Deserialize;
@@ -77,7 +77,7 @@ impl Answer {
         if code.is_success() {
             return Ok(Self { body, chunk: Bytes::new(), splitter });
         }
-        let said = Limited::new(body, MOST_REFUSAL).collect().await.map(|said| said.to_bytes()).unwrap_or_default();
+        let said = Limited::new(body, MOST_REFUSAL).collect().await.map(Collected::to_bytes).unwrap_or_default();
         let words = serde_json::from_slice(&said).map(|Refusal { message }| message).unwrap_or_default();
         Err(AnswerError::Refused { code, words: words.chars().take(MOST_WORDS).collect() })
     }
