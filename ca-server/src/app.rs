@@ -219,6 +219,11 @@ impl Server {
         // Before the socket in it, whose folder would be made for everybody to enter.
         make_data_dir(&config)?;
         let listeners = Listeners::bind(&config).await?;
+        let (stop, loops) = (CancellationToken::new(), TaskTracker::new());
+        // A start that fails ends what it has begun.
+        let begun = stop.clone().drop_guard();
+        let (starting, health_address) = (health::Starting::default(), listeners.health_address);
+        loops.spawn(health::serve(listeners.health, Arc::clone(&starting), stop.clone()));
         let store = open_store(&config).await?;
         let keys: Arc<dyn KeyStore> = match config.authority.keys {
             Keys::Disk => Arc::new(Disk::open(&config.keys_dir())?),
@@ -247,8 +252,6 @@ impl Server {
                 clusters.clone(),
             ),
         ));
-        let stop = CancellationToken::new();
-        let loops = TaskTracker::new();
         let spawn = Spawner { loops: &loops, stop: &stop };
 
         let reviewers = [review::remembering(&clusters, &clock), told.reviewers].concat();
@@ -290,10 +293,6 @@ impl Server {
         spawn.run(own.begin(issuer)?.keep());
 
         let address = listeners.tls.local_addr().map_err(|error| listen_error("listen", config.listen, error))?;
-        let health_address = listeners
-            .health
-            .local_addr()
-            .map_err(|error| listen_error("health_listen", config.health_listen, error))?;
         let advertised = config.address.as_str();
         let advertised = match advertised.strip_suffix(":0") {
             Some(host) => format!("{host}:{}", address.port()),
@@ -352,7 +351,8 @@ impl Server {
             Arc::clone(&clock),
             agents_after,
         ));
-        loops.spawn(health::serve(listeners.health, observe::ready(views.clone(), audit), metrics, stop.clone()));
+        // Nobody else sets it.
+        let _ = starting.set(health::Known { ready: observe::ready(views.clone(), audit), metrics });
 
         let web = web::serve(
             listeners.web,
@@ -400,6 +400,7 @@ impl Server {
             }
         });
         loops.close();
+        begun.disarm();
         info!(%address, admin_socket = %config.admin_socket.as_path().display(), trust_domain = %config.trust_domain, "the server answers");
         Ok(Self {
             address,

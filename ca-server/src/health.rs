@@ -1,11 +1,12 @@
 //! `/live`, `/ready` and `/metrics`, on a loopback port.
 //!
-//! - `/live` says that the process answers; it never asks the store or anything else that could be slow.
+//! - `/live` says that the process answers; it never asks the store or anything else that could be slow, and is there
+//!   before the store is open: however long that takes, it is no reason to end the process.
 //! - `/ready` is 503 while something is missing to sign SVIDs, and says what in JSON.
 //! - Nobody can hold it up: few connections, small headers, short times.
 
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -63,8 +64,20 @@ impl Readiness {
 /// Asks whether the server is ready. Has to be cheap and must not block.
 pub type Ready = Arc<dyn Fn() -> Readiness + Send + Sync>;
 
+/// What only a server that has started knows.
+#[derive(Clone)]
+pub struct Known {
+    /// Whether it is ready.
+    pub ready: Ready,
+    /// Its numbers.
+    pub metrics: Arc<Metrics>,
+}
+
+/// The same, from the moment at which there is something to know.
+pub type Starting = Arc<OnceLock<Known>>;
+
 /// Serves on `listener` until `stop`, then lets open requests end.
-pub async fn serve(listener: TcpListener, ready: Ready, metrics: Arc<Metrics>, stop: CancellationToken) {
+pub async fn serve(listener: TcpListener, starting: Starting, stop: CancellationToken) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let connections = TaskTracker::new();
     loop {
@@ -87,9 +100,9 @@ pub async fn serve(listener: TcpListener, ready: Ready, metrics: Arc<Metrics>, s
                 None => continue,
             },
         };
-        let (ready, metrics, stop) = (ready.clone(), metrics.clone(), stop.clone());
+        let (starting, stop) = (starting.clone(), stop.clone());
         connections.spawn(async move {
-            converse(stream, ready, metrics, stop).await;
+            converse(stream, starting, stop).await;
             drop(place);
         });
     }
@@ -103,9 +116,9 @@ async fn pause() {
 }
 
 #[expect(clippy::disallowed_methods, reason = "limits how long a peer may hold a connection of the network")]
-async fn converse(stream: TcpStream, ready: Ready, metrics: Arc<Metrics>, stop: CancellationToken) {
+async fn converse(stream: TcpStream, starting: Starting, stop: CancellationToken) {
     let service = service_fn(move |request: Request<Incoming>| {
-        let response = answer(&request, &ready, &metrics);
+        let response = answer(&request, starting.get());
         async move { Ok::<_, Infallible>(response) }
     });
     let connection = http1::Builder::new()
@@ -126,7 +139,7 @@ async fn converse(stream: TcpStream, ready: Ready, metrics: Arc<Metrics>, stop: 
     let _ = tokio::time::timeout(CONNECTION_TIMEOUT, talk).await;
 }
 
-fn answer(request: &Request<Incoming>, ready: &Ready, metrics: &Metrics) -> Response<Full<Bytes>> {
+fn answer(request: &Request<Incoming>, known: Option<&Known>) -> Response<Full<Bytes>> {
     const TEXT: &str = "text/plain; charset=utf-8";
     if request.method() != Method::GET && request.method() != Method::HEAD {
         let mut response = respond(StatusCode::METHOD_NOT_ALLOWED, TEXT, "use GET\n".into());
@@ -136,13 +149,18 @@ fn answer(request: &Request<Incoming>, ready: &Ready, metrics: &Metrics) -> Resp
     match request.uri().path() {
         "/live" => respond(StatusCode::OK, TEXT, "alive\n".into()),
         "/ready" => {
-            let readiness = ready();
+            let opening =
+                || Readiness::default().with("store", Err("not open yet: this server is starting".to_owned()));
+            let readiness = known.map_or_else(opening, |known| (known.ready)());
             let status = if readiness.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
             respond(status, "application/json", readiness.to_json() + "\n")
         }
-        "/metrics" => match metrics.encode() {
-            Ok(text) => respond(StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", text),
-            Err(error) => respond(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("metrics: {error}\n")),
+        "/metrics" => match known.map(|known| known.metrics.encode()) {
+            Some(Ok(text)) => {
+                respond(StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", text)
+            }
+            Some(Err(error)) => respond(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("metrics: {error}\n")),
+            None => respond(StatusCode::SERVICE_UNAVAILABLE, TEXT, "this server is starting\n".into()),
         },
         _ => respond(StatusCode::NOT_FOUND, TEXT, "there are /live, /ready and /metrics\n".into()),
     }
@@ -193,7 +211,15 @@ mod tests {
         };
         let metrics = Arc::new(Metrics::new("0", Arc::new(Observed::default)));
         let stop = CancellationToken::new();
-        let server = tokio::spawn(serve(listener, ready, metrics, stop.clone()));
+        let starting = Starting::default();
+        let server = tokio::spawn(serve(listener, starting.clone(), stop.clone()));
+
+        // The store is being opened, and that may take its time.
+        assert!(fetch(address, "/live").await.starts_with("HTTP/1.1 200 OK"));
+        let answer = fetch(address, "/ready").await;
+        assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("this server is starting"), "{answer}");
+        assert!(fetch(address, "/metrics").await.starts_with("HTTP/1.1 503 "));
+        assert!(starting.set(Known { ready, metrics }).is_ok());
 
         assert!(fetch(address, "/live").await.starts_with("HTTP/1.1 200 OK"));
         let answer = fetch(address, "/ready").await;

@@ -311,7 +311,7 @@ fn attestors(
         list.push(Box::new(Systemd));
     }
     let Some(k8s) = &config.k8s else {
-        return Ok(Attesting { attestors: Arc::new(Attestors::new(list)), pods: None, k8s: None });
+        return Ok(Attesting { attestors: Arc::new(Attestors::new(list, Arc::clone(clock))), pods: None, k8s: None });
     };
     let (cluster, of_files) = (k8s.cluster.clone(), Arc::clone(clock));
     let api_server = ApiServer::new(Box::new(move || k8s::client::connect(&cluster, &of_files)));
@@ -326,7 +326,7 @@ fn attestors(
         metrics: metrics.clone(),
     });
     list.push(Box::new(attestor));
-    Ok(Attesting { attestors: Arc::new(Attestors::new(list)), pods: Some(known), k8s: Some(loops) })
+    Ok(Attesting { attestors: Arc::new(Attestors::new(list, Arc::clone(clock))), pods: Some(known), k8s: Some(loops) })
 }
 
 fn limits(config: &config::Limits) -> api::Limits {

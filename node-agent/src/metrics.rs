@@ -49,6 +49,8 @@ pub struct Metrics {
     pub k8s_watching: Gauge,
     /// Pods of this node that are known.
     pub k8s_pods: Gauge,
+    /// Calls of processes that seem to be in a pod, in cgroups that are not believed.
+    pub k8s_misplaced: Counter,
     deliveries: Arc<Deliveries>,
 }
 
@@ -111,6 +113,8 @@ impl Metrics {
         registry.register("sds_refused", "Proxies that were refused what they asked for", self.sds_refused.clone());
         registry.register("k8s_watching", "Whether the pods of this node are watched", self.k8s_watching.clone());
         registry.register("k8s_pods", "Pods of this node that are known", self.k8s_pods.clone());
+        let misplaced = "Calls of processes that seem to be in a pod, in cgroups that are not believed";
+        registry.register("k8s_misplaced", misplaced, self.k8s_misplaced.clone());
         let Deliveries { writes, failures, last_success, expiry } = self.deliveries.as_ref();
         registry.register("delivery_writes", "Versions of files written", writes.clone());
         registry.register("delivery_failures", "Files that were not written, and failed actions", failures.clone());

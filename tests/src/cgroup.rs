@@ -1,17 +1,23 @@
 //! Processes in cgroups that are shaped as container runtimes shape them, in the version 2 hierarchy of this machine.
 //!
 //! - A process enters before it becomes the program that is wanted: no moment of it is outside.
-//! - What was made is removed: a group when it is dropped, the groups above it when nobody else has one there.
+//! - What this process made is removed: a group when it is dropped, the groups above it when nobody else has one there.
+//!   A group that was there before stays, whether it is empty or not.
 //! - A machine that does not let us fails the test, with what it lacks; nothing is skipped.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use crate::binary::{Command, wait_for};
 
 /// How long the processes in a group may take to end after their test ended them, in seconds.
 const GRACE: u64 = 10;
+
+/// The groups that this process made, those of all its tests: one may have made a group in which another has its own.
+static MADE: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
 /// Who makes the groups, and by which driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,7 +61,6 @@ impl Shape {
 /// A cgroup. Dropping it removes it: its processes have to be ended before.
 #[derive(Debug)]
 pub struct Cgroup {
-    root: PathBuf,
     path: PathBuf,
 }
 
@@ -74,11 +79,10 @@ impl Cgroup {
     /// When this machine does not let us.
     pub fn new(path: &str) -> Self {
         let root = root();
-        let group = Self { path: root.join(path), root };
-        // Another test may remove a folder above that was empty until now.
-        let made = wait_for(1, || fs::create_dir_all(&group.path).ok());
-        if made.is_none() {
-            let error = fs::create_dir_all(&group.path).err();
+        let group = Self { path: root.join(path) };
+        // Another process may remove a group above that was empty until now.
+        if wait_for(1, || make(&root, &group.path).ok()).is_none() {
+            let error = make(&root, &group.path).err();
             panic!("{} cannot be made: run as root, where cgroups may be written: {error:?}", group.path.display());
         }
         group
@@ -106,14 +110,34 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
+        let made = || MADE.lock().unwrap_or_else(PoisonError::into_inner);
+        if !made().contains(&self.path) {
+            return;
+        }
         wait_for(GRACE, || match fs::remove_dir(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy => None,
             _ => Some(()),
         });
-        let above = self.path.ancestors().skip(1).take_while(|path| **path != *self.root);
-        // Up to the first one that has another group in it.
-        let _ = above.map(fs::remove_dir).find(Result::is_err);
+        let mut made = made();
+        // Up to the first one that was there before, or has another group in it.
+        for gone in self.path.ancestors() {
+            if !made.contains(gone) || (gone.exists() && fs::remove_dir(gone).is_err()) {
+                break;
+            }
+            made.remove(gone);
+        }
     }
+}
+
+/// Makes what is missing of `path` below `root`, and remembers it.
+fn make(root: &Path, path: &Path) -> io::Result<()> {
+    let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut missing: Vec<&Path> = path.ancestors().take_while(|one| *one != root && !one.exists()).collect();
+    while let Some(one) = missing.pop() {
+        fs::create_dir(one)?;
+        made.insert(one.to_owned());
+    }
+    Ok(())
 }
 
 /// Where the version 2 hierarchy is mounted: at `/sys/fs/cgroup`, or beside the others of version 1.
@@ -132,15 +156,32 @@ mod tests {
     use super::*;
     use crate::binary::Process;
 
-    const POD: &str = "5b1ba4d8-0d4e-4d3c-9a0b-0c5f6a7b8c9d";
+    /// A UID that no other run has.
+    fn pod() -> String {
+        let hex = spiffe::crypto::random::<16>().unwrap().map(|byte| format!("{byte:02x}")).concat();
+        [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")
+    }
+
+    #[test]
+    fn groups_that_were_there_before_stay() {
+        let before = root().join(format!("chancery-{}", pod()));
+        fs::create_dir(&before).unwrap();
+        let name = before.file_name().unwrap().to_str().unwrap().to_owned();
+        let (one, other) = (Cgroup::new(&format!("{name}/a/one")), Cgroup::new(&format!("{name}/a/other")));
+        drop(one);
+        assert!(other.path.exists() && !before.join("a/one").exists());
+        drop(other);
+        assert!(before.exists() && !before.join("a").exists());
+        fs::remove_dir(&before).unwrap();
+    }
 
     #[test]
     fn a_process_is_in_its_group_from_its_beginning_and_nothing_is_left() {
-        let folder = tempfile::tempdir().unwrap();
+        let (folder, pod) = (tempfile::tempdir().unwrap(), pod());
         for shape in Shape::ALL {
-            let group = Cgroup::of(shape, POD, &"c".repeat(64));
+            let group = Cgroup::of(shape, &pod, &"c".repeat(64));
             let said = group.command("/bin/cat").args(["/proc/self/cgroup"]).run().succeeded().stdout;
-            let path = format!("/{}", shape.path(POD, &"c".repeat(64)));
+            let path = format!("/{}", shape.path(&pod, &"c".repeat(64)));
             assert!(said.lines().any(|line| line.starts_with("0::") && line.ends_with(&path)), "{path} in {said}");
             let process = Process::start(Command::new("/bin/sleep").args(["60"]), folder.path(), "sleep");
             group.take(process.pid());

@@ -286,7 +286,8 @@ async fn a_cgroup_that_a_user_made_up_is_no_pod() {
     let created = cluster.run(&scene.pod("web", &container));
     let inner = Shape::Containerd.path(uid(&created), &container.id);
     for above in [
-        "user.slice/user-1000.slice/user@1000.service".to_owned(),
+        // A user whom no machine has.
+        "user.slice/user-4294900000.slice/user@4294900000.service".to_owned(),
         format!("system.slice/docker-{}.scope", "b".repeat(64)),
     ] {
         let process = scene.contained(Cgroup::new(&format!("{above}/{inner}")), &[]);

@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests say what is wrong by panicking")]
 
 use serde_json::Value;
-use tests::chart::{Chart, configs, containers, find};
+use tests::chart::{Chart, configs, containers, documents, find};
 
 /// The oldest and the newest Kubernetes that the schemas are held against, and the API server of our tests.
 const VERSIONS: [&str; 3] = ["1.30", "1.35", "1.37"];
@@ -46,6 +46,7 @@ fn values_that_are_not_known_or_make_no_sense_are_refused() {
         ("server: { env: { PATH: x } }", "PATH"),
         ("agent: { serviceAccounts: [chancery] }", "serviceAccounts"),
         ("agent: { socketDir: run }", "socketDir"),
+        ("agent: { runAsUser: 1000, unixAttestor: true }", "runAsUser"),
         ("publish: { istio: true }", "namespaces"),
         ("image: { digest: latest }", "digest"),
     ] {
@@ -68,6 +69,82 @@ fn the_chart_takes_the_values_of_the_page() {
     assert!(values.contains("clusterName: main") && values.contains("image: { repository: "), "{values}");
     let rendered = Chart::try_with(&values).succeeded();
     rendered.says(&["image: \"registry.example.org/chancery:0.1.0\"", "trust_domain = \"example.org\""]);
+}
+
+#[test]
+fn the_values_of_the_page_give_configs_that_are_taken() {
+    let page = include_str!("../../docs/kubernetes.md");
+    let values: Vec<&str> =
+        page.split("```yaml values.yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    assert_eq!(values.len(), 2);
+    for values in values {
+        let text = Chart::try_with(values).succeeded().stdout;
+        let made = documents(&text);
+        let (server, _) = configs(&made);
+        let Some(upstream) = server.authority.upstream else { continue };
+        let stateful_set = find(&made, "StatefulSet", "chancery-server").unwrap();
+        let volume = mounted(&stateful_set["spec"]["template"]["spec"], upstream.key.to_str().unwrap());
+        assert_eq!(volume["secret"]["defaultMode"], 0o400);
+    }
+}
+
+#[test]
+fn every_address_in_the_pages_is_a_service_of_the_chart() {
+    let charts = Chart::all();
+    let chart = charts.iter().find(|chart| chart.name() == "istio/chancery-ambient.yaml").unwrap();
+    let service = chart.object("Service", "chancery-server");
+    let host = "chancery-server.chancery.svc";
+    let ports: Vec<String> =
+        service["spec"]["ports"].as_array().unwrap().iter().map(|one| one["port"].to_string()).collect();
+    let root = tests::chart::deploy("..");
+    let folders = ["docs", "docs/proxies", "deploy/istio"].map(|folder| std::fs::read_dir(root.join(folder)).unwrap());
+    let mut named = 0;
+    for path in folders.into_iter().flatten().map(|entry| entry.unwrap().path()).filter(|path| path.is_file()) {
+        let text = std::fs::read_to_string(&path).unwrap();
+        for (at, _) in text.match_indices(".chancery.svc") {
+            let is_of_it = |letter: char| letter.is_ascii_alphanumeric() || "-.:".contains(letter);
+            let start = text[..at].rfind(|letter| !is_of_it(letter)).map_or(0, |before| before + 1);
+            let end = text[at..].find(|letter| !is_of_it(letter)).map_or(text.len(), |after| at + after);
+            let (of, port) = text[start..end].split_once(':').unwrap_or((&text[start..end], &ports[0]));
+            assert!(of == host && ports.iter().any(|one| one == port), "{}: {of}:{port}", path.display());
+            named += 1;
+        }
+    }
+    assert!(named > 1, "the pages name the server");
+}
+
+#[test]
+fn the_config_of_the_page_on_istio_is_taken_and_has_the_name_that_proxies_are_given() {
+    let page = include_str!("../../docs/istio.md");
+    let table = page.split("```toml\n").nth(1).unwrap().split("```").next().unwrap();
+    let config =
+        ca_server::config::Config::parse(&format!("trust_domain = \"example.org\"\n{table}"), Vec::new()).unwrap();
+    let known = config.istio.expect("[istio]").dns_names;
+    let given: Vec<&str> = page.split("caAddress: ").skip(1).map(|rest| rest.split(':').next().unwrap()).collect();
+    assert!(!given.is_empty());
+    for host in given {
+        assert!(known.iter().any(|name| name.to_string() == host), "{host} is not among {known:?}");
+    }
+    // The sample of ztunnel knows the server by what the chart publishes.
+    let ztunnel = std::fs::read_to_string(tests::chart::deploy("istio/ztunnel.yaml")).unwrap();
+    let ztunnel = &documents(&ztunnel)[0];
+    let file = ztunnel["env"]["CA_ROOT_CA"].as_str().unwrap();
+    let (folder, key) = file.rsplit_once('/').unwrap();
+    assert_eq!((&ztunnel["volumeMounts"][0]["mountPath"], key), (&folder.into(), "root-cert.pem"));
+    assert_eq!(ztunnel["volumes"][0]["configMap"]["name"], "chancery-bundle");
+}
+
+#[test]
+fn names_are_looked_up_in_kube_system_alone_unless_the_values_say_otherwise() {
+    let dns = |documents: &[Value]| {
+        let policy = find(documents, "NetworkPolicy", "chancery-agent").unwrap();
+        let rules = policy["spec"]["egress"].as_array().unwrap();
+        rules.iter().find(|rule| rule["ports"][0]["port"] == 53).unwrap()["to"].clone()
+    };
+    let default = dns(Chart::all()[0].documents());
+    assert_eq!(default[0]["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"], "kube-system");
+    let anywhere = Chart::try_with("networkPolicy: { dns: [] }").succeeded().stdout;
+    assert_eq!(dns(&documents(&anywhere)), Value::Null);
 }
 
 #[test]
@@ -118,6 +195,9 @@ fn containers_have_what_they_need_and_nothing_more() {
             for probe in ["startupProbe", "readinessProbe", "livenessProbe"] {
                 let command = &container[probe]["exec"]["command"];
                 assert_eq!((&command[0], &command[1]), (&"chancery".into(), &"healthcheck".into()), "{name}: {probe}");
+                // Whoever may end it asks only whether it answers.
+                let is_live = command.as_array().unwrap().contains(&"--live".into());
+                assert_eq!(is_live, probe != "readinessProbe", "{name}: {probe}");
             }
             let is_agent = of["kind"] == "DaemonSet";
             assert_eq!(pod["hostPID"] == true, is_agent, "{name}");

@@ -22,11 +22,12 @@ fn a_real_api_server_takes_every_object_and_the_rights_are_the_least() {
         "fields that are not known are refused"
     );
 
-    // The pod of the page, where it may run.
+    // The pods of the pages, where they may run.
     namespace(&cluster, "shop", "privileged");
     cluster.service_account("shop", "web");
-    let page = include_str!("../../docs/kubernetes.md");
-    let fences = page.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap());
+    cluster.service_account("chancery", "default");
+    let pages = concat!(include_str!("../../docs/kubernetes.md"), include_str!("../../docs/kubernetes-upgrade.md"));
+    let fences = pages.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap());
     for object in fences.flat_map(documents) {
         dry_run(&cluster, &object).unwrap_or_else(|error| panic!("{error}: {object}"));
     }

@@ -279,7 +279,8 @@ async fn pids_come_again_in_a_pid_namespace() {
     if std::env::var_os(PIDS_COME_AGAIN).is_none() {
         return;
     }
-    let attestors = Attestors::new(vec![Box::new(Unix::new(0, Arc::new(spiffe::time::System)))]);
+    let clock = Arc::new(spiffe::time::System);
+    let attestors = Attestors::new(vec![Box::new(Unix::new(0, clock.clone()))], clock);
     // A thread may come between and take the number.
     for _ in 0..100 {
         let mut first = Sleeper::start();

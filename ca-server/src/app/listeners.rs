@@ -1,5 +1,7 @@
 //! Every address of a server, taken before anything else is done: what cannot be had ends the start.
 
+use std::net::SocketAddr;
+
 use tokio::net::{TcpListener, UnixListener};
 
 use crate::api::listen::{self, ListenError};
@@ -10,6 +12,7 @@ use crate::web;
 pub(super) struct Listeners {
     pub(super) tls: TcpListener,
     pub(super) health: TcpListener,
+    pub(super) health_address: SocketAddr,
     pub(super) admin: UnixListener,
     pub(super) web: web::Ports,
     pub(super) istio: Option<TcpListener>,
@@ -28,11 +31,15 @@ impl Listeners {
             Some(istio) => Some(listen::bind_tcp("istio.listen", istio.listen).await?),
             None => None,
         };
+        let tls = listen::bind_tcp("listen", config.listen).await?;
+        let health = listen::bind_tcp("health_listen", config.health_listen).await?;
+        let failed = |error| super::listen_error("health_listen", config.health_listen, error);
         Ok(Self {
             web,
             istio,
-            tls: listen::bind_tcp("listen", config.listen).await?,
-            health: listen::bind_tcp("health_listen", config.health_listen).await?,
+            tls,
+            health_address: health.local_addr().map_err(failed)?,
+            health,
             admin: listen::bind_unix(config.admin_socket.as_path(), config.admin_socket_mode.bits()).await?,
         })
     }

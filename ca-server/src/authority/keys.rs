@@ -3,7 +3,8 @@
 //!
 //! - A key's name is that of its authority: the first 32 hexadecimal digits of the SHA-256 of its public key.
 //! - On disk: one PKCS#8 PEM file for each key, mode 0600, in a folder of mode 0700; written whole or not at all.
-//! - A file or folder that others can read is refused: whoever could read it may have read it.
+//! - A file or folder that others can read is refused: whoever could read it may have read it. Of a key that was made
+//!   elsewhere, others are not those to whose group root has given it, when that is ours.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -386,6 +387,24 @@ pub(super) fn private(path: &Path, wanted: u32) -> Result<(), KeyError> {
     Ok(())
 }
 
+/// The same of a file that we are only given to read. What root has given to a group of ours to read, and to nobody else,
+/// is for us: that is how the kubelet mounts a Secret for a pod with an `fsGroup`, whatever mode was asked for.
+pub(super) fn private_or_given(path: &Path) -> Result<(), KeyError> {
+    let mut groups = nix::unistd::getgroups().map_err(|error| io(path, "look at our groups")(error.into()))?;
+    groups.push(nix::unistd::getegid());
+    let groups: Vec<u32> = groups.into_iter().map(nix::unistd::Gid::as_raw).collect();
+    let found = std::fs::metadata(path).map_err(io(path, "look at it"))?;
+    if is_given(nix::unistd::geteuid().as_raw(), &groups, (found.uid(), found.gid()), found.mode()) {
+        return Ok(());
+    }
+    private(path, 0o600)
+}
+
+/// Whether root, who owns it, lets nobody read it but one of `groups`. To root itself nothing is given.
+fn is_given(ours: u32, groups: &[u32], (owner, group): (u32, u32), mode: u32) -> bool {
+    ours != 0 && owner == 0 && groups.contains(&group) && mode & 0o077 == 0o040
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -430,6 +449,19 @@ mod tests {
         assert!(refused.contains("mode 0640 lets others in") && refused.contains("chmod 0600"), "{refused}");
         set_mode(&path, 0o750);
         assert!(matches!(Disk::open(&path), Err(KeyError::Exposed { mode: 0o750, wanted: 0o700, .. })));
+    }
+
+    #[test]
+    fn what_root_gives_to_our_group_alone_is_for_us() {
+        // As the kubelet mounts a Secret with fsGroup 65532: root:65532, mode 0440.
+        let given = |ours, whose, mode| is_given(ours, &[65_532], whose, mode);
+        assert!(given(65_532, (0, 65_532), 0o100_440) && given(65_532, (0, 65_532), 0o100_640));
+        for mode in [0o100_444, 0o100_460, 0o100_450, 0o100_442, 0o100_400] {
+            assert!(!given(65_532, (0, 65_532), mode), "{mode:o}");
+        }
+        assert!(!given(65_532, (65_532, 65_532), 0o100_440), "who owns it could take that right away himself");
+        assert!(!given(65_532, (0, 100), 0o100_440), "a group that we are not in");
+        assert!(!given(0, (0, 65_532), 0o100_440), "root needs no group");
     }
 
     #[test]

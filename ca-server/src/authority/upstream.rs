@@ -18,7 +18,7 @@ use zeroize::{Zeroize, Zeroizing};
 
 use super::ca::{CaPlan, self_signed};
 use super::issuer::{IssueError, lifetime, parse};
-use super::keys::{KeyError, SigningKey, private};
+use super::keys::{KeyError, SigningKey, private_or_given};
 use super::{Authority, Chain, Public};
 
 /// Why an upstream CA cannot be used.
@@ -100,7 +100,7 @@ impl Upstream {
         };
         let certificate_pem = read(certificates)?;
         let key_pem = Zeroizing::new(read(key)?);
-        private(key, 0o600)?;
+        private_or_given(key)?;
         let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(&certificate_pem)
             .collect::<Result<_, _>>()
             .map_err(|_| UpstreamError::NoCertificate(certificates.to_path_buf()))?;

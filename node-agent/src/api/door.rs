@@ -5,7 +5,8 @@
 //! - While identities are still on their way there is no answer; after `first_answer` it is [`Denial::NotReady`].
 //! - Without an identity it is denied, at once or whenever the last one goes.
 //! - A stream that is not read costs its latest response: states are fetched when the transport asks for one.
-//! - The end of the process ends its streams, whoever holds the connection, and so does the end of its pod. So does the end of a
+//! - The end of the process ends its streams, whoever holds the connection, and so does the end of its pod, and each
+//!   change of what is true of that. So does the end of a
 //!   broker's SVID, and each change of the bundle after which that does not count any more.
 
 use std::pin::Pin;
@@ -46,9 +47,12 @@ pub(super) enum Denial {
     /// Nothing can be said of the process, or it is not there any more.
     #[error(transparent)]
     Attest(#[from] AttestError),
-    /// The pod of the process, or the one that a broker names, was deleted.
+    /// The pod of the process, or the one that a broker names, was deleted or has ended.
     #[error("pod {0} is gone from this node, and with it what was true of what runs in it: ask again")]
     PodGone(String),
+    /// Its labels are others now, or what owns it.
+    #[error("what is true of pod {0} is not what it was when this was asked for: ask again")]
+    PodChanged(String),
     /// No entry of this node gives an identity to a process or pod with these selectors.
     #[error("no registration entry of this node matches the selectors of {whom} ({selectors})")]
     NoIdentity {
@@ -108,7 +112,7 @@ impl Door {
 
     /// Finds a place among `streams` for a process that asks for itself, and out who it is.
     pub(super) async fn admit(&self, peer: Arc<Peer>, streams: &Arc<Places>) -> Result<Admitted, Denial> {
-        let place = streams.take(Holder::User(peer.uid()))?;
+        let place = streams.take(Holder::local(&peer, &self.attestors))?;
         let (subject, selectors) = self.process(peer).await?;
         Ok(Admitted { subject, selectors, place, asker: Asker::Itself })
     }
@@ -359,7 +363,7 @@ pub(super) mod tests {
         let clock = Fake::new(NOW);
         let door = Door {
             cache,
-            attestors: Arc::new(Attestors::new(Vec::new())),
+            attestors: Arc::new(Attestors::new(Vec::new(), Arc::new(clock.clone()))),
             first_answer: Duration::from_secs(10),
             waits: Places::new(8, 1),
             clock: Arc::new(clock.clone()),

@@ -76,22 +76,28 @@ impl Listener {
         &self.path
     }
 
-    /// The connections, each with its pinned process and its place.
+    /// The connections, each with its pinned process and the place that it holds as `holder` says.
     pub(super) fn connections(
         self,
         places: Arc<Places>,
+        holder: impl Fn(&Peer) -> Holder + Send + Sync + 'static,
         clock: Arc<dyn Clock>,
     ) -> impl Stream<Item = io::Result<Connection>> + Send + 'static {
-        unfold((self, places, clock), |(listener, places, clock)| async move {
-            let connection = listener.next(&places, clock.as_ref()).await;
-            Some((Ok(connection), (listener, places, clock)))
+        unfold((self, places, holder, clock), |(listener, places, holder, clock)| async move {
+            let connection = listener.next(&places, &holder, clock.as_ref()).await;
+            Some((Ok(connection), (listener, places, holder, clock)))
         })
     }
 
-    async fn next(&self, places: &Arc<Places>, clock: &dyn Clock) -> Connection {
+    async fn next(
+        &self,
+        places: &Arc<Places>,
+        holder: &(impl Fn(&Peer) -> Holder + Sync),
+        clock: &dyn Clock,
+    ) -> Connection {
         loop {
             let (stream, peer) = self.accept(clock).await;
-            match places.take(Holder::User(peer.uid())) {
+            match places.take(holder(&peer)) {
                 Ok(place) => return Connection { stream, peer, names: Authorities::default(), _place: place },
                 Err(full) => debug!(pid = peer.pid(), uid = peer.uid(), %full, "connection closed"),
             }

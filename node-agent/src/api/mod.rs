@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `listen` | the socket file, connections, who is at the other end |
 //! | `authority` | names of the socket that h2 would refuse |
-//! | `places` | how many may be served at once, in all and for one user |
+//! | `places` | how many may be served at once, in all, for one user and for one pod |
 //! | `door` | how a process that is known is attested, admitted and told each new state |
 //! | `answers` | what a state holds, as doors send it |
 //! | `tokens` | JWT-SVIDs, as doors hand them out |
@@ -33,7 +33,7 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 use tracing::{info, warn};
 
-use crate::attestor::Attestors;
+use crate::attestor::{Attestors, Peer};
 use crate::cache::Cache;
 use crate::config::jwt::Claims;
 use crate::config::sds::Sds;
@@ -55,7 +55,7 @@ mod workload;
 
 use door::Door;
 pub use listen::Listener;
-use places::Places;
+use places::{Holder, Places};
 use sds::SdsApi;
 use sds::slim::{self, Slim};
 use workload::WorkloadApi;
@@ -179,13 +179,13 @@ impl Endpoint {
         let Self { cache, attestors, limits, claims, sds, status, metrics, clock } = self;
         let door = Arc::new(Door {
             cache,
-            attestors,
+            attestors: Arc::clone(&attestors),
             first_answer: limits.first_answer,
             waits: Places::new(limits.streams, tokens::WAITS_OF_ONE),
             clock: Arc::clone(&clock),
             shutdown: shutdown.clone(),
         });
-        let streams = Places::new(limits.streams, limits.streams_per_user);
+        let streams = Places::local(limits.streams, limits.streams_per_user);
         let sds = SdsApi {
             door: Arc::clone(&door),
             streams: Arc::clone(&streams),
@@ -209,8 +209,9 @@ impl Endpoint {
             .add_service(Slim::new(InterceptedService::new(sds, grpc_alone)));
 
         info!(socket = %listener.path().display(), "workloads are served");
-        let places = Places::new(limits.connections, limits.connections_per_user);
-        let connections = listener.connections(places, Arc::clone(&clock));
+        let places = Places::local(limits.connections, limits.connections_per_user);
+        let holder = move |peer: &Peer| Holder::local(peer, &attestors);
+        let connections = listener.connections(places, holder, Arc::clone(&clock));
         let server = router.serve_with_incoming_shutdown(connections, shutdown.clone().cancelled_owned());
         until_stopped(server, clock.as_ref(), &shutdown, "workload socket").await
     }

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic::{Request, Response};
 
-use super::places::Places;
+use super::places::{Holder, Places};
 use super::{ApiError, Listener, status, until_stopped};
 use crate::attestor::Peer;
 use crate::cache::{Cache, Look};
@@ -45,7 +45,7 @@ impl Operator {
     /// Answers on `listener` until `shutdown` is cancelled. The socket file is then gone.
     pub async fn serve(self, listener: Listener, shutdown: CancellationToken) -> Result<(), ApiError> {
         let clock = Arc::clone(&self.clock);
-        let connections = listener.connections(Places::new(CONNECTIONS, CONNECTIONS), Arc::clone(&clock));
+        let connections = listener.connections(Places::new(CONNECTIONS, CONNECTIONS), Holder::user, Arc::clone(&clock));
         let service = AgentStatusServer::new(self).max_decoding_message_size(MAX_REQUEST_BYTES);
         let server = Server::builder().add_service(service);
         let server = server.serve_with_incoming_shutdown(connections, shutdown.clone().cancelled_owned());

@@ -1,4 +1,7 @@
 //! Places: how many may be served at once, in all and for one holder. A place is given back when it is dropped.
+//!
+//! - A process in a pod counts with its pod, by its cgroup, whatever user it is: pods share users, and choose them. One pod may have
+//!   an eighth of what a user may.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -7,11 +10,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use spiffe::id::SpiffeId;
 
+use crate::attestor::{Attestors, Peer};
+
+/// How many pods may have together what one user may.
+const PODS_OF_A_USER: usize = 8;
+
 /// Who holds places.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Holder {
     /// A user of this machine.
     User(u32),
+    /// A pod of this machine, by the UID in its cgroup.
+    Pod(String),
     /// Whoever calls from there: an IPv4 address, or the first address of an IPv6 /64.
     Network(IpAddr),
     /// Whoever has this identity.
@@ -19,6 +29,16 @@ pub(crate) enum Holder {
 }
 
 impl Holder {
+    /// The user that `peer` acts for.
+    pub(crate) fn user(peer: &Peer) -> Self {
+        Self::User(peer.uid())
+    }
+
+    /// The pod that `peer` is in, or the user that it acts for.
+    pub(crate) fn local(peer: &Peer, attestors: &Attestors) -> Self {
+        attestors.pod(peer).map_or_else(|| Self::user(peer), Self::Pod)
+    }
+
     /// Who calls from `address`. A /64 is the least that a provider gives to one customer; an IPv4 address that is written
     /// as IPv6 is an IPv4 address.
     pub(crate) fn network(address: IpAddr) -> Self {
@@ -33,6 +53,7 @@ impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::User(uid) => write!(f, "user {uid}"),
+            Self::Pod(uid) => write!(f, "pod {uid}"),
             Self::Network(address) => write!(f, "{address}"),
             Self::Broker(id) => write!(f, "{id}"),
         }
@@ -60,6 +81,7 @@ pub(crate) enum Full {
 pub(crate) struct Places {
     all: usize,
     per_holder: usize,
+    per_pod: usize,
     taken: Mutex<Taken>,
 }
 
@@ -86,12 +108,18 @@ impl Place {
 
 impl Places {
     pub(crate) fn new(all: usize, per_holder: usize) -> Arc<Self> {
-        Arc::new(Self { all, per_holder, taken: Mutex::default() })
+        Arc::new(Self { all, per_holder, per_pod: per_holder, taken: Mutex::default() })
     }
 
-    /// How many one holder may have.
-    pub(crate) fn per_holder(&self) -> usize {
-        self.per_holder
+    /// For processes of this machine: `per_user` for a user of it, and an eighth of that for a pod.
+    pub(crate) fn local(all: usize, per_user: usize) -> Arc<Self> {
+        let per_pod = per_user.div_ceil(PODS_OF_A_USER);
+        Arc::new(Self { all, per_holder: per_user, per_pod, taken: Mutex::default() })
+    }
+
+    /// How many `holder` may have.
+    pub(crate) fn most(&self, holder: &Holder) -> usize {
+        if matches!(holder, Holder::Pod(_)) { self.per_pod } else { self.per_holder }
     }
 
     /// Takes a place for `holder`.
@@ -100,8 +128,9 @@ impl Places {
         if taken.all >= self.all {
             return Err(Full::All(self.all));
         }
-        if taken.by_holder.get(&holder).is_some_and(|count| *count >= self.per_holder) {
-            return Err(Full::Holder { holder, most: self.per_holder });
+        let most = self.most(&holder);
+        if taken.by_holder.get(&holder).is_some_and(|count| *count >= most) {
+            return Err(Full::Holder { holder, most });
         }
         taken.all += 1;
         *taken.by_holder.entry(holder.clone()).or_default() += 1;
@@ -128,7 +157,48 @@ impl Drop for Place {
 
 #[cfg(test)]
 mod tests {
+    use async_trait::async_trait;
+    use spiffe::selector::Selector;
+    use spiffe::time::System;
+    use tokio::net::UnixStream;
+
     use super::*;
+    use crate::attestor::process_file::Credentials;
+    use crate::attestor::{AttestError, WorkloadAttestor};
+
+    /// Says that everything is in this pod, or in none.
+    struct In(Option<&'static str>);
+
+    #[async_trait]
+    impl WorkloadAttestor for In {
+        fn kind(&self) -> &'static str {
+            "in"
+        }
+
+        async fn attest(&self, _: &Peer, _: &Credentials) -> Result<Vec<Selector>, AttestError> {
+            Ok(Vec::new())
+        }
+
+        fn pod(&self, _: &Peer) -> Option<String> {
+            self.0.map(str::to_owned)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_pod_has_its_own_places_whatever_user_it_takes() {
+        let (_ours, theirs) = UnixStream::pair().unwrap();
+        let peer = Peer::of(&theirs).unwrap();
+        let attestors = |pod| Attestors::new(vec![Box::new(In(None)), Box::new(In(pod))], Arc::new(System));
+        let (pod, user) = (Holder::local(&peer, &attestors(Some("a"))), Holder::local(&peer, &attestors(None)));
+        assert_eq!((&pod, &user), (&Holder::Pod("a".into()), &Holder::User(peer.uid())));
+        let places = Places::local(100, 16);
+        let _held: Vec<_> = (0..2).map(|_| places.take(pod.clone()).unwrap()).collect();
+        assert_eq!(places.take(pod.clone()).unwrap_err(), Full::Holder { holder: pod, most: 2 });
+        assert!(places.take(Holder::Pod("b".into())).is_ok());
+        let _held: Vec<_> = (0..16).map(|_| places.take(user.clone()).unwrap()).collect();
+        assert!(places.take(user).is_err());
+        assert_eq!(Places::local(4, 1).most(&Holder::Pod("a".into())), 1, "never none");
+    }
 
     #[test]
     fn places_are_counted_by_holder_and_in_all_and_given_back() {

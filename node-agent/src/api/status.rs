@@ -34,7 +34,7 @@ pub(super) fn denied(denial: &Denial) -> Status {
             Status::permission_denied(denial.to_string())
         }
         Denial::CallerExpired(_) | Denial::CallerRefused(_) => Status::unauthenticated(denial.to_string()),
-        Denial::NotReady | Denial::Stopping(_) => Status::unavailable(denial.to_string()),
+        Denial::NotReady | Denial::PodChanged(_) | Denial::Stopping(_) => Status::unavailable(denial.to_string()),
     }
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::door::Denial;
-use crate::attestor::k8s::Presence;
+use crate::attestor::k8s::{Departure, Presence};
 use crate::attestor::{AttestError, Peer};
 
 /// As long as it is there it may have answers.
@@ -44,13 +44,18 @@ impl Subject {
             Self::Process(peer, Some(pod)) => tokio::select! {
                 biased;
                 () = peer.ended() => AttestError::Gone(peer.pid()).into(),
-                () = pod.ended() => Denial::PodGone(pod.uid().to_owned()),
+                why = pod.ended() => departed(pod, why),
             },
-            Self::Pod(pod) => {
-                pod.ended().await;
-                Denial::PodGone(pod.uid().to_owned())
-            }
+            Self::Pod(pod) => departed(pod, pod.ended().await),
         }
+    }
+}
+
+fn departed(pod: &Presence, why: Departure) -> Denial {
+    let uid = pod.uid().to_owned();
+    match why {
+        Departure::Gone => Denial::PodGone(uid),
+        Departure::Changed => Denial::PodChanged(uid),
     }
 }
 

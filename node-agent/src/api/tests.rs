@@ -45,7 +45,8 @@ impl House {
         let folder = tempfile::tempdir().unwrap();
         let (cache, mailbox) = mailbox();
         let (clock, shutdown) = (Fake::new(NOW), CancellationToken::new());
-        let attestors = Arc::new(Attestors::new(vec![Box::new(Unix::new(0, Arc::new(clock.clone())))]));
+        let attestors =
+            Arc::new(Attestors::new(vec![Box::new(Unix::new(0, Arc::new(clock.clone())))], Arc::new(clock.clone())));
         let (status, metrics) = (crate::status::Status::default(), Metrics::default());
         let endpoint = Endpoint {
             cache,

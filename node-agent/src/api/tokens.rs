@@ -111,7 +111,7 @@ impl Door {
         audience: &Audience,
     ) -> Result<Vec<(EntryId, Told)>, Denial> {
         let holder = admitted.place.holder();
-        let too_many = |_| Denial::TooManyWait { holder: holder.clone(), most: self.waits.per_holder() };
+        let too_many = |_| Denial::TooManyWait { holder: holder.clone(), most: self.waits.most(holder) };
         let _place = self.waits.take(holder.clone()).map_err(too_many)?;
         let ask = async |entry: &RegistrationEntry| {
             let told = self.cache.token(entry, audience).await?;

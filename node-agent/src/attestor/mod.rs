@@ -6,12 +6,16 @@
 //! - A selector that is missing only ever takes identities away: an attestor that fails is logged and the others
 //!   still count. When all fail there is no answer, and the caller is to try again.
 //! - An attestor speaks only for its own selector type, and has a time limit.
+//! - Any process may have an attestor fail, as often as it likes: of each one the log has a line in a second.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::join_all;
 use spiffe::selector::{MAX_SELECTORS, Selector, Selectors};
+use spiffe::time::{Clock, Timestamp};
 use tracing::{debug, warn};
 
 pub mod k8s;
@@ -99,36 +103,54 @@ pub trait WorkloadAttestor: Send + Sync {
     fn presence(&self, _found: &Selectors) -> Option<Presence> {
         None
     }
+
+    /// The UID of the pod that `peer` is in, as its cgroup has it, whether anything is known of that pod or not.
+    fn pod(&self, _peer: &Peer) -> Option<String> {
+        None
+    }
 }
 
 /// All attestors of this agent.
-pub struct Attestors(Vec<Box<dyn WorkloadAttestor>>);
+pub struct Attestors {
+    all: Vec<(Box<dyn WorkloadAttestor>, Complaints)>,
+    clock: Arc<dyn Clock>,
+}
 
 impl Attestors {
     /// These, in this order: where a process has too many selectors, those of the last are cut off.
-    pub fn new(attestors: Vec<Box<dyn WorkloadAttestor>>) -> Self {
-        Self(attestors)
+    pub fn new(attestors: Vec<Box<dyn WorkloadAttestor>>, clock: Arc<dyn Clock>) -> Self {
+        Self { all: attestors.into_iter().map(|attestor| (attestor, Complaints::default())).collect(), clock }
+    }
+
+    /// The UID of the pod that `peer` is in, as its cgroup has it.
+    pub fn pod(&self, peer: &Peer) -> Option<String> {
+        self.all.iter().find_map(|(attestor, _)| attestor.pod(peer))
     }
 
     /// Everything that is true of `peer`, which was the same process from the first look to the last.
     pub async fn attest(&self, peer: &Peer) -> Result<Selectors, AttestError> {
         let credentials = peer.credentials()?;
-        let answers = join_all(self.0.iter().map(|attestor| limited(peer, attestor.attest(peer, &credentials)))).await;
+        let answers =
+            join_all(self.all.iter().map(|(attestor, _)| limited(peer, attestor.attest(peer, &credentials)))).await;
         if peer.check()? != credentials {
             return Err(AttestError::Changed(peer.pid()));
         }
         let mut found = Vec::new();
         let mut failed = 0;
-        for (attestor, answer) in self.0.iter().zip(answers) {
+        for ((attestor, complaints), answer) in self.all.iter().zip(answers) {
             match answer {
                 Ok(selectors) => found.extend(selectors.into_iter().filter(|found| found.kind() == attestor.kind())),
                 Err(error) => {
                     failed += 1;
-                    warn!(attestor = attestor.kind(), pid = peer.pid(), %error, "attestor failed");
+                    let (attestor, pid) = (attestor.kind(), peer.pid());
+                    match complaints.next(self.clock.now()) {
+                        Some(unsaid) => warn!(attestor, pid, %error, unsaid, "attestor failed"),
+                        None => debug!(attestor, pid, %error, "attestor failed"),
+                    }
                 }
             }
         }
-        if failed == self.0.len() {
+        if failed == self.all.len() {
             return Err(AttestError::AllFailed(peer.pid()));
         }
         if found.len() > MAX_SELECTORS {
@@ -142,7 +164,25 @@ impl Attestors {
 
     /// What has to stay there for what was `found` to stay true, beside the process itself.
     pub fn presence(&self, found: &Selectors) -> Option<Presence> {
-        self.0.iter().find_map(|attestor| attestor.presence(found))
+        self.all.iter().find_map(|(attestor, _)| attestor.presence(found))
+    }
+}
+
+/// What is said of an attestor: one thing in a second.
+#[derive(Default)]
+struct Complaints {
+    said: AtomicU64,
+    unsaid: AtomicU64,
+}
+
+impl Complaints {
+    /// How many were not said since the last one that was; `None`: this one is not, either.
+    fn next(&self, now: Timestamp) -> Option<u64> {
+        if self.said.swap(now.unix(), Ordering::Relaxed) == now.unix() {
+            self.unsaid.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        Some(self.unsaid.swap(0, Ordering::Relaxed))
     }
 }
 
@@ -186,7 +226,7 @@ mod tests {
         let (_ours, theirs) = UnixStream::pair().unwrap();
         let peer = Peer::of(&theirs)?;
         let attestors = attestors.into_iter().map(|says| Box::new(says) as Box<dyn WorkloadAttestor>).collect();
-        Ok(Attestors::new(attestors).attest(&peer).await?.to_string())
+        Ok(Attestors::new(attestors, Arc::new(spiffe::time::System)).attest(&peer).await?.to_string())
     }
 
     #[tokio::test]
@@ -194,6 +234,13 @@ mod tests {
         let both = vec![Says("a", Err(())), Says("b", Ok(vec!["b:x".into()]))];
         assert_eq!(found(both).await.unwrap(), "b:x");
         assert!(matches!(found(vec![Says("a", Err(()))]).await, Err(AttestError::AllFailed(_))));
+    }
+
+    #[test]
+    fn whoever_has_an_attestor_fail_over_and_over_does_not_fill_the_log() {
+        let complaints = Complaints::default();
+        let at = |second| complaints.next(Timestamp::from_unix(second));
+        assert_eq!([at(7), at(7), at(7), at(8), at(8), at(9)], [Some(0), None, None, Some(2), None, Some(1)]);
     }
 
     #[tokio::test]

@@ -291,7 +291,10 @@ mod tests {
         let peer = Peer { pid: second.id(), ..peer };
         assert!(read(peer.pid(), "status").is_ok());
         assert!(matches!(peer.check(), Err(AttestError::Gone(_))));
-        assert!(matches!(Attestors::new(Vec::new()).attest(&peer).await, Err(AttestError::Gone(_))));
+        assert!(matches!(
+            Attestors::new(Vec::new(), std::sync::Arc::new(spiffe::time::System)).attest(&peer).await,
+            Err(AttestError::Gone(_))
+        ));
         // And where all that was opened of the first was opened too late.
         let peer = Peer { status: open(second.id(), "status").unwrap(), ..peer };
         assert!(peer.credentials().is_ok());

@@ -1,8 +1,12 @@
 //! Programs that run on until they are ended.
+//!
+//! - None outlives the tests: when their process is killed, the kernel kills what it has started.
 
 use std::fs::{File, OpenOptions};
+use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ExitStatus, Stdio};
+use std::process::{self, Child, ExitStatus, Stdio};
+use std::sync::{LazyLock, mpsc};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -36,9 +40,10 @@ impl Process {
             let file = OpenOptions::new().create(true).append(true).open(path);
             file.unwrap_or_else(|error| panic!("{}: {error}", path.display()))
         };
-        let (shown, mut command) = command.into_parts();
+        let (shown, command) = command.into_parts();
+        let mut command = mortal(&command);
         command.stdin(Stdio::null()).stdout(open(&stdout)).stderr(open(&stderr));
-        let child = command.spawn().unwrap_or_else(|error| panic!("{shown} cannot be started: {error}"));
+        let child = spawn(command).unwrap_or_else(|error| panic!("{shown} cannot be started: {error}"));
         Self { child, shown, stdout, stderr, ended: None }
     }
 
@@ -125,6 +130,30 @@ impl Process {
     }
 }
 
+/// The same program, with the same number as without this, but killed by the kernel when the thread that started it ends.
+fn mortal(command: &process::Command) -> process::Command {
+    let mut mortal = process::Command::new("setpriv");
+    mortal.args(["--pdeathsig", "KILL", "--"]).arg(command.get_program()).args(command.get_args());
+    mortal.env_clear().envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    if let Some(folder) = command.get_current_dir() {
+        mortal.current_dir(folder);
+    }
+    mortal
+}
+
+/// Starts it on a thread that lives as long as this process: those of tests end before what they have started for others.
+fn spawn(command: process::Command) -> io::Result<Child> {
+    type Asked = (process::Command, mpsc::Sender<io::Result<Child>>);
+    static STARTER: LazyLock<mpsc::Sender<Asked>> = LazyLock::new(|| {
+        let (to, asked) = mpsc::channel::<Asked>();
+        std::thread::spawn(move || asked.into_iter().for_each(|(mut command, to)| drop(to.send(command.spawn()))));
+        to
+    });
+    let (to, started) = mpsc::channel();
+    STARTER.send((command, to)).map_err(io::Error::other)?;
+    started.recv().map_err(io::Error::other)?
+}
+
 impl Drop for Process {
     fn drop(&mut self) {
         if std::thread::panicking() {
@@ -138,5 +167,45 @@ impl Drop for Process {
             self.signal(Signal::SIGKILL);
             let _ = self.child.wait();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// Set in a process of this test that is to be killed: where its child writes.
+    const FOLDER: &str = "CHANCERY_TEST_KILLED_IN";
+
+    #[test]
+    fn what_a_killed_test_has_started_is_killed_and_what_an_ended_thread_has_is_not() {
+        if let Some(folder) = std::env::var_os(FOLDER) {
+            let script = "echo $$ >pid.new && mv pid.new pid && exec sleep 60";
+            let command = Command::new("/bin/sh").args(["-c", script]).folder(Path::new(&folder));
+            let mut process = Process::start(command, Path::new(&folder), "child");
+            process.wait_for_end(60);
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let this = std::env::current_exe().unwrap();
+        let words = [
+            "--exact",
+            "binary::process::tests::what_a_killed_test_has_started_is_killed_and_what_an_ended_thread_has_is_not",
+        ];
+        let command = Command::new(this).args(words).env(FOLDER, folder.path());
+        let path = folder.path().to_owned();
+        let started = std::thread::spawn(move || Process::start(command, &path, "test"));
+        let mut test = started.join().unwrap();
+        let pid = test.wait_for("its child", 30, |_| fs::read_to_string(folder.path().join("pid")).ok());
+        let child = Path::new("/proc").join(pid.trim());
+        assert!(child.exists());
+        test.kill();
+        assert!(wait_for(10, || is_gone(&child).then_some(())).is_some(), "the child lives on");
+    }
+
+    /// Whether there is no such process, or only what is left of one for whoever waits for it.
+    fn is_gone(process: &Path) -> bool {
+        fs::read_to_string(process.join("stat")).map_or(true, |stat| stat.contains(") Z "))
     }
 }

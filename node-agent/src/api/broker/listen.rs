@@ -32,6 +32,7 @@ use crate::api::ApiError;
 use crate::api::authority::Authorities;
 use crate::api::listen::{ACCEPT_AGAIN, Listener};
 use crate::api::places::{Holder, Place, Places};
+use crate::attestor::Attestors;
 use crate::config;
 
 /// How many handshakes may run at once on the socket, and as many on the port; in all, and from one user or network.
@@ -91,6 +92,7 @@ impl Caller {
 pub(super) struct Porter {
     tls: TlsAcceptor,
     policy: Arc<Policy>,
+    attestors: Arc<Attestors>,
     /// Of handshakes.
     near: Arc<Places>,
     far: Arc<Places>,
@@ -105,6 +107,8 @@ pub(super) struct Porter {
 pub(super) struct Parts {
     pub(super) tls: TlsAcceptor,
     pub(super) policy: Arc<Policy>,
+    /// In which pod a process is.
+    pub(super) attestors: Arc<Attestors>,
     pub(super) limits: config::broker::BrokerLimits,
     pub(super) clock: Arc<dyn Clock>,
     /// Where connections go.
@@ -114,10 +118,11 @@ pub(super) struct Parts {
 
 impl Porter {
     pub(super) fn new(parts: Parts) -> Arc<Self> {
-        let Parts { tls, policy, limits, clock, to, stop } = parts;
+        let Parts { tls, policy, attestors, limits, clock, to, stop } = parts;
         Arc::new(Self {
             tls,
             policy,
+            attestors,
             near: Places::new(HANDSHAKES, HANDSHAKES_OF_ONE),
             far: Places::new(HANDSHAKES, HANDSHAKES_OF_ONE),
             brokers: Places::new(limits.connections, limits.connections_per_broker),
@@ -158,7 +163,7 @@ impl Porter {
                     continue;
                 }
             };
-            self.greet(Box::new(stream), Holder::User(peer.uid()), whence);
+            self.greet(Box::new(stream), Holder::local(&peer, &self.attestors), whence);
         }
     }
 

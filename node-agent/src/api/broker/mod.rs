@@ -100,7 +100,7 @@ impl Endpoint {
         let gate = Gate { policy: Arc::clone(&policy), bundles, trust_domain, clock: Arc::clone(&clock) };
         let door = Door {
             cache,
-            attestors,
+            attestors: Arc::clone(&attestors),
             first_answer,
             waits: Places::new(limits.streams, WAITS_OF_ONE),
             clock: Arc::clone(&clock),
@@ -131,6 +131,7 @@ impl Endpoint {
         let porter = Porter::new(listen::Parts {
             tls: TlsAcceptor::from(Arc::new(tls)),
             policy,
+            attestors,
             limits,
             clock: Arc::clone(&clock),
             to,

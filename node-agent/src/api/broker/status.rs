@@ -113,9 +113,11 @@ pub(super) fn denied(denial: &Denial) -> Status {
         Denial::OtherIdentity(_) | Denial::Refused(_) => detailed(Reason::NotEntitled, denial.to_string(), None),
         Denial::CallerExpired(_) | Denial::CallerRefused(_) => Status::unauthenticated(denial.to_string()),
         // Section 6 of the endpoint: load shedding, too.
-        Denial::Full(_) | Denial::TooManyWait { .. } | Denial::NotReady | Denial::Stopping(_) => {
-            Status::unavailable(denial.to_string())
-        }
+        Denial::Full(_)
+        | Denial::TooManyWait { .. }
+        | Denial::NotReady
+        | Denial::PodChanged(_)
+        | Denial::Stopping(_) => Status::unavailable(denial.to_string()),
     }
 }
 

@@ -50,6 +50,25 @@ impl Top {
         Ok(found)
     }
 
+    /// Where a process with this `/proc/<pid>/cgroup`, which is in no container, seems to be in a pod all the same: the path above
+    /// that, in a layout that is not believed.
+    pub fn misplaced(&self, file: &[u8]) -> Option<String> {
+        paths(file).find_map(|path| {
+            let mut inside = parts(path);
+            if !self.0.iter().all(|above| inside.next() == Some(above.as_slice())) {
+                return None;
+            }
+            let mut above = self.0.clone();
+            for part in inside {
+                if names_pod(&String::from_utf8_lossy(part)) {
+                    return Some(String::from_utf8_lossy(&above.join(&b'/')).into_owned());
+                }
+                above.push(part.to_vec());
+            }
+            None
+        })
+    }
+
     fn container_in(&self, path: &[u8]) -> Option<Container> {
         let mut parts = parts(path).peekable();
         if parts.next_if_eq(&b"..".as_slice()).is_some() {
@@ -146,6 +165,14 @@ fn uid(text: &str) -> Option<String> {
     let lengths: Vec<usize> = groups.iter().map(|group| group.len()).collect();
     let is_uid = lengths == [8, 4, 4, 4, 12] || lengths == [32];
     (is_uid && groups.iter().all(|group| is_hex(group))).then_some(text)
+}
+
+/// Whether there is the UID of a pod in it anywhere.
+fn names_pod(part: &str) -> bool {
+    part.match_indices("pod").any(|(at, pod)| {
+        let behind = part.get(at + pod.len()..).unwrap_or_default();
+        behind.get(..36).is_some_and(|text| uid(text).is_some())
+    })
 }
 
 /// The ID in `<ID>`, `crio-<ID>` and `cri-containerd-<ID>.scope`. A `conmon` watches over a container, and is none.

@@ -2,9 +2,11 @@
 //! what is known now.
 //!
 //! - An owner is looked up once for all of its pods, as long as one of them is there. What cannot be found out is tried again,
-//!   from 5 seconds to 5 minutes later; meanwhile its pods are known without it.
+//!   from 5 seconds to 5 minutes later; meanwhile its pods are known without it. So they are when it takes too long, were it because
+//!   others are looked up: a pod that wants no more than its namespace waits for nobody.
 
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +20,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::warn;
 
 use super::client::ApiServer;
-use super::owners::{Owner, OwnerError};
+use super::owners::{LIMIT, Owner, OwnerError};
 use super::pods::{Event, Pods};
 
 const FIRST_WAIT: Duration = Duration::from_secs(5);
@@ -51,7 +53,12 @@ impl Keeper {
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return,
-                Some(event) = self.events.recv() => pods.apply(event),
+                Some(event) = self.events.recv() => {
+                    let left_out = pods.apply(event);
+                    if left_out > 0 {
+                        warn!(left_out, "this node has too many pods: of some nothing is known");
+                    }
+                }
                 Some((owner, selectors)) = answers.recv() => pods.settle(&owner, selectors),
                 Some(_) = lookups.join_next() => continue,
             }
@@ -95,12 +102,23 @@ impl Lookup {
     async fn run(self) {
         let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
         let mut is_settled = false;
+        let mut too_late = pin!(self.clock.sleep(LIMIT));
         loop {
-            match self.once().await {
+            let mut asking = pin!(self.once());
+            let asked = tokio::select! {
+                biased;
+                asked = &mut asking => asked,
+                () = &mut too_late, if !is_settled => {
+                    self.settle(Vec::new()).await;
+                    is_settled = true;
+                    asking.await
+                }
+            };
+            match asked {
                 Ok(selectors) => return self.settle(selectors).await,
                 Err(error) => {
                     let Owner { kind, namespace, name, .. } = &self.owner;
-                    warn!(%error, ?kind, %namespace, %name, "its owner is not known: its pods have no selectors of that");
+                    warn!(%error, ?kind, ?namespace, ?name, "its owner is not known: its pods have no selectors of that");
                 }
             }
             if !is_settled {
@@ -114,7 +132,7 @@ impl Lookup {
 
     async fn once(&self) -> Result<Vec<Selector>, OwnerError> {
         let _turn = self.at_once.acquire().await;
-        self.owner.selectors(self.api_server.client()?).await
+        self.owner.selectors(&self.api_server.client()?).await
     }
 
     async fn settle(&self, selectors: Vec<Selector>) {

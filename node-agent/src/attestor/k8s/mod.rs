@@ -16,8 +16,10 @@
 //! | `cgroup` | which container a process is in, out of the kernel's word (pure) |
 //! | `object` | a pod of the API as what is true of it (pure) |
 //! | `pods` | what is known of this node's pods (a value) |
+//! | `presence` | a pod on which answers rest, as long as what was found of it is true |
 //! | `owners` | what owns the owner of a pod |
 //! | `client` | the API server |
+//! | `answer`, `split` | what it answers, object by object, and never more of it than one (`split` is pure) |
 //! | `watch`, `keep` | the loops |
 //!
 //! - A process in no container has no such selectors, at once.
@@ -25,37 +27,46 @@
 //!   attestor fails, and it is to come again.
 //! - What is known stays known when the API server is lost.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use prometheus_client::metrics::counter::Counter;
 use spiffe::selector::{MAX_SELECTORS, Selector, Selectors};
 use spiffe::time::Clock;
 use tokio::sync::mpsc;
 use tokio::sync::watch::Receiver;
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
 use self::cgroup::{Container, Top};
 use self::client::ApiServer;
 use self::keep::Keeper;
 use self::object::Pod;
 use self::pods::{Found, Pods};
+pub use self::presence::{Departure, Presence};
 use self::watch::Watch;
 use super::process_file::Credentials;
 use super::{AttestError, Peer, WorkloadAttestor, peer};
 use crate::metrics::Metrics;
 
+pub mod answer;
 pub mod cgroup;
 pub mod client;
 mod keep;
 pub mod object;
 pub mod owners;
 pub mod pods;
+mod presence;
+mod split;
 mod watch;
 
 const KIND: &str = "k8s";
 /// Events that wait to be taken up.
 const WAITING: usize = 64;
+/// Layouts of cgroups that are complained of: anybody may make up some.
+const MOST_LAYOUTS: usize = 8;
 
 /// Why a process in a container, or a pod, is not known.
 #[derive(Debug, thiserror::Error)]
@@ -68,21 +79,34 @@ pub enum K8sError {
     Pod(#[from] pods::PodError),
     /// The API server does not tell of it.
     #[error(
-        "container {} of pod {} is not known on this node: {}", .container.id, .container.pod_uid, hint(.is_told)
+        "container {} of pod {} is not known on this node: {}", .container.id, .container.pod_uid, .lack.hint()
     )]
     Unknown {
         /// Where the process is.
         container: Container,
-        /// Whether the API server has told of any pods.
-        is_told: bool,
+        /// What is not known of it.
+        lack: Lack,
     },
 }
 
-fn hint(is_told: &bool) -> &'static str {
-    if *is_told {
-        "its pod has no such running container by the API server, which may be behind; try again"
-    } else {
-        "the API server could not be asked for pods yet: see the agent's log"
+/// What is not known of a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lack {
+    /// Anything: the API server has told of no pods yet.
+    Everything,
+    /// Whose it is.
+    Pod,
+    /// What owns the owner of its pod.
+    Owner,
+}
+
+impl Lack {
+    fn hint(self) -> &'static str {
+        match self {
+            Self::Everything => "the API server could not be asked for pods yet: see the agent's log",
+            Self::Pod => "its pod has no such running container by the API server, which may be behind; try again",
+            Self::Owner => "its pod's owner is still being looked up; try again",
+        }
     }
 }
 
@@ -116,7 +140,12 @@ pub fn new(parts: Parts) -> (K8s, KnownPods, Loops) {
     };
     let keeper = Keeper { events, told, api_server, clock: Arc::clone(&clock), count: metrics.k8s_pods };
     let known = KnownPods { pods, wait, clock };
-    let attestor = K8s { top: Top::of_agent(&own_cgroup), known: known.clone() };
+    let attestor = K8s {
+        top: Top::of_agent(&own_cgroup),
+        known: known.clone(),
+        misplaced: metrics.k8s_misplaced,
+        layouts: Mutex::default(),
+    };
     (attestor, known, Loops { watch, keeper })
 }
 
@@ -137,6 +166,9 @@ impl Loops {
 pub struct K8s {
     top: Top,
     known: KnownPods,
+    misplaced: Counter,
+    /// Where processes of pods were found that cannot be taken for such.
+    layouts: Mutex<BTreeSet<String>>,
 }
 
 #[async_trait]
@@ -154,16 +186,26 @@ impl WorkloadAttestor for K8s {
         }
     }
 
+    fn pod(&self, peer: &Peer) -> Option<String> {
+        let file = peer::read(peer.pid(), "cgroup").ok()?;
+        Some(self.top.container(&file).ok()??.pod_uid)
+    }
+
     fn presence(&self, found: &Selectors) -> Option<Presence> {
         let uid = found.iter().find_map(|found| found.as_str().strip_prefix("k8s:pod-uid:"))?;
-        Some(self.known.presence(uid))
+        Some(self.known.presence(uid, found.clone(), false))
     }
 }
 
 impl K8s {
     /// What is true of a process with this `/proc/<pid>/cgroup`.
     async fn of_cgroup(&self, file: &[u8]) -> Result<Vec<Selector>, K8sError> {
-        let Some(container) = self.top.container(file)? else { return Ok(Vec::new()) };
+        let Some(container) = self.top.container(file)? else {
+            if let Some(layout) = self.top.misplaced(file) {
+                self.complain(layout);
+            }
+            return Ok(Vec::new());
+        };
         let at_once = known(&self.known.pods.borrow(), &container)?;
         match at_once {
             Some(found) => Ok(found),
@@ -172,10 +214,26 @@ impl K8s {
     }
 }
 
+impl K8s {
+    /// Says that processes of pods seem to be where none is believed to be.
+    fn complain(&self, layout: String) {
+        self.misplaced.inc();
+        let mut layouts = self.layouts.lock().unwrap_or_else(PoisonError::into_inner);
+        if layouts.len() < MOST_LAYOUTS && !layouts.contains(&layout) {
+            warn!(
+                ?layout,
+                "processes of what looks like a pod are in cgroups where no kubelet makes any: they count as processes of \
+                 the machine, and have no selectors of pods"
+            );
+            layouts.insert(layout);
+        }
+    }
+}
+
 fn known(pods: &Pods, container: &Container) -> Result<Option<Vec<Selector>>, K8sError> {
     match pods.find(container)? {
         Found::Here(selectors) => Ok(Some(selectors)),
-        Found::NotYet => Ok(None),
+        Found::NotYet | Found::OwnerNotYet => Ok(None),
     }
 }
 
@@ -188,13 +246,15 @@ pub struct KnownPods {
 }
 
 impl KnownPods {
-    /// The pod that is meant, and what is true of everything in it, once that is known; `None`: it is not, within `wait`.
+    /// The pod that is meant and has not ended, and what is true of everything in it, once that is known; `None`: it is not, within `wait`.
     pub async fn pod(&self, means: impl Fn(&Pod) -> bool) -> Option<(Presence, Selectors)> {
         let mut pods = self.pods.clone();
         let waiting = async {
             loop {
-                let now = Arc::clone(&pods.borrow_and_update());
-                let found = now.all().find(|pod| means(pod)).and_then(|pod| Some((pod.uid.clone(), now.of_pod(pod)?)));
+                let known = Arc::clone(&pods.borrow_and_update());
+                let now = self.clock.now();
+                let is_meant = |pod: &&Arc<Pod>| means(pod) && !pod.life.is_over(now);
+                let found = known.all().find(is_meant).and_then(|pod| Some((pod.uid.clone(), known.of_pod(pod)?)));
                 if found.is_some() || pods.changed().await.is_err() {
                     return found;
                 }
@@ -205,12 +265,13 @@ impl KnownPods {
             found = waiting => found,
             () = self.clock.sleep(self.wait) => None,
         }?;
-        Some((self.presence(&uid), Selectors::new(selectors.into_iter().take(MAX_SELECTORS)).ok()?))
+        let selectors = Selectors::new(selectors.into_iter().take(MAX_SELECTORS)).ok()?;
+        Some((self.presence(&uid, selectors.clone(), true), selectors))
     }
 
-    /// The pod with this UID, as long as it is there.
-    pub fn presence(&self, uid: &str) -> Presence {
-        Presence { uid: uid.into(), pods: self.pods.clone() }
+    /// The pod with this UID, as long as what was `found` of it is true; as a whole, or of a process in it.
+    fn presence(&self, uid: &str, found: Selectors, is_whole: bool) -> Presence {
+        Presence { uid: uid.into(), found, is_whole, pods: self.pods.clone(), clock: Arc::clone(&self.clock) }
     }
 
     async fn until_known(&self, container: &Container) -> Result<Vec<Selector>, K8sError> {
@@ -231,30 +292,15 @@ impl KnownPods {
             found = waiting => found?,
             () = self.clock.sleep(self.wait) => None,
         };
-        let is_told = self.pods.borrow().is_told();
-        found.ok_or_else(|| K8sError::Unknown { container: container.clone(), is_told })
-    }
-}
-
-/// A pod, as long as it is there: what is true of it is true no longer.
-#[derive(Clone, Debug)]
-pub struct Presence {
-    uid: Arc<str>,
-    pods: Receiver<Arc<Pods>>,
-}
-
-impl Presence {
-    /// The UID of the pod.
-    pub fn uid(&self) -> &str {
-        &self.uid
-    }
-
-    /// Returns when the API server has said that the pod is gone. Cancel safe.
-    pub async fn ended(&self) {
-        if self.pods.clone().wait_for(|pods| pods.by_uid(&self.uid).is_none()).await.is_err() {
-            // The agent is stopping, and every stream with it.
-            std::future::pending().await
-        }
+        let lack = || {
+            let pods = self.pods.borrow();
+            match pods.find(container) {
+                Ok(Found::OwnerNotYet) => Lack::Owner,
+                _ if pods.is_told() => Lack::Pod,
+                _ => Lack::Everything,
+            }
+        };
+        found.ok_or_else(|| K8sError::Unknown { container: container.clone(), lack: lack() })
     }
 }
 

@@ -3,14 +3,19 @@
 //! - Of an image counts what the container runtime says that it runs, not what the pod asks for: that can be changed while
 //!   another one runs.
 //! - A field that is missing makes fewer selectors, never others.
-//! - However much stands in an object, only so much of it is kept.
+//! - However much stands in an object, only so much of it is read, and of that only so much is kept.
 
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
-use kube::core::{Object, ObjectMeta};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use spiffe::selector::Selector;
+use spiffe::time::Timestamp;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use super::KIND;
 use super::cgroup::is_container_id;
@@ -21,12 +26,63 @@ use crate::attestor::selector;
 const MAX_LABELS: usize = 100;
 const MAX_OWNERS: usize = 8;
 const MAX_CONTAINERS: usize = 128;
-/// Set on the API object of a static pod, to the UID that the kubelet calls it by (and no user may set the first).
-const MIRROR: &str = "kubernetes.io/config.mirror";
-const HASH: &str = "kubernetes.io/config.hash";
+
+/// `metadata` of any object, as far as it is read.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Meta {
+    pub(super) name: Option<String>,
+    pub(super) namespace: Option<String>,
+    pub(super) uid: Option<String>,
+    pub(super) resource_version: Option<String>,
+    pub(super) labels: Option<BTreeMap<String, String>>,
+    pub(super) owner_references: Option<Vec<OwnerReference>>,
+    annotations: Option<Annotations>,
+    deletion_timestamp: Option<String>,
+}
+
+/// What an object is owned by.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct OwnerReference {
+    pub(super) api_version: String,
+    pub(super) kind: String,
+    pub(super) name: String,
+    pub(super) uid: String,
+    pub(super) controller: Option<bool>,
+}
+
+/// Set on the API object of a static pod, to the UID that the kubelet calls it by.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct Annotations {
+    #[serde(rename = "kubernetes.io/config.mirror")]
+    mirror: Option<String>,
+    #[serde(rename = "kubernetes.io/config.hash")]
+    hash: Option<String>,
+}
+
+/// An object of which no more is needed than who it is.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Named {
+    pub(super) metadata: Meta,
+}
 
 /// A pod on the wire, as far as it is read.
-pub type PodObject = Object<PodSpec, PodStatus>;
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct PodObject {
+    pub(super) metadata: Meta,
+    spec: PodSpec,
+    status: Option<PodStatus>,
+}
+
+impl From<PodObject> for Named {
+    fn from(PodObject { metadata, .. }: PodObject) -> Self {
+        Self { metadata }
+    }
+}
 
 /// What a pod should be.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -41,6 +97,7 @@ pub struct PodSpec {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PodStatus {
+    phase: Option<String>,
     container_statuses: Option<Vec<ContainerStatus>>,
     init_container_statuses: Option<Vec<ContainerStatus>>,
     ephemeral_container_statuses: Option<Vec<ContainerStatus>>,
@@ -56,6 +113,14 @@ struct ContainerStatus {
     image_id: String,
     #[serde(default, rename = "containerID")]
     container_id: String,
+    #[serde(default)]
+    state: Option<ContainerState>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct ContainerState {
+    running: Option<IgnoredAny>,
 }
 
 /// A pod of this node.
@@ -75,6 +140,47 @@ pub struct Pod {
     pub owner: Option<Owner>,
     /// Those that run or have run.
     pub containers: Vec<Container>,
+    /// How many more there are: too many.
+    pub left_out: usize,
+    /// Until when it counts as a whole. Whatever runs in it counts as long as it runs.
+    pub life: Life,
+}
+
+/// Until when a pod counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Life {
+    /// Until further notice.
+    Open,
+    /// It was deleted, and its containers have until then to end.
+    Until(Timestamp),
+    /// All of its containers have ended for good.
+    Ended,
+}
+
+impl Life {
+    fn of(deletion: Option<&str>, phase: Option<&str>) -> Self {
+        match (phase, deletion) {
+            (Some("Succeeded" | "Failed"), _) => Self::Ended,
+            (_, None) => Self::Open,
+            // A moment that cannot be read has passed.
+            (_, Some(text)) => moment(text).map_or(Self::Ended, Self::Until),
+        }
+    }
+
+    /// Whether it is over at `now`.
+    pub fn is_over(self, now: Timestamp) -> bool {
+        match self {
+            Self::Open => false,
+            Self::Until(end) => now >= end,
+            Self::Ended => true,
+        }
+    }
+}
+
+/// A moment as Kubernetes writes one.
+fn moment(text: &str) -> Option<Timestamp> {
+    let seconds = OffsetDateTime::parse(text, &Rfc3339).ok()?.unix_timestamp();
+    Some(Timestamp::default().plus(Duration::from_secs(u64::try_from(seconds).ok()?)))
 }
 
 /// A container of a pod.
@@ -89,7 +195,7 @@ pub struct Container {
 impl Pod {
     /// `None`: `object` has no UID, no name or no namespace, or is of another node than `node`.
     pub fn of(object: PodObject, node: &str) -> Option<Self> {
-        let PodObject { metadata, spec, status, .. } = object;
+        let PodObject { metadata, spec, status } = object;
         let named = |text: &Option<String>| text.as_deref().filter(|text| !text.is_empty()).map(Arc::<str>::from);
         let (uid, name, namespace) = (named(&metadata.uid)?, named(&metadata.name)?, named(&metadata.namespace)?);
         if spec.node_name.as_deref() != Some(node) {
@@ -98,15 +204,23 @@ impl Pod {
         let owner = Owner::to_walk(&metadata);
         let cgroup_uid = static_uid(&metadata).map_or_else(|| Arc::clone(&uid), Arc::from);
         let status = status.unwrap_or_default();
+        let life = Life::of(metadata.deletion_timestamp.as_deref(), status.phase.as_deref());
         let containers = [
             (None, status.container_statuses),
             (Some("init-container"), status.init_container_statuses),
             (Some("ephemeral-container"), status.ephemeral_container_statuses),
         ];
         let containers = containers.into_iter().flat_map(|(kind, statuses)| {
-            statuses.into_iter().flatten().filter_map(move |status| Container::of(&status, kind))
+            statuses.into_iter().flatten().filter_map(move |status| {
+                let runs = status.state.as_ref().is_some_and(|state| state.running.is_some());
+                Some((runs, Container::of(&status, kind)?))
+            })
         });
-        let containers = containers.take(MAX_CONTAINERS).collect();
+        let mut containers: Vec<_> = containers.collect();
+        // The ephemeral ones of a pod are never taken away: of those that have ended there may be any number.
+        containers.sort_by_key(|(runs, _)| Reverse(*runs));
+        let left_out = containers.len().saturating_sub(MAX_CONTAINERS);
+        let containers = containers.into_iter().take(MAX_CONTAINERS).map(|(_, container)| container).collect();
         let mut selectors = vec![selector(KIND, "ns", &namespace)];
         selectors.push(spec.service_account_name.and_then(|account| selector(KIND, "sa", account)));
         selectors.push(selector(KIND, "pod-name", &name));
@@ -120,7 +234,7 @@ impl Pod {
             selectors.push(selector(KIND, "pod-label", format_args!("{key}:{value}")));
         }
         let selectors = selectors.into_iter().flatten().collect();
-        Some(Self { uid, cgroup_uid, namespace, name, selectors, owner, containers })
+        Some(Self { uid, cgroup_uid, namespace, name, selectors, owner, containers, left_out, life })
     }
 }
 
@@ -134,10 +248,9 @@ pub(super) fn of_owner(kind: &str, name: &str, uid: &str) -> impl Iterator<Item 
 }
 
 /// The UID that the kubelet has for a static pod, of which `metadata` is the mirror.
-fn static_uid(metadata: &ObjectMeta) -> Option<&str> {
-    let annotations = metadata.annotations.as_ref()?;
-    let hash = annotations.get(MIRROR)?;
-    (annotations.get(HASH) == Some(hash) && !hash.is_empty()).then_some(hash.as_str())
+fn static_uid(metadata: &Meta) -> Option<&str> {
+    let Annotations { mirror, hash } = metadata.annotations.as_ref()?;
+    hash.as_deref().filter(|hash| mirror.as_deref() == Some(hash) && !hash.is_empty())
 }
 
 impl Container {
@@ -266,11 +379,13 @@ pub(super) mod tests {
     #[test]
     fn a_static_pod_has_the_uid_of_its_manifest_in_cgroups() {
         let mut mirror = document("u1", &id('a'));
-        mirror["metadata"]["annotations"] = json!({HASH: "h"});
+        mirror["metadata"]["annotations"] = json!({"kubernetes.io/config.hash": "h"});
         assert_eq!(&*pod(mirror.clone()).unwrap().cgroup_uid, "u1", "any user may write that one");
-        mirror["metadata"]["annotations"] = json!({HASH: "h", MIRROR: "h"});
+        mirror["metadata"]["annotations"] =
+            json!({"kubernetes.io/config.hash": "h", "kubernetes.io/config.mirror": "h"});
         assert_eq!(&*pod(mirror.clone()).unwrap().cgroup_uid, "h");
-        mirror["metadata"]["annotations"] = json!({HASH: "h", MIRROR: "other"});
+        mirror["metadata"]["annotations"] =
+            json!({"kubernetes.io/config.hash": "h", "kubernetes.io/config.mirror": "other"});
         assert_eq!(&*pod(mirror).unwrap().cgroup_uid, "u1");
     }
 
@@ -283,5 +398,19 @@ pub(super) mod tests {
         let pod = pod(many).unwrap();
         assert_eq!(pod.selectors.len(), 6 + MAX_LABELS, "{:?}", pod.selectors);
         assert_eq!(pod.owner, None);
+    }
+
+    #[test]
+    fn of_too_many_containers_those_that_run_are_kept() {
+        let mut many = document("u1", &id('a'));
+        let status = |n: usize| json!({"name": "debug", "containerID": format!("containerd://{n:064x}"), "state": {"terminated": {}}});
+        let mut statuses: Vec<Value> = (0..MAX_CONTAINERS + 10).map(status).collect();
+        statuses.push(
+            json!({"name": "debug", "containerID": format!("containerd://{}", id('c')), "state": {"running": {}}}),
+        );
+        many["status"]["ephemeralContainerStatuses"] = json!(statuses);
+        let pod = pod(many).unwrap();
+        assert_eq!((pod.containers.len(), pod.left_out), (MAX_CONTAINERS, 12));
+        assert_eq!(*pod.containers[0].id, *id('c'));
     }
 }

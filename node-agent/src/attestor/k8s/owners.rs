@@ -4,22 +4,24 @@
 //! - One step is all that there is: neither of these is owned in its turn.
 //! - The owner has to be the very one that the pod names, by its UID, and only what controls it counts.
 //! - What an API server does not tell makes fewer selectors, never others.
+//! - Of who owns a pod whoever makes it may write what he likes: what is no name is none, and leads nowhere.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::NamespaceResourceScope;
-use k8s_openapi::api::apps::v1::ReplicaSet;
-use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use kube::core::ObjectMeta;
-use kube::{Api, Client, Resource};
+use http::StatusCode;
+use kube::Client;
 use spiffe::selector::Selector;
 
-use super::client::{AccessError, in_words};
-use super::object::of_owner;
+use super::answer::{Answer, AnswerError, WHO, in_time};
+use super::client::AccessError;
+use super::object::{Meta, Named, OwnerReference, of_owner};
+use super::split::Splitter;
 
-const LIMIT: Duration = Duration::from_secs(3);
+/// How long it may take.
+pub(super) const LIMIT: Duration = Duration::from_secs(3);
+/// The largest metadata that are read; annotations may have 256 KiB.
+const MOST_BYTES: usize = 2 << 20;
 
 /// An owner that is likely to have one itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,18 +52,15 @@ pub enum OwnerError {
     #[error(transparent)]
     Access(#[from] AccessError),
     /// The API server said so, or did not answer.
-    #[error("the API server: {}", in_words(.0))]
-    Kube(#[from] kube::Error),
-    /// It took too long.
-    #[error("the API server does not answer within 3 seconds")]
-    TooLong,
+    #[error(transparent)]
+    Answer(#[from] AnswerError),
 }
 
 impl Owner {
     /// The controller of a pod with this metadata, if it is worth a look.
-    pub(super) fn to_walk(metadata: &ObjectMeta) -> Option<Self> {
-        let namespace = metadata.namespace.as_deref()?.into();
-        let owner = controller(metadata)?;
+    pub(super) fn to_walk(metadata: &Meta) -> Option<Self> {
+        let namespace = metadata.namespace.as_deref().filter(|namespace| is_name(namespace))?.into();
+        let owner = controller(metadata).filter(|owner| is_name(&owner.name) && is_uid(&owner.uid))?;
         let kind = match (owner.api_version.split_once('/')?.0, owner.kind.as_str()) {
             ("apps", "ReplicaSet") => OwnerKind::ReplicaSet,
             ("batch", "Job") => OwnerKind::Job,
@@ -71,28 +70,26 @@ impl Owner {
     }
 
     /// What is true of everything that has this owner, by what owns it: nothing, where it is gone or is another one by now.
-    pub(super) async fn selectors(&self, client: Client) -> Result<Vec<Selector>, OwnerError> {
-        let metadata = match self.kind {
-            OwnerKind::ReplicaSet => self.metadata::<ReplicaSet>(client).await?,
-            OwnerKind::Job => self.metadata::<Job>(client).await?,
-        };
+    pub(super) async fn selectors(&self, client: &Client) -> Result<Vec<Selector>, OwnerError> {
+        let metadata = in_time(LIMIT, self.metadata(client)).await?;
         Ok(metadata.map(|metadata| self.selectors_by(&metadata)).unwrap_or_default())
     }
 
-    async fn metadata<K>(&self, client: Client) -> Result<Option<ObjectMeta>, OwnerError>
-    where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-            + Clone
-            + serde::de::DeserializeOwned
-            + std::fmt::Debug,
-    {
-        let api: Api<K> = Api::namespaced(client, &self.namespace);
-        #[expect(clippy::disallowed_methods, reason = "a limit on input and output of the network")]
-        let answer = tokio::time::timeout(LIMIT, api.get_metadata_opt(&self.name)).await;
-        Ok(answer.map_err(|_| OwnerError::TooLong)??.map(|object| object.metadata))
+    async fn metadata(&self, client: &Client) -> Result<Option<Meta>, AnswerError> {
+        let Self { kind, namespace, name, .. } = self;
+        let of_kind = match kind {
+            OwnerKind::ReplicaSet => "/apis/apps/v1/namespaces/{}/replicasets",
+            OwnerKind::Job => "/apis/batch/v1/namespaces/{}/jobs",
+        };
+        let path = format!("{}/{name}", of_kind.replace("{}", namespace));
+        match Answer::to(client, &path, WHO, Splitter::one_by_one(MOST_BYTES)).await {
+            Ok(mut answer) => Ok(answer.next::<Named>().await?.map(|named| named.metadata)),
+            Err(AnswerError::Refused { code: StatusCode::NOT_FOUND, .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
-    fn selectors_by(&self, metadata: &ObjectMeta) -> Vec<Selector> {
+    fn selectors_by(&self, metadata: &Meta) -> Vec<Selector> {
         if metadata.uid.as_deref() != Some(&self.uid) {
             return Vec::new();
         }
@@ -100,8 +97,21 @@ impl Owner {
     }
 }
 
-fn controller(metadata: &ObjectMeta) -> Option<&OwnerReference> {
+fn controller(metadata: &Meta) -> Option<&OwnerReference> {
     metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true))
+}
+
+/// Whether it is a name as ReplicaSets, Jobs and namespaces have them: a DNS subdomain (RFC 1123).
+fn is_name(text: &str) -> bool {
+    let is_part = |part: &str| {
+        let legal = part.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-'));
+        legal && !part.is_empty() && !part.starts_with('-') && !part.ends_with('-')
+    };
+    text.len() <= 253 && text.split('.').all(is_part)
+}
+
+fn is_uid(text: &str) -> bool {
+    (1..=64).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
 }
 
 #[cfg(test)]
@@ -110,7 +120,7 @@ mod tests {
 
     use super::*;
 
-    fn metadata(uid: &str, owners: &serde_json::Value) -> ObjectMeta {
+    fn metadata(uid: &str, owners: &serde_json::Value) -> Meta {
         serde_json::from_value(json!({"name": "x", "namespace": "shop", "uid": uid, "ownerReferences": owners}))
             .unwrap()
     }
@@ -140,5 +150,20 @@ mod tests {
         assert_eq!(words("u"), ["k8s:owner:Deployment:n", "k8s:owner-uid:Deployment:u"]);
         assert_eq!(words("created-again"), [""; 0]);
         assert_eq!(owner.selectors_by(&metadata("u", &json!([]))), []);
+    }
+
+    #[test]
+    fn what_is_no_name_is_asked_for_nowhere() {
+        for name in ["../../nodes/x", "x/scale", "?watch=true", "", "a..b", "-a", "A", "a\nb", &"a".repeat(254)] {
+            let mut owners = of("apps/v1", "ReplicaSet", true);
+            owners[0]["name"] = json!(name);
+            assert_eq!(Owner::to_walk(&metadata("p", &owners)), None, "{name:?}");
+        }
+        let mut owners = of("apps/v1", "ReplicaSet", true);
+        owners[0]["uid"] = json!("u\nu");
+        assert_eq!(Owner::to_walk(&metadata("p", &owners)), None);
+        owners[0]["uid"] = json!("u");
+        owners[0]["name"] = json!("web-7d4.x");
+        assert!(Owner::to_walk(&metadata("p", &owners)).is_some());
     }
 }

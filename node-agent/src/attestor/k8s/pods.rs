@@ -35,6 +35,8 @@ pub enum Found {
     Here(Vec<Selector>),
     /// It is not known yet.
     NotYet,
+    /// Its pod is, but not yet what owns the owner of that.
+    OwnerNotYet,
 }
 
 /// Why a container is nobody's.
@@ -76,7 +78,7 @@ impl Pods {
         if *pod.cgroup_uid != *container.pod_uid {
             return Err(PodError::Disagree { claimed: Arc::clone(&pod.uid), container: container.clone() });
         }
-        let Some(mut selectors) = self.of_pod(pod) else { return Ok(Found::NotYet) };
+        let Some(mut selectors) = self.of_pod(pod) else { return Ok(Found::OwnerNotYet) };
         // Labels are at the end of a pod's, and there may be many: they are what is cut off first.
         let own = pod.containers.iter().find(|own| *own.id == *container.id);
         selectors.splice(0..0, own.into_iter().flat_map(|own| own.selectors.iter().cloned()));
@@ -129,17 +131,18 @@ impl Pods {
         }
     }
 
-    /// These pods after `event`.
-    pub fn apply(&mut self, event: Event) {
+    /// These pods after `event`. Returns how many of it there was no room for.
+    pub fn apply(&mut self, event: Event) -> usize {
+        let mut left_out = 0;
         match event {
-            Event::Put(pod) => self.put(pod),
+            Event::Put(pod) => left_out += usize::from(!self.put(pod)),
             Event::Gone(uid) => self.forget(&uid),
             Event::All(pods) => {
                 self.is_told = true;
                 let stay: std::collections::HashSet<&str> = pods.iter().map(|pod| &*pod.uid).collect();
                 let gone: Vec<_> = self.by_uid.keys().filter(|uid| !stay.contains(&***uid)).cloned().collect();
                 gone.iter().for_each(|uid| self.forget(uid));
-                pods.into_iter().for_each(|pod| self.put(pod));
+                left_out = pods.into_iter().map(|pod| self.put(pod)).filter(|has_room| !has_room).count();
             }
         }
         let needless = |uid: &Arc<str>| !self.owners().any(|owner| owner.uid == *uid);
@@ -147,12 +150,14 @@ impl Pods {
         for uid in needless {
             self.above.remove_mut(&uid);
         }
+        left_out
     }
 
-    fn put(&mut self, pod: Pod) {
+    /// `false`: there is no room for it.
+    fn put(&mut self, pod: Pod) -> bool {
         self.forget(&pod.uid);
         if self.by_uid.size() >= MAX_PODS {
-            return;
+            return false;
         }
         for container in &pod.containers {
             let mut claims = self.claims.get(&container.id).cloned().unwrap_or_default();
@@ -162,6 +167,7 @@ impl Pods {
             self.claims.insert_mut(Arc::clone(&container.id), claims);
         }
         self.by_uid.insert_mut(Arc::clone(&pod.uid), Arc::new(pod));
+        true
     }
 
     fn forget(&mut self, uid: &Arc<str>) {
@@ -209,7 +215,7 @@ mod tests {
     fn words(found: &Found) -> Vec<String> {
         match found {
             Found::Here(selectors) => selectors.iter().map(ToString::to_string).collect(),
-            Found::NotYet => vec!["not yet".into()],
+            Found::NotYet | Found::OwnerNotYet => vec!["not yet".into()],
         }
     }
 
@@ -222,7 +228,7 @@ mod tests {
         pods.apply(Event::All(vec![starting]));
         assert_eq!((pods.is_told(), pods.find(&at("1", 'a'))), (true, Ok(Found::NotYet)));
         pods.apply(Event::Put(known("1", 'a')));
-        assert_eq!(pods.find(&at("1", 'a')), Ok(Found::NotYet), "its Deployment is not known");
+        assert_eq!(pods.find(&at("1", 'a')), Ok(Found::OwnerNotYet), "its Deployment is not known");
         assert_eq!(pods.wanted().map(|owner| &*owner.uid).collect::<Vec<_>>(), ["rs"]);
         pods.settle("rs", vec![Selector::parse("k8s:owner:Deployment:web").unwrap()]);
         assert_eq!(pods.wanted().count(), 0);
@@ -267,8 +273,9 @@ mod tests {
     #[test]
     fn there_is_an_end_to_remembering() {
         let mut pods = Pods::default();
-        pods.apply(Event::All((0..MAX_PODS + 10).map(|n| bare(&n.to_string(), "a")).collect()));
-        assert_eq!(pods.count(), MAX_PODS);
+        let left_out = pods.apply(Event::All((0..MAX_PODS + 10).map(|n| bare(&n.to_string(), "a")).collect()));
+        assert_eq!((pods.count(), left_out), (MAX_PODS, 10));
+        assert_eq!(pods.apply(Event::Put(bare("one more", "a"))), 1, "somebody has to say so");
     }
 
     proptest! {

@@ -1,5 +1,6 @@
 //! The attestor and its loops, against an API server that behaves and against one that does not.
 
+use futures_util::FutureExt as _;
 use serde_json::{Value, json};
 use spiffe::time::{Fake, Timestamp};
 use tokio_util::sync::DropGuard;
@@ -96,6 +97,10 @@ async fn a_process_is_known_by_its_container() {
     }
     assert_eq!(node.attestor.of_cgroup(b"0::/user.slice\n").await.unwrap(), [], "at once: it is in no container");
     assert_eq!((node.metrics.k8s_pods.get(), node.metrics.k8s_watching.get()), (1, 1));
+    assert_eq!(node.metrics.k8s_misplaced.get(), 0);
+    let elsewhere = format!("0::/x/kubepods/pod{POD}/{}\n", id('a'));
+    assert_eq!(node.attestor.of_cgroup(elsewhere.as_bytes()).await.unwrap(), []);
+    assert_eq!(node.metrics.k8s_misplaced.get(), 1, "somebody may want to know why it has no selectors");
 }
 
 #[tokio::test]
@@ -165,13 +170,14 @@ async fn what_the_api_server_has_forgotten_is_listed_anew_in_one_piece() {
     api.put(bare(POD, 'a'));
     api.put(bare(OTHER, 'b'));
     let node = Node::new(api);
-    let (kept, gone) = (node.found(POD, 'a').await.unwrap(), node.known.presence(OTHER));
+    let kept = node.found(POD, 'a').await.unwrap();
+    let gone = node.attestor.presence(&Selectors::parse(node.found(OTHER, 'b').await.unwrap()).unwrap()).unwrap();
     node.until(|pods| pods.count() == 2).await;
     node.api.lose_history(OTHER);
     node.tick_until(|| node.api.asked("/api/v1/pods") >= 4).await;
     node.until(|pods| pods.count() == 1).await;
     assert_eq!(node.found(POD, 'a').await, Ok(kept));
-    soon(gone.ended()).await;
+    assert_eq!(soon(gone.ended()).await, Departure::Gone);
     let state = node.api.state();
     let lists: Vec<_> = state.asked.iter().filter(|path| !path.contains("watch=true")).collect();
     assert!(lists[0].contains("resourceVersion=0") && !lists[1].contains("resourceVersion="), "{lists:?}");
@@ -204,9 +210,15 @@ async fn the_end_of_a_pod_is_told_to_whoever_rests_on_it() {
     let ended = tokio::spawn(async move { presence.ended().await });
     node.api.put(bare(POD, 'b'));
     node.found(POD, 'b').await.unwrap();
-    assert!(!ended.is_finished(), "a change is no end");
+    assert!(!ended.is_finished(), "another container is no end");
+    // What ends all of its containers is that of each process in it, too.
+    let mut over = bare(POD, 'b');
+    over["status"]["phase"] = json!("Succeeded");
+    node.api.put(over);
+    node.until(|pods| pods.by_uid(POD).is_some_and(|pod| pod.life == object::Life::Ended)).await;
+    assert!(!ended.is_finished());
     node.api.delete(POD);
-    soon(ended).await.unwrap();
+    assert_eq!(soon(ended).await.unwrap(), Departure::Gone);
     assert!(node.attestor.presence(&Selectors::parse(["unix:uid:0"]).unwrap()).is_none());
 }
 
@@ -304,4 +316,109 @@ async fn a_broker_finds_a_pod_as_a_whole() {
     let missing = tokio::spawn(async move { known.pod(|pod| &*pod.namespace == "mail").await.is_none() });
     node.tick_until(|| missing.is_finished()).await;
     assert!(missing.await.unwrap());
+}
+
+#[tokio::test]
+async fn a_pod_that_cannot_be_read_and_one_that_is_too_large_harm_no_other() {
+    let api = Api::default();
+    let mut odd = bare(OTHER, 'b');
+    odd["spec"]["containers"] = json!("secret");
+    api.put(odd.clone());
+    let mut fat = bare("1", 'c');
+    fat["spec"]["containers"][0]["env"] = json!([{"name": "X", "value": "x".repeat(split::MOST_BYTES)}]);
+    api.put(fat);
+    api.put(bare(POD, 'a'));
+    let node = Node::new(api);
+    node.found(POD, 'a').await.unwrap();
+    assert_eq!(node.known.pods.borrow().count(), 1);
+    node.api.put(odd);
+    node.api.put(bare(OTHER, 'b'));
+    node.found(OTHER, 'b').await.unwrap();
+    assert_eq!(node.metrics.k8s_watching.get(), 1, "the watch is still open");
+}
+
+#[tokio::test]
+async fn after_an_hour_and_after_a_watch_that_brought_nothing_everything_is_listed_anew() {
+    let api = Api::default();
+    let node = Node::new(api);
+    let lists = || node.api.asked("/api/v1/pods") - node.api.asked("watch=true");
+    let watching = || node.metrics.k8s_watching.get() == 1;
+    node.tick_until(watching).await;
+    assert_eq!(lists(), 1);
+    for (minutes, is_heard, expected) in [(5, true, 1), (5, false, 2), (61, true, 3)] {
+        if is_heard {
+            node.api.put(bare(POD, 'a'));
+            node.until(|pods| pods.count() == 1).await;
+            node.api.delete(POD);
+            node.until(|pods| pods.count() == 0).await;
+        }
+        node.clock.advance(Duration::from_secs(60 * minutes));
+        let watches = node.api.asked("watch=true");
+        node.api.become_now(Mood::Well);
+        node.tick_until(|| node.api.asked("watch=true") > watches && watching()).await;
+        assert_eq!(lists(), expected, "{minutes} {is_heard}: {:?}", node.api.state().asked);
+    }
+}
+
+#[tokio::test]
+async fn a_label_that_is_taken_away_ends_what_rests_on_it() {
+    let api = Api::default();
+    api.put(bare(POD, 'a'));
+    let node = Node::new(api);
+    let found = Selectors::parse(node.found(POD, 'a').await.unwrap()).unwrap();
+    let presence = node.attestor.presence(&found).unwrap();
+    let (whole, _) = soon(node.known.pod(|pod| *pod.uid == *POD)).await.unwrap();
+    let mut quarantined = bare(POD, 'a');
+    quarantined["metadata"]["labels"] = json!({"empty": ""});
+    node.api.put(quarantined);
+    assert_eq!(soon(presence.ended()).await, Departure::Changed);
+    assert_eq!(soon(whole.ended()).await, Departure::Changed);
+    let again = Selectors::parse(node.found(POD, 'a').await.unwrap()).unwrap();
+    let presence = node.attestor.presence(&again).unwrap();
+    assert!(presence.ended().now_or_never().is_none(), "who asks again is told what is so now");
+}
+
+#[tokio::test]
+async fn a_pod_that_has_ended_is_named_by_no_broker() {
+    let api = Api::default();
+    api.put(bare(POD, 'a'));
+    let node = Node::new(api);
+    let (presence, _) = soon(node.known.pod(|pod| *pod.uid == *POD)).await.unwrap();
+    let mut over = bare(POD, 'a');
+    over["status"]["phase"] = json!("Failed");
+    node.api.put(over);
+    assert_eq!(soon(presence.ended()).await, Departure::Gone);
+    let known = node.known.clone();
+    let missing = tokio::spawn(async move { known.pod(|pod| *pod.uid == *POD).await.is_none() });
+    node.tick_until(|| missing.is_finished()).await;
+    assert!(missing.await.unwrap());
+
+    // Deleted, and given half a minute.
+    let mut deleted = bare(OTHER, 'b');
+    deleted["metadata"]["deletionTimestamp"] = json!("2100-01-01T00:00:30Z");
+    node.api.put(deleted);
+    let (presence, _) = soon(node.known.pod(|pod| *pod.uid == *OTHER)).await.unwrap();
+    assert!(presence.ended().now_or_never().is_none());
+    node.clock.set(Timestamp::from_unix(4_102_444_830));
+    assert_eq!(soon(presence.ended()).await, Departure::Gone);
+}
+
+#[tokio::test]
+async fn slow_owners_hold_up_nobody_for_long() {
+    let node = Node::new(Api::default());
+    node.until(Pods::is_told).await;
+    // The watch is open; whatever else is asked is never answered.
+    node.api.state().mood = Mood::Hanging;
+    // By eight at once and three seconds each it would take too long.
+    let count = 100;
+    for n in 0..count {
+        let mut pod = document(&n.to_string(), &format!("{n:064x}"));
+        pod["metadata"]["ownerReferences"][0]["uid"] = json!(format!("rs-{n}"));
+        node.api.put(pod);
+    }
+    node.until(|pods| pods.count() == count).await;
+    let pods = node.known.pods.clone();
+    let are_known = || pods.borrow().all().all(|pod| pods.borrow().of_pod(pod).is_some());
+    assert!(!are_known());
+    node.tick_until(are_known).await;
 }

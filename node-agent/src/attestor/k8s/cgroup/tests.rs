@@ -188,3 +188,23 @@ proptest! {
         prop_assert_eq!(found(&path), None);
     }
 }
+
+#[test]
+fn what_looks_like_a_pod_where_none_is_believed_is_told() {
+    let pod = "2c48913c-b29f-11e7-9350-020968147796";
+    let under = pod.replace('-', "_");
+    let misplaced = |top: &Top, path: &str| {
+        let file = format!("0::{path}\n");
+        assert_eq!(top.container(file.as_bytes()), Ok(None), "{path}");
+        top.misplaced(file.as_bytes())
+    };
+    let top = Top::default();
+    let id = "a".repeat(64);
+    let path = format!("/x/kubepods/pod{pod}/{id}");
+    assert_eq!(misplaced(&top, &path).as_deref(), Some("x/kubepods"));
+    let path = format!("/system.slice/containerd.service/kubepods-burstable-pod{under}.slice:cri-containerd:{id}");
+    assert_eq!(misplaced(&top, &path).as_deref(), Some("system.slice/containerd.service"));
+    for path in ["/user.slice", "/system.slice/podman.service", "/../x", &format!("/system.slice/docker-{id}.scope")] {
+        assert_eq!(misplaced(&top, path), None, "{path}");
+    }
+}
