@@ -86,7 +86,7 @@ impl View {
     }
 
     /// This View, which was just loaded and has no pods, with those that are known.
-    pub(super) fn with_pods(mut self, pods: Pods) -> Self {
+    pub(crate) fn with_pods(mut self, pods: Pods) -> Self {
         self.pods = pods;
         self.derive_all(&mut Vec::new());
         self

@@ -307,10 +307,13 @@ impl Beside {
             tokio::select! {
                 done = &mut work => return done,
                 events = self.told() => {
-                    let (view, changes) = self.views.load().told(events);
-                    match changes.is_empty() {
-                        true => self.views.replace(view),
-                        false => self.views.publish(view, Some(changes)),
+                    let before = self.views.load();
+                    let (view, changes) = before.told(events);
+                    // Whoever waits for a cluster has to hear of it, also where none of its pods gets anything.
+                    let is_news = !changes.is_empty() || view.pods().awaited().len() < before.pods().awaited().len();
+                    match is_news {
+                        true => self.views.publish(view, Some(changes)),
+                        false => self.views.replace(view),
                     }
                 }
             }
