@@ -178,6 +178,27 @@ async fn a_rule_that_changes_many_entries_is_told_whole() {
 }
 
 #[tokio::test]
+async fn pods_of_other_nodes_are_no_news_to_those_who_wait_for_an_agent() {
+    let house = House::start(&[]).await;
+    let operator = house.operator().await;
+    let (mine, other) = (Caller::attest(&house).await, Caller::attest(&house).await);
+    create(&operator, v1::Rule { id: "pods".into(), ..v1::Rule::default() }).await.unwrap();
+    let mut stream = mine.sync(&house).await.unwrap();
+    assert!(next(&mut stream).await.snapshot);
+    let changes = house.server().doors().connected.changes();
+    let before = *changes.borrow();
+    house.tell(PodEvent::Put(pod("1", other.id(), None))).await;
+    house
+        .eventually("the pod is known", async || {
+            explain(&operator, "web-1").await.map(drop).map_err(|it| it.to_string())
+        })
+        .await;
+    house.tell(PodEvent::Put(pod("2", mine.id(), None))).await;
+    assert_eq!(next(&mut stream).await.entries.len(), 1);
+    assert_eq!(*changes.borrow() - before, 1, "its own pod alone");
+}
+
+#[tokio::test]
 async fn an_agent_is_denied_the_entries_of_pods_on_other_nodes() {
     let house = House::start(&[]).await;
     let operator = house.operator().await;

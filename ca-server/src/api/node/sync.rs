@@ -49,6 +49,8 @@ struct Known {
     /// The foreign trust domains that its entries federate with, and by how many entries.
     federated: BTreeMap<TrustDomain, usize>,
     bundles: BTreeMap<TrustDomain, u64>,
+    /// Up to which revision this agent was looked for; `None`: nothing was yet.
+    considered: Option<Revision>,
 }
 
 impl Known {
@@ -61,7 +63,10 @@ impl Known {
             Some(changes) => self.update_some(changes, now, &mut difference),
             None => self.update_all(view, node, now, &mut difference),
         }
-        self.update_bundles(view, &mut difference);
+        // Which bundles it has to know is another question only where its entries are others.
+        if !difference.is_empty() || narrow.is_none_or(|changes| changes.iter().any(concerns_bundles)) {
+            self.update_bundles(view, &mut difference);
+        }
         difference
     }
 
@@ -154,6 +159,11 @@ fn concerns_parents(change: &Change, agent: &SpiffeId) -> bool {
         Change::Node(id) => id == agent,
         Change::Bundle | Change::ForeignBundle(_) | Change::Relationship(_) => false,
     }
+}
+
+/// Whether a change is one of a bundle.
+fn concerns_bundles(change: &Change) -> bool {
+    matches!(change, Change::Bundle | Change::ForeignBundle(_))
 }
 
 /// How long an agent waits here for the pods of its cluster, before it is to try another server, or this one again.
@@ -276,7 +286,11 @@ impl Syncing {
         }
         let difference = known.update(view, node, changes, self.clock.now());
         let send = snapshot || !difference.is_empty();
-        stream.considered(view.revision(), send);
+        // Pods of others: nothing is new to anybody who asks how far this agent is.
+        if send || known.considered != Some(view.revision()) {
+            known.considered = Some(view.revision());
+            stream.considered(view.revision(), send);
+        }
         Ok(if send { difference.into_messages(view.revision(), snapshot) } else { VecDeque::new() })
     }
 }
