@@ -58,6 +58,7 @@ use crate::store::sled::SledStore;
 use crate::store::{Revision, Store, StoreError};
 use crate::view::follow::{self, FollowError, Signers, Views};
 use crate::view::keys;
+use crate::view::pods::Pods;
 use crate::web::{self, WebError};
 use listeners::Listeners;
 
@@ -238,7 +239,8 @@ impl Server {
             let (path, asked) = (config.data_dir.as_path().to_owned(), config.trust_domain);
             return Err(AppError::TrustDomain { path, held, asked });
         }
-        let views = Views::new(view);
+        let awaited = clusters.iter().map(|cluster| Arc::clone(cluster.name()));
+        let views = Views::new(view.with_pods(Pods::awaiting(awaited)));
         let connected = Connected::default();
         let polled = Arc::default();
         let metrics = Arc::new(Metrics::new(
@@ -351,8 +353,9 @@ impl Server {
             Arc::clone(&clock),
             agents_after,
         ));
+        let ready = observe::ready(views.clone(), audit, Arc::clone(&clock));
         // Nobody else sets it.
-        let _ = starting.set(health::Known { ready: observe::ready(views.clone(), audit), metrics });
+        let _ = starting.set(health::Known { ready, metrics });
 
         let web = web::serve(
             listeners.web,

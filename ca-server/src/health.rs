@@ -2,7 +2,7 @@
 //!
 //! - `/live` says that the process answers; it never asks the store or anything else that could be slow, and is there
 //!   before the store is open: however long that takes, it is no reason to end the process.
-//! - `/ready` is 503 while something is missing to sign SVIDs, and says what in JSON.
+//! - `/ready` is 503 while something is missing to sign SVIDs, or for a while to know whose they are, and says what in JSON.
 //! - Nobody can hold it up: few connections, small headers, short times.
 
 use std::convert::Infallible;

@@ -122,6 +122,8 @@ pub struct ObservedCluster {
     pub name: Arc<str>,
     /// Seconds since all of its watches have brought something; `None`: not all have yet.
     pub watch_age: Option<u64>,
+    /// Whether it has told of all its pods since this server has started.
+    pub is_told: bool,
     /// How many of its pods are known.
     pub pods: u64,
     /// What reviews of tokens came to, and how often.
@@ -316,6 +318,11 @@ fn clusters(clusters: &[ObservedCluster], encoder: &mut DescriptorEncoder<'_>) -
     for (cluster, age) in clusters.iter().filter_map(|cluster| Some((cluster, cluster.watch_age?))) {
         ConstGauge::new(age).encode(family.encode_family(&[("cluster", &*cluster.name)])?)?;
     }
+    let help = "Whether a Kubernetes cluster has told of all its pods since this server has started";
+    let mut family = encoder.encode_descriptor("kubernetes_told", help, None, MetricType::Gauge)?;
+    for cluster in clusters {
+        ConstGauge::new(u64::from(cluster.is_told)).encode(family.encode_family(&[("cluster", &*cluster.name)])?)?;
+    }
     let help = "Pods of a Kubernetes cluster that are known";
     let mut family = encoder.encode_descriptor("kubernetes_pods", help, None, MetricType::Gauge)?;
     for cluster in clusters {
@@ -350,6 +357,7 @@ mod tests {
             clusters: vec![ObservedCluster {
                 name: "main".into(),
                 watch_age: Some(7),
+                is_told: true,
                 pods: 30_000,
                 reviews: [("accepted", 2), ("refused", 1), ("unavailable", 0), ("remembered", 9)],
             }],
@@ -386,6 +394,7 @@ mod tests {
             "chancery_federation_bundle_age_seconds{trust_domain=\"other.org\"} 12",
             "chancery_federation_failing 1",
             "chancery_kubernetes_watch_age_seconds{cluster=\"main\"} 7",
+            "chancery_kubernetes_told{cluster=\"main\"} 1",
             "chancery_kubernetes_pods{cluster=\"main\"} 30000",
             "chancery_kubernetes_token_reviews_total{cluster=\"main\",outcome=\"remembered\"} 9",
             "# EOF",

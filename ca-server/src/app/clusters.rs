@@ -12,6 +12,7 @@ use crate::kube::client::{Access, Cluster};
 use crate::kube::publish::Publisher;
 use crate::metrics::ObservedCluster;
 use crate::view::follow::Views;
+use crate::view::pods::Pods;
 
 /// What the files of each cluster say, in the order of their names.
 pub(super) fn read(config: &Config) -> Result<Vec<Access>, AppError> {
@@ -51,11 +52,12 @@ pub(super) fn publishers(
 }
 
 /// How each cluster is, for `/metrics`.
-pub(super) fn observe(clusters: &[Arc<Cluster>], clock: &dyn Clock) -> Vec<ObservedCluster> {
+pub(super) fn observe(clusters: &[Arc<Cluster>], told: &Pods, clock: &dyn Clock) -> Vec<ObservedCluster> {
     let now = clock.now();
     let one = |cluster: &Arc<Cluster>| ObservedCluster {
         name: Arc::clone(cluster.name()),
         watch_age: cluster.last_heard().map(|at| now.since(at).as_secs()),
+        is_told: !told.awaits(cluster.name()),
         pods: cluster.pods() as u64,
         reviews: cluster.reviews().counts(),
     };

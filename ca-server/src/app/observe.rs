@@ -1,6 +1,7 @@
 //! What health asks of the whole house: its state for `/metrics`, and whether it is ready.
 
 use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
 
 use spiffe::time::Clock;
 
@@ -12,6 +13,12 @@ use crate::kube::client::Cluster;
 use crate::metrics::{Observe, Observed, ObservedAuthority};
 use crate::view::Issuers;
 use crate::view::follow::Views;
+use crate::view::pods::Pods;
+
+/// How long after its start a server is not ready because clusters are still to tell of their pods: an update that goes
+/// server by server waits for that. Later it serves everybody else all the same: one lost API server must not take it from
+/// the agents of other clusters.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What `/metrics` asks for.
 pub(super) fn observe(
@@ -51,13 +58,14 @@ pub(super) fn observe(
             audit_writable: audit.failure().is_none(),
             bundle_ages: ages.into_iter().map(|(name, age)| (name.to_string(), age)).collect(),
             federation_failing,
-            clusters: super::clusters::observe(&clusters, &*clock),
+            clusters: super::clusters::observe(&clusters, view.pods(), &*clock),
         }
     })
 }
 
 /// What `/ready` asks for.
-pub(super) fn ready(views: Arc<Views>, audit: Audit) -> health::Ready {
+pub(super) fn ready(views: Arc<Views>, audit: Audit, clock: Arc<dyn Clock>) -> health::Ready {
+    let patience = clock.now().plus(PATIENCE);
     Arc::new(move || {
         let view = views.load();
         let Issuers { x509, jwt, wit } = view.issuers();
@@ -70,6 +78,17 @@ pub(super) fn ready(views: Arc<Views>, audit: Audit) -> health::Ready {
             None => Ok(()),
             Some(why) => Err(why.to_string()),
         };
-        Readiness::default().with("authority", authority).with("audit", record)
+        let readiness = Readiness::default().with("authority", authority).with("audit", record);
+        let clusters = if clock.now() < patience { told(view.pods()) } else { Ok(()) };
+        readiness.with("kubernetes", clusters)
     })
+}
+
+/// Which clusters have not told of their pods yet, if any.
+fn told(pods: &Pods) -> Result<(), String> {
+    let awaited: Vec<&str> = pods.awaited().map(|cluster| &**cluster).collect();
+    match awaited.is_empty() {
+        true => Ok(()),
+        false => Err(format!("the API server of {} has not told of all pods yet", awaited.join(", "))),
+    }
 }

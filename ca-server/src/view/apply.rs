@@ -86,7 +86,7 @@ impl View {
     }
 
     /// This View, which was just loaded and has no pods, with those that are known.
-    pub(super) fn with_pods(mut self, pods: Pods) -> Self {
+    pub(crate) fn with_pods(mut self, pods: Pods) -> Self {
         self.pods = pods;
         self.derive_all(&mut Vec::new());
         self
@@ -128,11 +128,11 @@ impl View {
                 changes.push(Change::Entry { before, after: None });
             }
             for (id, value) in entries {
-                if !self.entries.contains_key(&id) {
-                    // No writer ever expects it: it is not in the store.
-                    let after = Arc::new(Held { value, revision: 0 });
+                if self.entries.get(&id).is_none_or(|known| known.value != value) {
+                    let before = self.forget_entry(&id);
+                    let after = Arc::new(Held { revision: derive::revision(&value), value });
                     self.learn_entry(&after);
-                    changes.push(Change::Entry { before: None, after: Some(after) });
+                    changes.push(Change::Entry { before, after: Some(after) });
                 }
             }
             self.refused.remove_mut(&agent);

@@ -2,8 +2,9 @@
 //!
 //! - *below the own agent*: an entry of a pod has the agent of its node as its parent: it is there while such a pod is on
 //!   that node, and what an agent may ask for is what pods it has.
-//! - *named by its content*: the ID of a derived entry is a hash of everything in it. It never changes; another content is
-//!   another entry.
+//! - *named by what it is for*: the ID of a derived entry is a hash of its rule, its parent, its identity and its selectors.
+//!   What else its rule says (lives, names, a hint) can change, and the entry is the same one: whoever has an SVID by it keeps
+//!   that until he has another. Its revision is a hash of all its content.
 //! - *the older rule first*: where two rules give one identity for the same selectors, the older one's entry counts.
 //! - *no operators*: an identity that an entry marked admin gives is never a pod's.
 //! - What it costs: each rule is held against each pod of the nodes that are looked at, once.
@@ -21,6 +22,7 @@ use spiffe::selector::Selectors;
 
 use super::pods::Pod;
 use super::{Held, View};
+use crate::store::Revision;
 
 /// What a rule comes to for a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -121,10 +123,18 @@ fn facts(pod: &Pod) -> Facts<'_> {
     }
 }
 
-/// The ID of an entry with this content.
+/// The ID of this entry.
 fn name(entry: &RegistrationEntry) -> EntryId {
-    let content = v1::Entry { id: String::new(), ..v1::Entry::from(entry) };
-    EntryId::derived(sha256(&content.encode_to_vec()))
+    let v1::Entry { rule, parent, spiffe_id, selectors, .. } = v1::Entry::from(entry);
+    let what_for = v1::Entry { rule, parent, spiffe_id, selectors, ..v1::Entry::default() };
+    EntryId::derived(sha256(&what_for.encode_to_vec()))
+}
+
+/// What tells an entry from the same one with other content, as its revision tells a stored one. The same after a restart,
+/// and never a revision of the store: no writer expects it.
+pub(super) fn revision(entry: &RegistrationEntry) -> Revision {
+    let [a, b, c, d, e, f, g, h, ..] = sha256(&v1::Entry::from(entry).encode_to_vec());
+    Revision::from_be_bytes([a, b, c, d, e, f, g, h])
 }
 
 /// What a rule has come to, over all pods.

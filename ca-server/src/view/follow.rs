@@ -4,7 +4,8 @@
 //! - While the store cannot be reached the last View stays: what was true goes on being served.
 //! - Whoever listens gets every change in order, or is told that it missed some and starts from the View. The order is that
 //!   of publishing: a View with other pods has the revision of the one before.
-//! - Pods go on while the store is away, and stay over a gap. What has queued up of them is folded into one View.
+//! - Pods go on while the store is away, and stay over a gap. What has queued up of them is folded into one View: the first
+//!   after a while at once, and then one in each [`PACE`], because a View wakes every agent's stream.
 
 use std::fmt::Display;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use arc_swap::ArcSwap;
 use spiffe::id::TrustDomain;
 use spiffe::time::{Backoff, Clock};
 use tokio::sync::{broadcast, mpsc, watch};
+use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use super::pods::PodEvent;
@@ -28,6 +30,8 @@ use crate::store::{Revision, Store, StoreError};
 const RECENT: usize = 1024;
 /// The most events of pods that are folded into one View.
 const MOST_EVENTS: usize = 1024;
+/// How long the next View of pods waits after one of them: all that happens meanwhile is one.
+const PACE: Duration = Duration::from_millis(100);
 
 /// Why there is no View.
 #[derive(Debug, thiserror::Error)]
@@ -232,7 +236,7 @@ pub async fn follow(
     pods: Option<mpsc::Receiver<PodEvent>>,
 ) {
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
-    let mut beside = Beside { views: Arc::clone(&views), pods };
+    let mut beside = Beside { views: Arc::clone(&views), pods, next: Instant::now() };
     loop {
         let error = match follow_once(&*store, &views, &signers, &mut beside).await {
             FollowError::Store(StoreError::Compacted) => {
@@ -297,6 +301,8 @@ async fn follow_once(store: &dyn Store, views: &Views, signers: &Signers, beside
 struct Beside {
     views: Arc<Views>,
     pods: Option<mpsc::Receiver<PodEvent>>,
+    /// Not before.
+    next: Instant,
 }
 
 impl Beside {
@@ -307,10 +313,16 @@ impl Beside {
             tokio::select! {
                 done = &mut work => return done,
                 events = self.told() => {
-                    let (view, changes) = self.views.load().told(events);
-                    match changes.is_empty() {
-                        true => self.views.replace(view),
-                        false => self.views.publish(view, Some(changes)),
+                    let before = self.views.load();
+                    let (view, changes) = before.told(events);
+                    // Whoever waits for a cluster has to hear of it, also where none of its pods gets anything.
+                    let is_news = !changes.is_empty() || view.pods().awaited().len() < before.pods().awaited().len();
+                    match is_news {
+                        true => {
+                            self.views.publish(view, Some(changes));
+                            self.next = Instant::now() + PACE;
+                        }
+                        false => self.views.replace(view),
                     }
                 }
             }
@@ -318,8 +330,10 @@ impl Beside {
     }
 
     /// What has queued up, one event at least; never, where nobody tells. Cancel-safe.
+    #[expect(clippy::disallowed_methods, reason = "how much work this machine does in a second, not what is true when")]
     async fn told(&mut self) -> Vec<PodEvent> {
         let mut events = Vec::new();
+        tokio::time::sleep_until(self.next).await;
         if let Some(pods) = &mut self.pods
             && pods.recv_many(&mut events, MOST_EVENTS).await > 0
         {

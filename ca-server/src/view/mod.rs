@@ -277,6 +277,13 @@ impl View {
         &self.pods
     }
 
+    /// The cluster of `agent`, where there are rules for it and it has not told of all its pods yet: what entries the agent
+    /// has is not known then.
+    pub fn awaited_of(&self, agent: &SpiffeId) -> Option<&Arc<str>> {
+        let awaited = self.pods.awaited_of(agent)?;
+        self.rules().any(|rule| rule.selection.cluster.as_ref().is_none_or(|of| of == awaited)).then_some(awaited)
+    }
+
     /// How many times a pod does not get what a rule says, because a template refuses it. Walks the nodes where it does.
     pub fn refused_count(&self) -> usize {
         self.refused.values().sum()

@@ -4,8 +4,10 @@
 //! - A value, as the View that it is part of: a change shares everything that it does not touch.
 //! - A pod is known only while it is bound to a node and has not ended; whoever tells of pods sees to that.
 //! - What an API server does not say any more, because it cannot be reached, stays as it was last said.
+//! - A cluster is *awaited* from the start of this process until it has told everything once: till then that no pods of it
+//!   are known says nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use rpds::{HashTrieMapSync, RedBlackTreeMapSync};
@@ -67,9 +69,32 @@ pub struct Pods {
     by_agent: HashTrieMapSync<SpiffeId, OfNode>,
     /// The agent below which a pod is, by cluster and UID.
     agents: HashTrieMapSync<(Arc<str>, Arc<str>), SpiffeId>,
+    /// The clusters that have not told everything yet.
+    awaited: Arc<BTreeSet<Arc<str>>>,
 }
 
 impl Pods {
+    /// No pods, where these clusters are still to tell of theirs.
+    pub fn awaiting(clusters: impl IntoIterator<Item = Arc<str>>) -> Self {
+        Self { awaited: Arc::new(clusters.into_iter().collect()), ..Self::default() }
+    }
+
+    /// The clusters that have not told everything yet, in order.
+    pub fn awaited(&self) -> impl ExactSizeIterator<Item = &Arc<str>> {
+        self.awaited.iter()
+    }
+
+    /// Whether this cluster has not told everything yet.
+    pub fn awaits(&self, cluster: &str) -> bool {
+        self.awaited.contains(cluster)
+    }
+
+    /// The cluster of this agent, where it has not told everything yet. `None` too for agents that are not of a cluster.
+    pub fn awaited_of(&self, agent: &SpiffeId) -> Option<&Arc<str>> {
+        let (cluster, _) = agent.agent_path()?.strip_prefix("k8s_psat/")?.split_once('/')?;
+        self.awaited.get(cluster)
+    }
+
     /// The pod with this UID.
     pub fn find(&self, cluster: &str, uid: &str) -> Option<&Arc<Pod>> {
         let agent = self.agents.get(&(Arc::from(cluster), Arc::from(uid)))?;
@@ -103,6 +128,9 @@ impl Pods {
                 let gone = self.agents.keys().filter(|(of, uid)| *of == cluster && !stay.contains(&**uid));
                 gone.for_each(|key| next.forget(key, &mut concerned));
                 pods.into_iter().for_each(|pod| next.put(pod, &mut concerned));
+                if next.awaited.contains(&cluster) {
+                    Arc::make_mut(&mut next.awaited).remove(&cluster);
+                }
             }
         }
         concerned.sort_unstable();
@@ -159,6 +187,22 @@ mod tests {
 
     fn all(cluster: &str, pods: Vec<Pod>) -> PodEvent {
         PodEvent::All { cluster: cluster.into(), pods }
+    }
+
+    #[test]
+    fn a_cluster_is_awaited_until_it_has_told_everything_once() {
+        let (one, other) = (pod("a", "1", "n1"), pod("b", "1", "n1"));
+        let pods = Pods::awaiting(["a".into(), "b".into()]);
+        let (pods, _) = pods.after(PodEvent::Put(one.clone()));
+        assert_eq!(pods.awaited_of(&one.agent).map(|name| &**name), Some("a"), "one pod is not all of them");
+        let (pods, concerned) = pods.after(all("a", vec![one.clone()]));
+        assert_eq!((concerned, pods.awaits("a"), pods.awaits("b"), pods.awaited().len()), (vec![], false, true, 1));
+        assert_eq!((pods.awaited_of(&one.agent), pods.awaited_of(&other.agent).is_some()), (None, true));
+        for (path, whose) in [("/chancery/agent/join_token/b", "of none"), ("/chancery/agent/k8s_psat/c/n1", "unknown")]
+        {
+            let id = SpiffeId::parse(&format!("spiffe://example.org{path}")).unwrap();
+            assert_eq!(pods.awaited_of(&id), None, "{whose}");
+        }
     }
 
     fn uids(pods: &Pods, of: &Pod) -> Vec<String> {

@@ -226,6 +226,8 @@ impl Call<'_> {
             (Proven::Account(_, ServiceAccount { namespace, name, .. }), None) => {
                 Account { namespace, name }.id(trust_domain).map_err(Failure::authentication)
             }
+            // None of its pods are known yet: that says nothing of the caller.
+            (Proven::Account(cluster, _), Some(_)) if view.pods().awaits(cluster) => Err(Failure::not_yet(cluster)),
             (Proven::Account(cluster, caller), Some(asked)) => {
                 let (trusted, wish) = (&self.settings.trusted_node_accounts, Wish { caller, cluster, asked });
                 impersonation::allowed(wish, trusted, trust_domain, view.pods()).map_err(Failure::impersonation)

@@ -49,6 +49,12 @@ impl Failure {
         Self { refusal: Refusal::overloaded(what), said: Said::Ours }
     }
 
+    /// This server does not know yet which pods run where in the cluster.
+    pub(super) fn not_yet(cluster: &str) -> Self {
+        let why = format!("cluster {cluster} has not told of its pods yet: try again, or another server");
+        Self { refusal: Refusal::unavailable(why), said: Said::Ours }
+    }
+
     /// There is no place for it in the audit record.
     pub(super) fn unrecorded(refusal: impl Into<Refusal>) -> Self {
         Self { refusal: refusal.into(), said: Said::Ours }
@@ -117,5 +123,6 @@ mod tests {
         let (code, words) = said(Failure::signing(Refusal::no_authority()));
         assert_eq!(code, Code::Internal, "{words}");
         assert_eq!(said(Failure::overloaded("too much")).0, Code::ResourceExhausted);
+        assert_eq!(said(Failure::not_yet("main")).0, Code::Unavailable);
     }
 }

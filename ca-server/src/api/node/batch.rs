@@ -80,7 +80,12 @@ impl Batch<'_> {
         let view = &self.admitted.view;
         let id = EntryId::parse(id)?;
         event.entry = Some(id.clone());
-        let entry = view.entry(&id).ok_or_else(|| Refusal::not_found(format_args!("there is no entry {id}")))?;
+        let Some(entry) = view.entry(&id) else {
+            return Err(match view.awaited_of(&node.id).filter(|_| id.is_derived()) {
+                Some(cluster) => Refusal::unavailable(format_args!("cluster {cluster} has not told of its pods yet")),
+                None => Refusal::not_found(format_args!("there is no entry {id}")),
+            });
+        };
         if !view.is_parent(&entry.parent, node, self.admitted.now) {
             return Err(Refusal::forbidden(format_args!("entry {id} is not one of agent {}", node.id)));
         }

@@ -7,6 +7,8 @@
 //!   replaced: at once, whether the agent reads or not.
 //! - A revision may come twice: what pods change is told at the revision of the store that was there before. What is
 //!   acknowledged is a revision of the store, and true of that.
+//! - *no snapshot by haste*: an agent of a cluster that has not told of its pods since this server has started, and that
+//!   rules give entries to, is sent nothing: it goes on with what it has. After a while it is sent elsewhere.
 //! - An agent that does not read costs one message on its way and the rest of one difference. What is committed
 //!   meanwhile is folded: next it is told the difference to the View of that moment.
 
@@ -47,6 +49,8 @@ struct Known {
     /// The foreign trust domains that its entries federate with, and by how many entries.
     federated: BTreeMap<TrustDomain, usize>,
     bundles: BTreeMap<TrustDomain, u64>,
+    /// Up to which revision this agent was looked for; `None`: nothing was yet.
+    considered: Option<Revision>,
 }
 
 impl Known {
@@ -59,7 +63,10 @@ impl Known {
             Some(changes) => self.update_some(changes, now, &mut difference),
             None => self.update_all(view, node, now, &mut difference),
         }
-        self.update_bundles(view, &mut difference);
+        // Which bundles it has to know is another question only where its entries are others.
+        if !difference.is_empty() || narrow.is_none_or(|changes| changes.iter().any(concerns_bundles)) {
+            self.update_bundles(view, &mut difference);
+        }
         difference
     }
 
@@ -154,6 +161,14 @@ fn concerns_parents(change: &Change, agent: &SpiffeId) -> bool {
     }
 }
 
+/// Whether a change is one of a bundle.
+fn concerns_bundles(change: &Change) -> bool {
+    matches!(change, Change::Bundle | Change::ForeignBundle(_))
+}
+
+/// How long an agent waits here for the pods of its cluster, before it is to try another server, or this one again.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// How many messages may be on their way to an agent, and one place more for the reason of the end.
 pub(super) const WAITING: usize = 2;
 
@@ -168,7 +183,7 @@ pub(super) struct Syncing {
     pub(super) to: mpsc::Sender<Result<v1::SyncResponse, Status>>,
 }
 
-/// A View that came while the agent had not read what was sent before.
+/// A View that is still to be told: it is the first, or came while the agent had not read what was sent before.
 struct Missed {
     view: Arc<View>,
     /// Whether the agent has to start anew.
@@ -195,15 +210,21 @@ impl Syncing {
         stream: &Stream,
         acknowledgements: &mut Streaming<v1::SyncRequest>,
     ) -> Result<(), Status> {
+        self.admit(&view)?;
         let mut known = Known::default();
-        let mut outgoing = self.tell(&mut known, &view, None, true, stream)?;
-        let mut missed: Option<Missed> = None;
+        let mut outgoing = VecDeque::new();
+        let mut missed = Some(Missed { view, snapshot: true });
+        let mut has_begun = false;
+        let patience = self.clock.sleep(PATIENCE);
+        tokio::pin!(patience);
         let end = self.clock.sleep_until(self.holder.not_after.plus(Duration::from_secs(1)));
         tokio::pin!(end);
         loop {
+            let may_be_told = |missed: &mut Missed| has_begun || missed.view.awaited_of(&self.holder.id).is_none();
             if outgoing.is_empty()
-                && let Some(Missed { view, snapshot }) = missed.take()
+                && let Some(Missed { view, snapshot }) = missed.take_if(may_be_told)
             {
+                has_begun = true;
                 outgoing = self.tell(&mut known, &view, None, snapshot, stream)?;
             }
             tokio::select! {
@@ -216,7 +237,7 @@ impl Syncing {
                 published = listener.next() => {
                     let Some(published) = published else { return Ok(()) };
                     let snapshot = published.changes.is_none();
-                    if outgoing.is_empty() {
+                    if outgoing.is_empty() && missed.is_none() {
                         outgoing =
                             self.tell(&mut known, &published.view, published.changes.as_deref(), snapshot, stream)?;
                     } else {
@@ -230,6 +251,12 @@ impl Syncing {
                     Ok(None) | Err(_) => return Ok(()),
                 },
                 () = stream.replaced() => return Err(Status::aborted("this agent has opened another Sync stream")),
+                () = &mut patience, if !has_begun => {
+                    return Err(Status::unavailable(
+                        "the API server of this agent's cluster has not told of its pods yet: go on with what is there, \
+                         and try again, here or elsewhere",
+                    ));
+                }
                 () = &mut end => return Err(Refusal::from(Denied::Expired(self.holder.not_after)).into()),
                 () = self.stop.cancelled() => {
                     return Err(Status::unavailable("the server is stopping: connect again, here or to another one"));
@@ -259,7 +286,11 @@ impl Syncing {
         }
         let difference = known.update(view, node, changes, self.clock.now());
         let send = snapshot || !difference.is_empty();
-        stream.considered(view.revision(), send);
+        // Pods of others: nothing is new to anybody who asks how far this agent is.
+        if send || known.considered != Some(view.revision()) {
+            known.considered = Some(view.revision());
+            stream.considered(view.revision(), send);
+        }
         Ok(if send { difference.into_messages(view.revision(), snapshot) } else { VecDeque::new() })
     }
 }

@@ -87,7 +87,7 @@ fn a_pod_has_its_entry_while_it_is_on_the_node() {
 }
 
 #[test]
-fn named_by_its_content_and_each_distinct_one_once() {
+fn named_by_what_it_is_for_and_each_distinct_one_once() {
     let view = with(vec![rule("pods", USUAL, 1)], vec![pod("1", "n1", &[]), pod("2", "n1", &[]), pod("3", "n2", &[])]);
     assert_eq!((below(&view, "n1").len(), below(&view, "n2").len(), view.entry_count()), (1, 1, 2));
     // The second one goes: the entry is the same, and nobody is told anything.
@@ -96,7 +96,20 @@ fn named_by_its_content_and_each_distinct_one_once() {
     let ids = |view: &View| view.entries_after(None).map(|entry| entry.id.clone()).collect::<BTreeSet<_>>();
     let (again, _) = after(&view, vec![put_rule(rule("pods", USUAL, 1))]);
     assert_eq!(ids(&again), ids(&view));
-    let (other, changes) = after(&view, vec![put_rule(v1::Rule { x509_ttl: 60, ..rule("pods", USUAL, 1) })]);
+    // What the rule says beside that changes the entries, and they stay the same ones.
+    let shorter = v1::Rule { x509_ttl: 60, hint: "web".into(), ..rule("pods", USUAL, 1) };
+    let (changed, changes) = after(&view, vec![put_rule(shorter.clone())]);
+    assert_eq!((ids(&changed), changes.len()), (ids(&view), 2));
+    for change in changes {
+        let Change::Entry { before: Some(before), after: Some(after) } = change else { panic!("{change:?}") };
+        assert_eq!((&before.id, after.hint.as_str()), (&after.id, "web"));
+        assert_ne!(before.revision, after.revision);
+    }
+    let revisions = |view: &View| view.entries_after(None).map(|entry| entry.revision).collect::<Vec<_>>();
+    let (back, _) = after(&changed, vec![put_rule(rule("pods", USUAL, 1))]);
+    assert_eq!(revisions(&back), revisions(&view), "told by content alone");
+    // Another identity is another entry.
+    let (other, changes) = after(&view, vec![put_rule(rule("pods", "spiffe://example.org/{{sa}}", 1))]);
     assert!(ids(&other).is_disjoint(&ids(&view)) && changes.len() == 4, "{changes:?}");
     let (none, _) = after(&other, vec![Write::Delete { key: "rule/pods".into() }]);
     assert_eq!((none.entry_count(), none.rule_count()), (0, 0));

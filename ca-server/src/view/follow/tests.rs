@@ -8,7 +8,7 @@ use crate::authority::keys::Memory;
 use crate::store::Txn;
 use crate::store::mem::MemStore;
 use crate::view::keys;
-use crate::view::pods::{Labels, Pod};
+use crate::view::pods::{Labels, Pod, Pods};
 use crate::view::record::rule_to_record;
 
 struct Followed {
@@ -92,6 +92,45 @@ async fn what_has_queued_up_is_one_view_and_what_concerns_nobody_is_told_to_nobo
     let revision = house.store.commit(rule("more")).await.unwrap();
     let next = listener.next().await.unwrap();
     assert_eq!((next.view.revision(), next.view.pods().count()), (revision, 2), "the View between was no news");
+}
+
+#[tokio::test]
+async fn pods_that_come_one_by_one_are_one_view_but_for_the_first() {
+    let house = Followed::start().await;
+    let revision = house.store.commit(rule("pods")).await.unwrap();
+    house.views.reached(revision).await;
+    let (_, mut listener) = house.views.listen();
+    house.tell.send(PodEvent::Put(pod("0", "a0"))).await.unwrap();
+    let first = listener.next().await.unwrap();
+    for uid in 1..=20 {
+        house.tell.send(PodEvent::Put(pod(&uid.to_string(), &format!("a{uid}")))).await.unwrap();
+        // The follower has its turn after each.
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+    }
+    let second = listener.next().await.unwrap();
+    assert_eq!((first.view.pods().count(), second.view.pods().count()), (1, 21));
+    // A commit waits for nothing.
+    let revision = house.store.commit(rule("more")).await.unwrap();
+    assert_eq!(listener.next().await.unwrap().view.revision(), revision);
+}
+
+#[tokio::test]
+async fn a_cluster_that_has_told_is_news_also_without_pods() {
+    let store = Arc::new(MemStore::new());
+    let view = View::empty(TrustDomain::parse("example.org").unwrap()).with_pods(Pods::awaiting(["prod".into()]));
+    let views = Views::new(view);
+    let revision = store.commit(rule("pods")).await.unwrap();
+    let signers = Signers { keys: Arc::new(Memory::default()), owner: "a".into() };
+    let (tell, told) = mpsc::channel(1);
+    let clock = Arc::new(Fake::new(Timestamp::from_unix(1_800_000_000)));
+    tokio::spawn(follow(store, Arc::clone(&views), signers, clock, Some(told)));
+    let view = views.reached(revision).await;
+    assert_eq!(view.awaited_of(&agent()).map(|name| &**name), Some("prod"));
+    let (_, mut listener) = views.listen();
+    tell.send(PodEvent::All { cluster: "prod".into(), pods: vec![] }).await.unwrap();
+    assert_eq!(listener.next().await.unwrap().view.awaited_of(&agent()), None);
 }
 
 /// A store whose watch has always fallen behind, and whose range is slow.
