@@ -30,6 +30,8 @@ mod picture;
 const EVENTS: usize = 1024;
 /// How many things that the watches of one cluster saw may wait to be put into its picture.
 const TOLD: usize = 64;
+/// A watch that lasts for less than this has failed, whatever it brought.
+const SHORT: Duration = Duration::from_secs(2);
 /// How long to wait where there is nothing to wait for.
 const LONG: Duration = Duration::from_secs(3600);
 
@@ -112,8 +114,23 @@ enum Place {
     At(String),
 }
 
-/// Whether a watch that began at `began`, ended of itself at `now` and brought nothing has gone wrong: one of `length`
-/// brings a bookmark shortly before its end.
-fn is_suspicious(began: Timestamp, now: Timestamp, length: Duration) -> bool {
-    now.since(began) < length / 2
+/// Whether a watch that began at `began` and ended of itself at `now` has gone wrong. One of `length` that `brought` nothing
+/// has, unless it lasted: it would have brought a bookmark shortly before its end. Any other has that ended at once: whoever
+/// came back at once, each time, would do nothing else.
+fn is_suspicious(brought: bool, began: Timestamp, now: Timestamp, length: Duration) -> bool {
+    now.since(began) < if brought { SHORT } else { length / 2 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_watch_that_ends_at_once_has_failed_whatever_it_brought() {
+        let (began, length) = (Timestamp::from_unix(1_795_218_000), Duration::from_secs(60));
+        let after = |seconds| began.plus(Duration::from_secs(seconds));
+        for (brought, seconds, is_wrong) in [(true, 1, true), (true, 2, false), (false, 29, true), (false, 30, false)] {
+            assert_eq!(is_suspicious(brought, began, after(seconds), length), is_wrong, "{brought} {seconds}");
+        }
+    }
 }
