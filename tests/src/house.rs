@@ -106,7 +106,9 @@ impl House {
         let config = self.config().unwrap();
         let (pods, told) = mpsc::channel(64);
         let reviewer = |cluster: &PaperCluster| Arc::new(cluster.clone()) as Arc<dyn TokenReviewer>;
-        let told = Told { reviewers: self.clusters.iter().map(reviewer).collect(), pods: Some(told) };
+        // Where the config names real clusters alone, these tell.
+        let is_told = config.kubernetes.is_empty() || !self.clusters.is_empty();
+        let told = Told { reviewers: self.clusters.iter().map(reviewer).collect(), pods: is_told.then_some(told) };
         let starting = Server::start_told(config, self.clock(), told);
         let server = Box::pin(patience::soon("the server starts", starting)).await?;
         self.pods = Some(pods);

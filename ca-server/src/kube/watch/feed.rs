@@ -177,7 +177,7 @@ impl Feed {
                 }
                 Some(WatchEvent::Bookmark(bookmark)) => {
                     *version = bookmark.metadata.resource_version;
-                    None
+                    Some(Change::Heard)
                 }
                 Some(WatchEvent::Error(status)) => return Err(::kube::Error::Api(status).into()),
                 None if is_suspicious(brought, began, self.clock.now(), length) => {
