@@ -99,7 +99,7 @@ async fn paint(
 ) {
     let (mut to_ask, mut asking) = (VecDeque::new(), FuturesUnordered::new());
     loop {
-        to_ask.extend(picture.to_ask(clock.now()));
+        to_ask.extend(picture.questions(clock.now()));
         while asking.len() < LOOKUPS
             && let Some(name) = to_ask.pop_front()
         {

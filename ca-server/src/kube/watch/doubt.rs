@@ -72,7 +72,7 @@ impl Doubt {
     }
 
     /// The nodes that are to be looked up at `now`, of those that `is_known`.
-    pub(super) fn to_ask(&mut self, now: Timestamp, is_known: impl Fn(&str) -> bool) -> Vec<Arc<str>> {
+    pub(super) fn questions(&mut self, now: Timestamp, is_known: impl Fn(&str) -> bool) -> Vec<Arc<str>> {
         self.asked.retain(|name, answered| answered.is_none() || self.waiting.contains_key(name));
         let is_due = |name: &Arc<str>| match self.asked.get(name) {
             None => is_known(name),

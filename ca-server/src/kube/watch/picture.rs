@@ -221,11 +221,11 @@ impl Picture {
     }
 
     /// The names of the nodes that are to be looked up: pods wait for word of them.
-    pub(super) fn to_ask(&mut self, now: Timestamp) -> Vec<Arc<str>> {
+    pub(super) fn questions(&mut self, now: Timestamp) -> Vec<Arc<str>> {
         if !self.is_whole {
             return Vec::new();
         }
-        self.doubt.to_ask(now, |name| self.nodes.agent(name).is_some())
+        self.doubt.questions(now, |name| self.nodes.agent(name).is_some())
     }
 
     /// What follows from the answer to such a question, put at `at`: the node of that name, if there is one.

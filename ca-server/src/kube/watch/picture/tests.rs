@@ -118,17 +118,17 @@ fn a_new_pod_waits_for_a_word_of_nodes_as_new_as_itself() {
     );
     // It is looked up, once at a time. Another one lets the pod wait on; the watch will tell.
     let name: Arc<str> = "n1".into();
-    assert_eq!((picture.to_ask(at(14)), picture.to_ask(at(15))), (vec![Arc::clone(&name)], vec![]));
+    assert_eq!((picture.questions(at(14)), picture.questions(at(15))), (vec![Arc::clone(&name)], vec![]));
     assert!(picture.answer(&name, Some(node("n1", "u9")), at(14), at(15)).is_empty());
-    assert_eq!((picture.next_end(), picture.to_ask(at(24))), (Some(at(25)), vec![]));
-    assert_eq!(picture.to_ask(at(25)), [Arc::clone(&name)]);
+    assert_eq!((picture.next_end(), picture.questions(at(24))), (Some(at(25)), vec![]));
+    assert_eq!(picture.questions(at(25)), [Arc::clone(&name)]);
     let mut same = whole(&[]);
     assert_eq!(late(&mut same, "3", 11), ["-3"]);
-    assert_eq!(same.to_ask(at(11)).len(), 1);
+    assert_eq!(same.questions(at(11)).len(), 1);
     assert_eq!(short(&same.answer(&name, Some(node("n1", "u1")), at(11), at(12))), ["+3@u1/a"]);
     // The watch is heard: it is another one.
     assert_eq!(short(&picture.after(Told::Nodes(Change::Put(node("n1", "u9"))), at(26)))[..2], ["+1@u9/a", "+3@u9/a"]);
-    assert!(picture.to_ask(at(60)).is_empty());
+    assert!(picture.questions(at(60)).is_empty());
     // At the beginning everything waits.
     let mut picture = empty();
     picture.after(Told::Nodes(Change::All(vec![node("n1", "u1")])), NOW);
