@@ -43,7 +43,6 @@ pub struct House {
     server: Option<Server>,
     address: Option<SocketAddr>,
     pods: Option<mpsc::Sender<PodEvent>>,
-    watches: bool,
 }
 
 impl House {
@@ -79,7 +78,6 @@ impl House {
             server: None,
             address: None,
             pods: None,
-            watches: false,
         }
     }
 
@@ -98,11 +96,6 @@ impl House {
         cluster
     }
 
-    /// Lets the API servers of the config tell of pods, from the next start on, and nobody else.
-    pub fn watch(&mut self) {
-        self.watches = true;
-    }
-
     /// The server's config, as a start would read it.
     pub fn config(&self) -> Result<Config, ConfigError> {
         Config::parse("", variables(ca_server::config::PREFIX, &self.settings))
@@ -113,10 +106,9 @@ impl House {
         let config = self.config().unwrap();
         let (pods, told) = mpsc::channel(64);
         let reviewer = |cluster: &PaperCluster| Arc::new(cluster.clone()) as Arc<dyn TokenReviewer>;
-        let told = Told {
-            reviewers: self.clusters.iter().map(reviewer).collect(),
-            pods: Some(told).filter(|_| !self.watches),
-        };
+        // Where the config names real clusters alone, these tell.
+        let is_told = config.kubernetes.is_empty() || !self.clusters.is_empty();
+        let told = Told { reviewers: self.clusters.iter().map(reviewer).collect(), pods: is_told.then_some(told) };
         let starting = Server::start_told(config, self.clock(), told);
         let server = Box::pin(patience::soon("the server starts", starting)).await?;
         self.pods = Some(pods);

@@ -1,17 +1,21 @@
 //! Agents attest by their projected tokens, against a real API server; and every token that is nearly right is refused.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
+use ca_server::view::nodes::GRACE;
 use serde_json::{Value, json};
 use spiffe::crypto::generate_key;
 use spiffe::entry::KeyType;
 use spiffe::id::SpiffeId;
+use spiffe::proto::v1;
 use spiffe::time::{Clock as _, System};
 use tests::House;
 use tests::by_hand::{Caller, attest, stranger};
 use tests::cluster::{Cluster, Pod, Token, uid};
 use tests::house::{BEGINNING, id};
+use tests::patience::{eventually, that};
 use tonic::{Code, Status};
 
 /// What the server may do in a cluster: no more than docs/attestation.md says.
@@ -73,6 +77,15 @@ impl Scene {
         let csr = spiffe::csr::create(&generate_key(KeyType::P256).unwrap()).unwrap();
         let (svid, _) = attest(&mut stranger(&self.house).await, "k8s_psat", evidence, csr).await?;
         Ok(svid.id().clone())
+    }
+
+    /// An agent that has attested with this token.
+    async fn agent(&self, token: &str) -> Caller {
+        let evidence = json!({ "cluster": "main", "token": token }).to_string().into_bytes();
+        let key = generate_key(KeyType::P256).unwrap();
+        let csr = spiffe::csr::create(&key).unwrap();
+        let (svid, _) = attest(&mut stranger(&self.house).await, "k8s_psat", evidence, csr).await.unwrap();
+        Caller { svid, key: key.serialize_der() }
     }
 
     /// Why this token is refused.
@@ -207,7 +220,7 @@ async fn an_api_server_that_hangs_holds_up_nobody_else() {
     assert_eq!(status.code(), Code::Unavailable, "an agent tries again after this: {status:?}");
     assert!(status.message().contains("the API server of cluster main could not be asked"), "{status:?}");
     assert!(caller.id().path().contains("/join_token/"));
-    tests::eventually("it goes on", async || scene.show(&token).await.map_err(|status| format!("{status:?}"))).await;
+    eventually("it goes on", async || scene.show(&token).await.map_err(|status| format!("{status:?}"))).await;
 }
 
 #[tokio::test]
@@ -216,13 +229,13 @@ async fn rights_that_are_taken_away_attest_nobody_until_they_are_back() {
     let token = scene.token(&scene.pod("agent", "agent"), "agent");
     scene.show(&token).await.unwrap();
     scene.cluster.delete(&scene.grant);
-    tests::eventually("the API server has noticed", async || match scene.show(&token).await {
+    eventually("the API server has noticed", async || match scene.show(&token).await {
         Err(status) if status.code() == Code::Unavailable => Ok(()),
         other => Err(format!("{other:?}")),
     })
     .await;
     scene.cluster.create(&without_what_was_set(scene.grant.clone()));
-    tests::eventually("they are back", async || scene.show(&token).await.map_err(|status| format!("{status:?}"))).await;
+    eventually("they are back", async || scene.show(&token).await.map_err(|status| format!("{status:?}"))).await;
 }
 
 /// An object as it was before it was created.
@@ -230,4 +243,48 @@ fn without_what_was_set(mut object: Value) -> Value {
     let metadata = object["metadata"].as_object_mut().unwrap();
     metadata.retain(|key, _| key == "name" || key == "namespace" || key == "labels");
     object
+}
+
+/// What becomes of a Renew of this agent.
+async fn renew(scene: &Scene, agent: &Caller) -> Result<(), Status> {
+    let csr = spiffe::csr::create(&generate_key(KeyType::P256).unwrap()).unwrap();
+    let request = v1::RenewRequest { csr: csr.into() };
+    agent.door(&scene.house).await.unwrap().renew(request).await.map(drop)
+}
+
+#[tokio::test]
+async fn an_agent_whose_node_was_deleted_has_to_attest_again() {
+    let scene = Scene::shared("psat-deleted").await;
+    let other = scene.cluster.node("psat-deleted-other", &[]);
+    let token = scene.token(&scene.pod("agent", "agent"), "agent");
+    let agent = scene.agent(&token).await;
+    let heard_after = async |wait: Duration| {
+        scene.house.jump(wait);
+        let turn = scene.house.now().unix().to_string();
+        scene.cluster.change(&other, &json!({ "metadata": { "labels": { "turn": turn } } }));
+        eventually("the nodes are heard of", async || {
+            let view = scene.house.server().doors().views.load();
+            let as_of = view.pods().nodes("main").map(|nodes| nodes.as_of);
+            that(as_of == Some(scene.house.now()), || format!("{as_of:?}"))
+        })
+        .await;
+    };
+    heard_after(GRACE).await;
+    renew(&scene, &agent).await.unwrap();
+    scene.cluster.delete(&scene.node);
+    heard_after(Duration::from_secs(11)).await;
+    renew(&scene, &agent).await.expect("it may be a mistake that is mended at once");
+    heard_after(GRACE).await;
+    let refused = Arc::new(Mutex::new(None));
+    eventually("the server knows that the node is gone", async || {
+        let outcome = renew(&scene, &agent).await;
+        let is_refused = outcome.is_err();
+        *refused.lock().unwrap() = outcome.err();
+        that(is_refused, || "it renews".into())
+    })
+    .await;
+    let status = refused.lock().unwrap().take().unwrap();
+    assert_eq!(status.code(), Code::Unauthenticated, "{status:?}");
+    assert!(status.message().contains("the node of agent"), "{status:?}");
+    assert!(scene.refusal(&token).await.contains("node"));
 }

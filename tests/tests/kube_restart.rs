@@ -44,7 +44,6 @@ async fn scene(cluster: &Cluster) -> (House, Caller) {
     house.set("kubernetes.main.request_timeout", "2s");
     house.set("kubernetes.main.kubeconfig", cluster.kubeconfig_of(NAME, "server").to_str().unwrap());
     house.set("attest.k8s_psat.main.service_accounts", &format!("[\"{NAME}:agent\"]"));
-    house.watch();
     house.start_server().await.unwrap();
 
     let pod = cluster.run(&Pod::new(NAME, "agent", "agent").on(NAME));

@@ -95,6 +95,9 @@ pub enum Denied {
     /// The agent has no record: it was evicted or purged, or never attested with this server's store.
     #[error("agent {0} is not attested here (it may have been evicted): attest again")]
     NotAttested(String),
+    /// The agent's node is none of its cluster any more.
+    #[error("the node of agent {0} was deleted, as the API server of its cluster says: attest again")]
+    NodeGone(String),
     /// The agent was banned.
     #[error("agent {0} is banned: an operator can lift it with \"chancery agent evict {0}\"")]
     Banned(String),

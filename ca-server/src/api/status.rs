@@ -128,7 +128,7 @@ impl From<rights::Denied> for Refusal {
         let (code, reason) = match denied {
             Denied::Unknown(_) => (Code::Unimplemented, Reason::NotFound),
             Denied::Expired(_) => (Code::Unauthenticated, Reason::Expired),
-            Denied::Revoked(_) | Denied::NotAttested(_) | Denied::Superseded(_) => {
+            Denied::Revoked(_) | Denied::NotAttested(_) | Denied::NodeGone(_) | Denied::Superseded(_) => {
                 (Code::Unauthenticated, Reason::NotAttested)
             }
             Denied::Banned(_) => (Code::PermissionDenied, Reason::Banned),

@@ -16,6 +16,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use spiffe::id::SpiffeId;
 use spiffe::jose::parse_object;
 use spiffe::selector::{Selector, SelectorError, Selectors};
 use spiffe::time::Timestamp;
@@ -191,6 +192,12 @@ impl Known {
 /// The agent's path behind `/chancery/agent/k8s_psat/`: of the node's UID, not of its name.
 pub fn node_path(cluster: &str, node_uid: &str) -> String {
     format!("{cluster}/{node_uid}")
+}
+
+/// The cluster of an agent of this kind.
+pub fn cluster_of(agent: &SpiffeId) -> Option<&str> {
+    let (cluster, _) = agent.agent_path()?.strip_prefix(KIND)?.strip_prefix('/')?.split_once('/')?;
+    Some(cluster)
 }
 
 /// Evidence within its limits; nobody has looked at the token yet.

@@ -10,6 +10,7 @@ mod apply;
 pub mod derive;
 pub mod follow;
 pub mod keys;
+pub mod nodes;
 pub mod pods;
 pub mod record;
 

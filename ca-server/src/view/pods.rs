@@ -13,6 +13,8 @@ use std::sync::Arc;
 use rpds::{HashTrieMapSync, RedBlackTreeMapSync};
 use spiffe::id::SpiffeId;
 
+use super::nodes::Nodes;
+
 /// Labels of a pod or of a namespace. Cheap to clone.
 pub type Labels = Arc<BTreeMap<String, String>>;
 
@@ -58,6 +60,13 @@ pub enum PodEvent {
         /// The pod's UID.
         uid: Arc<str>,
     },
+    /// These are the nodes of a cluster now.
+    Nodes {
+        /// The cluster.
+        cluster: Arc<str>,
+        /// Its nodes.
+        nodes: Nodes,
+    },
 }
 
 /// The pods of one node by their UIDs.
@@ -71,6 +80,8 @@ pub struct Pods {
     agents: HashTrieMapSync<(Arc<str>, Arc<str>), SpiffeId>,
     /// The clusters that have not told everything yet.
     awaited: Arc<BTreeSet<Arc<str>>>,
+    /// The nodes of each cluster that has told of any.
+    nodes: HashTrieMapSync<Arc<str>, Nodes>,
 }
 
 impl Pods {
@@ -111,6 +122,11 @@ impl Pods {
         self.by_agent.keys()
     }
 
+    /// The nodes of `cluster`; `None`: it has told of none yet.
+    pub fn nodes(&self, cluster: &str) -> Option<&Nodes> {
+        self.nodes.get(cluster)
+    }
+
     /// How many pods there are.
     pub fn count(&self) -> usize {
         self.agents.size()
@@ -123,6 +139,7 @@ impl Pods {
         match event {
             PodEvent::Put(pod) => next.put(pod, &mut concerned),
             PodEvent::Gone { cluster, uid } => next.forget(&(cluster, uid), &mut concerned),
+            PodEvent::Nodes { cluster, nodes } => next.nodes.insert_mut(cluster, nodes),
             PodEvent::All { cluster, pods } => {
                 let stay: std::collections::HashSet<&str> = pods.iter().map(|pod| &*pod.uid).collect();
                 let gone = self.agents.keys().filter(|(of, uid)| *of == cluster && !stay.contains(&**uid));

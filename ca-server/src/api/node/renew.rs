@@ -1,4 +1,6 @@
 //! Renew: a fresh SVID for the calling agent. The one it calls with stays good; older ones are good no more.
+//!
+//! An agent of a Kubernetes node has to attest again once its node was deleted: nobody is asked, the View has its cluster's nodes.
 
 use spiffe::crypto;
 use spiffe::csr::ProvenKey;
@@ -7,6 +9,7 @@ use spiffe::proto::v1;
 use crate::api::Doors;
 use crate::api::rights::{Admitted, Denied};
 use crate::api::status::Refusal;
+use crate::attest::k8s_psat;
 use crate::audit::{Event, Outcome, Serial as AuditSerial};
 use crate::authority::issuer::{Serial, Signed};
 use crate::issuance::{self, Request};
@@ -38,6 +41,10 @@ pub(super) async fn renew(doors: &Doors, admitted: &Admitted, csr: &[u8]) -> Res
 async fn sign_and_commit(doors: &Doors, admitted: &Admitted, csr: &[u8]) -> Result<Signed, Refusal> {
     let (view, now, caller) = (&admitted.view, admitted.now, admitted.agent()?);
     let node = view.node(&caller.id).ok_or_else(|| Denied::NotAttested(caller.id.to_string()))?;
+    let listed = k8s_psat::cluster_of(&caller.id).and_then(|cluster| view.pods().nodes(cluster));
+    if listed.is_some_and(|nodes| nodes.has_lost(node, now)) {
+        return Err(Denied::NodeGone(caller.id.to_string()).into());
+    }
     let issuer = view.issuer().ok_or_else(Refusal::no_authority)?;
     let request = Request {
         key: ProvenKey::from_csr(csr)?,

@@ -177,10 +177,10 @@ impl Feed {
                 }
                 Some(WatchEvent::Bookmark(bookmark)) => {
                     *version = bookmark.metadata.resource_version;
-                    None
+                    Some(Change::Heard)
                 }
                 Some(WatchEvent::Error(status)) => return Err(::kube::Error::Api(status).into()),
-                None if !brought && is_suspicious(began, self.clock.now(), length) => {
+                None if is_suspicious(brought, began, self.clock.now(), length) => {
                     return Err(ApiError::Unreachable("the watch ended before its time".into()).into());
                 }
                 None => return Ok(()),

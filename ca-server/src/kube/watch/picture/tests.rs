@@ -20,6 +20,7 @@ fn pod(uid: &str, node: &str) -> Seen {
         node_name: node.into(),
         labels,
         life: Life::Open,
+        since: Timestamp::default(),
     }
 }
 
@@ -60,6 +61,7 @@ fn short(events: &[PodEvent]) -> Vec<String> {
             }
             PodEvent::Put(pod) => words.push(one(pod)),
             PodEvent::Gone { uid, .. } => words.push(format!("-{uid}")),
+            PodEvent::Nodes { .. } => {}
         }
     }
     words.sort();
@@ -100,11 +102,73 @@ fn a_pod_waits() {
 }
 
 #[test]
+fn a_new_pod_waits_for_a_word_of_nodes_as_new_as_itself() {
+    let at = |seconds| NOW.plus(Duration::from_secs(seconds));
+    let late = |picture: &mut Picture, uid: &str, seconds| {
+        short(&picture.after(Told::Pods(Change::Put(pod(uid, "n1"))), at(seconds)))
+    };
+    let mut picture = whole(&[pod("1", "n1")]);
+    assert_eq!(late(&mut picture, "2", 10), ["+2@u1/a"]);
+    // The watch of nodes is silent: n1 may be another one by now. What was there before stays.
+    assert_eq!(late(&mut picture, "3", 11), ["-3"]);
+    assert!(late(&mut picture, "1", 12).is_empty());
+    assert_eq!(
+        short(&picture.after(Told::Pods(Change::All(vec![pod("1", "n1"), pod("3", "n1")])), at(13))),
+        ["=+1@u1/a"]
+    );
+    // It is looked up, once at a time. Another one lets the pod wait on; the watch will tell.
+    let name: Arc<str> = "n1".into();
+    assert_eq!((picture.questions(at(14)), picture.questions(at(15))), (vec![Arc::clone(&name)], vec![]));
+    assert!(picture.answer(&name, Some(node("n1", "u9")), at(14), at(15)).is_empty());
+    assert_eq!((picture.next_end(), picture.questions(at(24))), (Some(at(25)), vec![]));
+    assert_eq!(picture.questions(at(25)), [Arc::clone(&name)]);
+    let mut same = whole(&[]);
+    assert_eq!(late(&mut same, "3", 11), ["-3"]);
+    assert_eq!(same.questions(at(11)).len(), 1);
+    assert_eq!(short(&same.answer(&name, Some(node("n1", "u1")), at(11), at(12))), ["+3@u1/a"]);
+    // The watch is heard: it is another one.
+    assert_eq!(short(&picture.after(Told::Nodes(Change::Put(node("n1", "u9"))), at(26)))[..2], ["+1@u9/a", "+3@u9/a"]);
+    assert!(picture.questions(at(60)).is_empty());
+    // At the beginning everything waits.
+    let mut picture = empty();
+    picture.after(Told::Nodes(Change::All(vec![node("n1", "u1")])), NOW);
+    picture.after(Told::Namespaces(Change::All(vec![namespace("shop", "a")])), NOW);
+    assert!(picture.after(Told::Pods(Change::All(vec![pod("1", "n1")])), at(11)).is_empty());
+    assert_eq!(short(&picture.after(Told::Nodes(Change::Heard), at(60))), ["=+1@u1/a"]);
+}
+
+#[test]
 fn made_anew_is_another() {
     let mut picture = whole(&[pod("1", "n1"), pod("2", "n2")]);
     assert_eq!(short(&picture.after(Told::Nodes(Change::Put(node("n1", "u9"))), NOW)), ["+1@u9/a"]);
     let strange = picture.after(Told::Nodes(Change::Put(node("n2", "../u2"))), NOW);
     assert_eq!(short(&strange), ["-2"], "a UID that is no segment of an ID names no agent");
+}
+
+/// The UIDs of the nodes of which the last event tells, if it does.
+fn nodes(events: &[PodEvent]) -> Option<Vec<String>> {
+    let Some(PodEvent::Nodes { nodes, .. }) = events.last() else { return None };
+    let mut uids: Vec<_> = nodes.agents.iter().map(|id| id.path().rsplit('/').next().unwrap().to_owned()).collect();
+    uids.sort();
+    Some(uids)
+}
+
+#[test]
+fn a_node_stays_for_a_while() {
+    let mut picture = whole(&[]);
+    let at = |seconds| NOW.plus(Duration::from_secs(seconds));
+    let mut say = |change, seconds| nodes(&picture.after(Told::Nodes(change), at(seconds)));
+    let words = |uids: &[&str]| Some(uids.iter().map(|uid| (*uid).to_owned()).collect::<Vec<_>>());
+    assert_eq!(say(Change::Heard, 9), None, "that it was heard is told now and then");
+    assert_eq!(say(Change::Heard, 10), words(&["u1", "u2"]));
+    assert_eq!(say(Change::Put(node("n1", "u9")), 11), words(&["u1", "u2", "u9"]));
+    say(Change::Gone(node("n2", "u2")), 12);
+    say(Change::Put(node("n2", "u2")), 13);
+    assert_eq!(say(Change::All(vec![node("n2", "u2"), node("n3", "u3")]), 14), words(&["u1", "u2", "u3", "u9"]));
+    assert_eq!(picture.next_end(), Some(at(311)));
+    assert_eq!(nodes(&picture.pass(at(311))), words(&["u2", "u3", "u9"]));
+    assert_eq!(nodes(&picture.pass(at(314))), words(&["u2", "u3"]));
+    assert_eq!(picture.next_end(), None);
 }
 
 #[test]
@@ -179,7 +243,7 @@ proptest! {
                 known = known.after(event).0;
             }
             let shown: Vec<Pod> = picture.pods.values().filter_map(|pod| picture.show(pod)).collect();
-            if picture.is_whole() {
+            if picture.is_whole {
                 prop_assert_eq!(known.count(), shown.len());
                 for pod in shown {
                     prop_assert_eq!(known.find("main", &pod.uid).map(|known| (**known).clone()), Some(pod));
