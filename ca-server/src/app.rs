@@ -57,7 +57,7 @@ use crate::store::mem::MemStore;
 use crate::store::sled::SledStore;
 use crate::store::{Revision, Store, StoreError};
 use crate::view::follow::{self, FollowError, Signers, Views};
-use crate::view::keys;
+use crate::view::{Terms, keys};
 use crate::web::{self, WebError};
 use listeners::Listeners;
 
@@ -233,7 +233,8 @@ impl Server {
             let (path, asked) = (config.data_dir.as_path().to_owned(), config.trust_domain);
             return Err(AppError::TrustDomain { path, held, asked });
         }
-        let views = Views::new(view);
+        let terms = Terms { most: config.limits.derived_entries, own_names: config.own_names().into() };
+        let views = Views::new(view.on_terms(terms));
         let connected = Connected::default();
         let polled = Arc::default();
         let metrics = Arc::new(Metrics::new(

@@ -223,6 +223,22 @@ impl Rule {
         Ok(entry)
     }
 
+    /// Whether this rule could give `id` to some pod, as its template and its selection are.
+    pub fn could_give(&self, id: &SpiffeId) -> bool {
+        let Selection { cluster, namespaces, service_accounts, .. } = &self.selection;
+        self.spiffe_id.could_give(id, |variable| match variable {
+            Variable::Cluster => cluster.as_ref().map_or(&[], std::slice::from_ref),
+            Variable::Namespace => namespaces,
+            Variable::ServiceAccount => service_accounts,
+            _ => &[],
+        })
+    }
+
+    /// Whether this rule and `other` could give one identity; of itself it is true.
+    pub fn may_meet(&self, other: &Self) -> bool {
+        self.spiffe_id.may_meet(&other.spiffe_id)
+    }
+
     /// What the agent has to find: everything that the entry rests on, but for what the entry's parent says (the cluster
     /// and the node) and what the namespace says (its labels).
     fn selectors_for(&self, facts: &Facts<'_>) -> Result<Selectors, Refused> {

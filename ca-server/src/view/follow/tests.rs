@@ -94,6 +94,25 @@ async fn what_has_queued_up_is_one_view_and_what_concerns_nobody_is_told_to_nobo
     assert_eq!((next.view.revision(), next.view.pods().count()), (revision, 2), "the View between was no news");
 }
 
+#[tokio::test]
+async fn others_run_while_a_rule_is_held_against_every_pod() {
+    let house = Followed::start().await;
+    let pods = (0..10_000).map(|uid| pod(&uid.to_string(), "web")).collect();
+    house.tell.send(PodEvent::All { cluster: "prod".into(), pods }).await.unwrap();
+    while house.views.load().pods().count() == 0 {
+        tokio::task::yield_now().await;
+    }
+    let revision = house.store.commit(rule("pods")).await.unwrap();
+    // The test's one thread: each turn of this is one in which the follower has let go.
+    let mut turns = 0;
+    while house.views.load().revision() < revision {
+        tokio::task::yield_now().await;
+        turns += 1;
+    }
+    assert!(turns >= 10, "{turns} turns");
+    assert_eq!(house.views.load().derived_count(), 1);
+}
+
 /// A store whose watch has always fallen behind, and whose range is slow.
 #[derive(Debug)]
 struct Forgetful(MemStore);
