@@ -164,6 +164,36 @@ fn pods_outlive_a_gap() {
     assert_eq!((below(&loaded, "n1"), loaded.revision()), (vec!["/web".to_owned()], 9));
 }
 
+#[test]
+fn a_pod_without_a_service_account_is_no_rules_and_no_refusal() {
+    let mirror = Pod { service_account: "".into(), ..pod("1", "n1", &[("app", "etcd")]) };
+    let view = with(vec![rule("a", USUAL, 1), rule("b", "spiffe://example.org/{{pod-label:app}}", 2)], vec![mirror]);
+    assert_eq!((view.pods().count(), view.derived_count(), view.refused_count()), (1, 0, 0));
+    let verdicts = view.explain(view.pods().find("prod", "1").unwrap());
+    assert!(verdicts.iter().all(|(_, it)| *it == Verdict::Differs(Mismatch::NoServiceAccount)), "{verdicts:?}");
+}
+
+#[test]
+fn no_name_of_ours() {
+    let named = |id: &str, dns: &str, at| v1::Rule {
+        dns_names: vec![dns.into()],
+        ..rule(id, &format!("spiffe://example.org/{id}/{{{{sa}}}}"), at)
+    };
+    let rules = vec![named("a", "{{pod-label:app}}.{{ns}}.svc", 1), named("b", "*.{{ns}}.svc", 2)];
+    let own = ["istiod.istio-system.svc"].map(|name| DnsName::parse(name).unwrap());
+    let terms = crate::view::Terms { own_names: own.into(), ..crate::view::Terms::default() };
+    let (view, _) = after(&View::empty(domain()).on_terms(terms), rules.into_iter().map(put_rule).collect());
+    let at = |namespace: &str, app: &str| Pod { namespace: namespace.into(), ..pod(app, "n1", &[("app", app)]) };
+    let (view, _) =
+        view.told([at("istio-system", "istiod"), at("istio-system", "web"), at("shop", "x")].map(PodEvent::Put));
+    let outcome = |uid: &str| {
+        let verdicts = view.explain(view.pods().find("prod", uid).unwrap()).into_iter();
+        verdicts.map(|(_, verdict)| matches!(verdict, Verdict::OwnName(_))).collect::<Vec<_>>()
+    };
+    assert_eq!((outcome("istiod"), outcome("web"), outcome("x")), (vec![true; 2], vec![false, true], vec![false; 2]));
+    assert_eq!((view.derived_count(), view.refused_count()), (3, 3));
+}
+
 /// How many pieces the work after `write` is.
 fn pieces(view: &View, write: Write) -> usize {
     let mut rework = view.begin(&Commit { revision: view.revision() + 1, writes: vec![write] }).unwrap();
