@@ -131,7 +131,7 @@ impl Rework {
             was.iter().filter(|(id, entry)| is.get(*id) != Some(entry)).map(|(id, _)| id.clone()).collect();
         is.retain(|id, entry| was.get(id) != Some(entry));
         // First what is held, so that an entry that both have never goes in between.
-        is.into_iter().for_each(|(id, entry)| self.hold(id, entry));
+        is.into_iter().for_each(|(id, entry)| self.hold(&id, entry));
         gone.iter().for_each(|id| self.release(id));
         if self.view.given > self.view.terms.most {
             self.withdraw();
@@ -139,15 +139,15 @@ impl Rework {
     }
 
     /// One pod more has this entry.
-    fn hold(&mut self, id: EntryId, value: RegistrationEntry) {
-        let holders = self.view.holders.get(&id).copied().unwrap_or_default();
+    fn hold(&mut self, id: &EntryId, value: RegistrationEntry) {
+        let holders = self.view.holders.get(id).copied().unwrap_or_default();
         self.view.holders.insert_mut(id.clone(), holders + 1);
-        let known = self.view.entries.get(&id).cloned();
+        let known = self.view.entries.get(id).cloned();
         if known.as_ref().is_some_and(|known| known.value == value) {
             return;
         }
         self.touched.entry(id.clone()).or_insert(known);
-        self.view.forget_entry(&id);
+        self.view.forget_entry(id);
         // No writer ever expects it: it is not in the store.
         self.view.learn_entry(&Arc::new(Held { value, revision: 0 }));
     }
@@ -199,7 +199,7 @@ impl Rework {
         for (id, entry) in judged(&self.after, pod, 0, &mut HashMap::new()) {
             let is_raised = |place: Place| place >= *from && to.is_none_or(|to| place < *to);
             if derive::place_of(&entry).is_some_and(is_raised) {
-                self.hold(id, entry);
+                self.hold(&id, entry);
             }
         }
     }
