@@ -241,6 +241,11 @@ impl Rule {
         })
     }
 
+    /// Whether no two clusters get one identity by it: it is for one, or its template says which.
+    pub fn tells_clusters_apart(&self) -> bool {
+        self.selection.cluster.is_some() || self.spiffe_id.variables().any(|variable| *variable == Variable::Cluster)
+    }
+
     /// Whether this rule and `other` could give one identity; of itself it is true.
     pub fn may_meet(&self, other: &Self) -> bool {
         self.spiffe_id.may_meet(&other.spiffe_id)

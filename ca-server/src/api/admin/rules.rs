@@ -159,6 +159,13 @@ fn read(call: &Call<'_>, wire: v1::Rule) -> Result<Rule, Refusal> {
             rule.spiffe_id.as_str()
         )));
     }
+    let clusters = call.settings.clusters;
+    if clusters > 1 && !rule.tells_clusters_apart() {
+        return Err(Refusal::invalid(format_args!(
+            "this server has {clusters} clusters, and whoever may make pods in one of them would have the identities of \
+             all: name one with \"--cluster\" (a rule for each), or put {{{{cluster}}}} into the template"
+        )));
+    }
     if let Some(fault) = rule.selectors.iter().find_map(Selector::fault) {
         return Err(Refusal::invalid(fault));
     }
