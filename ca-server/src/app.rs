@@ -57,8 +57,7 @@ use crate::store::mem::MemStore;
 use crate::store::sled::SledStore;
 use crate::store::{Revision, Store, StoreError};
 use crate::view::follow::{self, FollowError, Signers, Views};
-use crate::view::keys;
-use crate::view::pods::Pods;
+use crate::view::{Terms, keys};
 use crate::web::{self, WebError};
 use listeners::Listeners;
 
@@ -239,8 +238,12 @@ impl Server {
             let (path, asked) = (config.data_dir.as_path().to_owned(), config.trust_domain);
             return Err(AppError::TrustDomain { path, held, asked });
         }
+        for rule in view.rules().filter(|rule| config.kubernetes.len() > 1 && !rule.tells_clusters_apart()) {
+            warn!(rule = %rule.id, "the rule is for every cluster, and gives equal names in each of them one identity");
+        }
+        let terms = Terms { most: config.limits.derived_entries, own_names: config.own_names().into() };
         let awaited = clusters.iter().map(|cluster| Arc::clone(cluster.name()));
-        let views = Views::new(view.with_pods(Pods::awaiting(awaited)));
+        let views = Views::new(view.on_terms(terms).awaiting(awaited));
         let connected = Connected::default();
         let polled = Arc::default();
         let metrics = Arc::new(Metrics::new(
@@ -339,6 +342,8 @@ impl Server {
             address: advertised,
             most_entries: config.limits.entries,
             most_rules: config.limits.rules,
+            clusters: config.kubernetes.len(),
+            gives_service_accounts: config.istio.is_some(),
             most_tokens: config.limits.join_tokens,
             token_max_ttl: config.attest.join_token.max_ttl,
             rotator,

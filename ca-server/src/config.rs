@@ -414,6 +414,8 @@ pub struct Limits {
     pub entries: usize,
     /// Rules: each is held against every pod.
     pub rules: usize,
+    /// What rules give, counted pod by pod. Above it the youngest rules give nothing.
+    pub derived_entries: usize,
     /// Join tokens that have been made and not used.
     pub join_tokens: usize,
 }

@@ -93,6 +93,8 @@ pub struct Observed {
     pub derived: u64,
     /// How many times a pod does not get what a rule says, because a template refuses it.
     pub refused_by_rules: u64,
+    /// Rules that give nothing because of the limit.
+    pub rules_over_limit: u64,
     /// Recorded agents.
     pub agents: u64,
     /// Agents with an open Sync stream.
@@ -272,6 +274,7 @@ impl Collector for State {
             ("pods", "Pods that rules are held against", now.pods),
             ("derived_entries", "Registration entries that come from rules", now.derived),
             ("rule_refusals", "Pods that a rule selects and a template refuses", now.refused_by_rules),
+            ("rules_over_limit", "Rules that give nothing, because all would give too much", now.rules_over_limit),
             ("agents", "Agents that have attested and are not forgotten", now.agents),
             ("agents_connected", "Agents with an open Sync stream", now.agents_connected),
             ("agents_lag_max_revisions", "How many revisions the agent furthest behind lags", now.lag_max),

@@ -1,6 +1,7 @@
 //! Rules: which entries the pods of Kubernetes get. One rule stands for an entry for each pod that it selects.
 //!
 //! - A rule says nothing of a pod unless everything that it asks for is true: cluster, namespace, service account, labels.
+//! - A pod without a service account, as the mirror of a static pod is, is no rule's.
 //! - The entry of a pod holds below the agent of the pod's own node, and nowhere else. Its selectors are the pod's namespace
 //!   and service account, each further fact that the selection or a template has used and that an agent finds, and those
 //!   of the rule.
@@ -139,6 +140,9 @@ pub enum Mismatch {
     /// Another namespace.
     #[error("its namespace is not among those of the rule")]
     Namespace,
+    /// None: a mirror of a static pod, which the kubelet runs by itself.
+    #[error("it has no service account, as the mirror of a static pod: no rule is for it")]
+    NoServiceAccount,
     /// Another service account.
     #[error("its service account is not among those of the rule")]
     ServiceAccount,
@@ -171,6 +175,9 @@ impl Rule {
         let Selection { cluster, namespaces, service_accounts, namespace_labels, pod_labels } = &self.selection;
         if let Some(cluster) = cluster.as_ref().filter(|cluster| ***cluster != *facts.cluster) {
             return Err(Mismatch::Cluster(Arc::clone(cluster)));
+        }
+        if facts.service_account.is_empty() {
+            return Err(Mismatch::NoServiceAccount);
         }
         let names = |names: &[Arc<str>], name: &str| {
             names.is_empty() || names.binary_search_by(|known| (**known).cmp(name)).is_ok()
@@ -221,6 +228,27 @@ impl Rule {
         };
         entry.id = name(&entry);
         Ok(entry)
+    }
+
+    /// Whether this rule could give `id` to some pod, as its template and its selection are.
+    pub fn could_give(&self, id: &SpiffeId) -> bool {
+        let Selection { cluster, namespaces, service_accounts, .. } = &self.selection;
+        self.spiffe_id.could_give(id, |variable| match variable {
+            Variable::Cluster => cluster.as_ref().map_or(&[], std::slice::from_ref),
+            Variable::Namespace => namespaces,
+            Variable::ServiceAccount => service_accounts,
+            _ => &[],
+        })
+    }
+
+    /// Whether no two clusters get one identity by it: it is for one, or its template says which.
+    pub fn tells_clusters_apart(&self) -> bool {
+        self.selection.cluster.is_some() || self.spiffe_id.variables().any(|variable| *variable == Variable::Cluster)
+    }
+
+    /// Whether this rule and `other` could give one identity; of itself it is true.
+    pub fn may_meet(&self, other: &Self) -> bool {
+        self.spiffe_id.may_meet(&other.spiffe_id)
     }
 
     /// What the agent has to find: everything that the entry rests on, but for what the entry's parent says (the cluster

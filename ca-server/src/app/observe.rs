@@ -49,6 +49,7 @@ pub(super) fn observe(
             pods: view.pods().count() as u64,
             derived: view.derived_count() as u64,
             refused_by_rules: view.refused_count() as u64,
+            rules_over_limit: view.rules_over_limit().count() as u64,
             agents: view.node_count() as u64,
             agents_connected: connected.count() as u64,
             lag_max,

@@ -182,6 +182,8 @@ impl Default for Limits {
             request_timeout: Duration::from_secs(30),
             entries: 1_000_000,
             rules: 256,
+            // Sixteen for each of 30,000 pods. An entry is estimated at a KiB: half a GiB at most.
+            derived_entries: 500_000,
             join_tokens: 10_000,
         }
     }
@@ -395,6 +397,7 @@ fn check_limits(limits: &Limits, attest: &Attest) -> Result<(), ConfigError> {
     in_range("limits.connections", limits.connections, 1, 1 << 20)?;
     in_range("limits.entries", limits.entries, 1, 100_000_000)?;
     in_range("limits.rules", limits.rules, 1, 10_000)?;
+    in_range("limits.derived_entries", limits.derived_entries, 16, 100_000_000)?;
     in_range("limits.join_tokens", limits.join_tokens, 1, 10_000_000)?;
     lifetime_in_range("limits.handshake_timeout", limits.handshake_timeout, second, 300 * second)?;
     lifetime_in_range("limits.request_timeout", limits.request_timeout, second, 3600 * second)?;

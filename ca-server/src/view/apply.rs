@@ -1,5 +1,6 @@
 //! A View from a store's range, and the next View from a commit or from what is told of pods.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -8,12 +9,14 @@ use rustls_pki_types::CertificateDer;
 use spiffe::bundle::{Bundle, X509Authority};
 use spiffe::entry::{EntryId, RegistrationEntry, RuleId};
 use spiffe::id::{SpiffeId, TrustDomain};
+use spiffe::rule::Rule;
 
-use super::derive::{self, Derived};
+use super::derive::Book;
 use super::pods::{PodEvent, Pods};
 use super::record::{
     JoinToken, Node, RecordError, bundle_from_record, entry_from_record, relationship_from_record, rule_from_record,
 };
+use super::rework::{Rework, Visit, marked_or_not};
 use super::{Held, View, ViewError, keys};
 use crate::authority::{self, Authority, Public};
 use crate::store::{Commit, KeyValue, Revision, Write};
@@ -52,12 +55,18 @@ impl View {
         if !authorities.is_empty() {
             view.set_authorities(authorities, revision);
         }
+        view.book = Arc::new(Book::new(view.rules.values()));
         view.revision = revision;
         Ok(view)
     }
 
     /// The View after `commit`, and what changed. A record that cannot be read leaves this View as it is.
     pub fn apply(&self, commit: &Commit) -> Result<(Self, Vec<Change>), ViewError> {
+        Ok(self.begin(commit)?.done())
+    }
+
+    /// The same, piece by piece.
+    pub(super) fn begin(&self, commit: &Commit) -> Result<Rework, ViewError> {
         let mut view = self.clone();
         let mut changes = Vec::new();
         let of_authority = |write: &Write| write.key().starts_with(keys::AUTHORITIES);
@@ -78,23 +87,49 @@ impl View {
             view.set_authorities(authorities, commit.revision);
             changes.push(Change::Bundle);
         }
-        if changes_all_derived(&changes) || commit.writes.iter().any(|write| write.key().starts_with(keys::RULES)) {
-            view.derive_all(&mut changes);
-        }
         view.revision = commit.revision;
-        Ok((view, changes))
+        let is_rule = |write: &Write| write.key().strip_prefix(keys::RULES).and_then(|id| RuleId::parse(id).ok());
+        let written: Vec<RuleId> = commit.writes.iter().filter_map(is_rule).collect();
+        if !written.is_empty() {
+            view.book = Arc::new(Book::new(view.rules.values()));
+        }
+        let marked = marked_or_not(&self.admins, &view.admins, &changes);
+        if written.is_empty() && marked.is_empty() {
+            let nobody = self.law(Arc::default());
+            return Ok(Rework::new(view, changes, nobody.clone(), nobody, Vec::new()));
+        }
+        let versions = || [self, &view].into_iter().flat_map(|view| written.iter().filter_map(|id| view.rules.get(id)));
+        let is_concerned = |rule: &Rule| {
+            versions().any(|written| rule.may_meet(written)) || marked.iter().any(|id| rule.could_give(id))
+        };
+        let (before, after) = (self.law(self.book.part(is_concerned)), view.law(view.book.part(is_concerned)));
+        let visits = match before.book.count() + after.book.count() {
+            0 => Vec::new(),
+            _ => view.every_pod(|pod| (Some(Arc::clone(&pod)), Some(pod))),
+        };
+        Ok(Rework::new(view, changes, before, after, visits))
+    }
+
+    /// This View, which was just loaded and has no pods, where these clusters are still to tell of theirs.
+    pub(crate) fn awaiting(self, clusters: impl IntoIterator<Item = Arc<str>>) -> Self {
+        Self { pods: Pods::awaiting(clusters), ..self }
     }
 
     /// This View, which was just loaded and has no pods, with those that are known.
-    pub(crate) fn with_pods(mut self, pods: Pods) -> Self {
+    pub(super) fn with_pods(mut self, pods: Pods) -> Rework {
         self.pods = pods;
-        self.derive_all(&mut Vec::new());
-        self
+        let (law, visits) = (self.law(Arc::clone(&self.book)), self.every_pod(|pod| (None, Some(pod))));
+        Rework::new(self, Vec::new(), law.clone(), law, visits)
     }
 
     /// The View after what was told of pods, and what changed. It is of the same revision: the store has no part in it.
-    /// Looks at the pods of those nodes alone on which something is different.
+    /// Judges those pods alone that are different.
     pub fn told(&self, events: impl IntoIterator<Item = PodEvent>) -> (Self, Vec<Change>) {
+        self.begin_told(events).done()
+    }
+
+    /// The same, piece by piece.
+    pub(super) fn begin_told(&self, events: impl IntoIterator<Item = PodEvent>) -> Rework {
         let mut view = self.clone();
         let mut concerned = Vec::new();
         for event in events {
@@ -104,42 +139,9 @@ impl View {
         }
         concerned.sort_unstable();
         concerned.dedup();
-        let mut changes = Vec::new();
-        view.derive(concerned, &mut changes);
-        (view, changes)
-    }
-
-    fn derive_all(&mut self, changes: &mut Vec<Change>) {
-        let agents: Vec<SpiffeId> = self.pods.agents().cloned().collect();
-        self.derive(agents, changes);
-    }
-
-    /// Makes the entries of these agents' nodes what rules and pods say.
-    fn derive(&mut self, agents: Vec<SpiffeId>, changes: &mut Vec<Change>) {
-        let rules = derive::in_order(self.rules());
-        for agent in agents {
-            let is_operator = |id: &SpiffeId| self.admins.contains_key(id);
-            let Derived { entries, refused } = derive::of_node(&rules, self.pods.of_agent(&agent), is_operator);
-            let here = self.entries_of(&agent).filter(|entry| entry.rule.is_some());
-            let gone: Vec<EntryId> =
-                here.filter(|entry| !entries.contains_key(&entry.id)).map(|entry| entry.id.clone()).collect();
-            for id in gone {
-                let before = self.forget_entry(&id);
-                changes.push(Change::Entry { before, after: None });
-            }
-            for (id, value) in entries {
-                if self.entries.get(&id).is_none_or(|known| known.value != value) {
-                    let before = self.forget_entry(&id);
-                    let after = Arc::new(Held { revision: derive::revision(&value), value });
-                    self.learn_entry(&after);
-                    changes.push(Change::Entry { before, after: Some(after) });
-                }
-            }
-            self.refused.remove_mut(&agent);
-            if refused > 0 {
-                self.refused.insert_mut(agent, refused);
-            }
-        }
+        let visits = concerned.iter().flat_map(|agent| differences(&self.pods, &view.pods, agent)).collect();
+        let law = view.law(Arc::clone(&view.book));
+        Rework::new(view, Vec::new(), law.clone(), law, visits)
     }
 
     fn put(
@@ -213,7 +215,7 @@ impl View {
         }
     }
 
-    fn learn_entry(&mut self, entry: &Arc<Held<RegistrationEntry>>) {
+    pub(super) fn learn_entry(&mut self, entry: &Arc<Held<RegistrationEntry>>) {
         let mut siblings = self.by_parent.get(&entry.parent).cloned().unwrap_or_else(RedBlackTreeSetSync::new_sync);
         siblings.insert_mut(entry.id.clone());
         self.by_parent.insert_mut(entry.parent.clone(), siblings);
@@ -227,7 +229,7 @@ impl View {
         self.entries.insert_mut(entry.id.clone(), Arc::clone(entry));
     }
 
-    fn forget_entry(&mut self, id: &EntryId) -> Option<Arc<Held<RegistrationEntry>>> {
+    pub(super) fn forget_entry(&mut self, id: &EntryId) -> Option<Arc<Held<RegistrationEntry>>> {
         let entry = self.entries.get(id).cloned()?;
         self.entries.remove_mut(id);
         if let Some(mut siblings) = self.by_parent.get(&entry.parent).cloned() {
@@ -256,12 +258,16 @@ impl View {
     }
 }
 
-/// Whether what rules give may be different at every node: an identity has become an operator's, or is one no more.
-fn changes_all_derived(changes: &[Change]) -> bool {
-    changes.iter().any(|change| match change {
-        Change::Entry { before, after } => [before, after].into_iter().flatten().any(|entry| entry.admin),
-        _ => false,
-    })
+/// The pods of one node that are not what they were.
+fn differences(before: &Pods, after: &Pods, agent: &SpiffeId) -> Vec<Visit> {
+    let mut pods: BTreeMap<&str, Visit> = BTreeMap::new();
+    for pod in before.of_agent(agent) {
+        pods.entry(&pod.uid).or_default().0 = Some(Arc::clone(pod));
+    }
+    for pod in after.of_agent(agent) {
+        pods.entry(&pod.uid).or_default().1 = Some(Arc::clone(pod));
+    }
+    pods.into_values().filter(|(was, is)| was != is).collect()
 }
 
 /// The union of the roots and keys of all authorities. A tainted CA marks its root when it is that root, and itself when
@@ -296,7 +302,7 @@ impl Held<Authority> {
     }
 }
 
-type Index = HashTrieMapSync<SpiffeId, HashTrieSetSync<EntryId>>;
+pub(super) type Index = HashTrieMapSync<SpiffeId, HashTrieSetSync<EntryId>>;
 
 fn index(map: &mut Index, at: &SpiffeId, id: &EntryId) {
     let mut ids = map.get(at).cloned().unwrap_or_else(HashTrieSetSync::new_sync);

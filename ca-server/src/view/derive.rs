@@ -1,4 +1,4 @@
-//! Derived entries: what the pods of a node get by the rules. Pure.
+//! Derived entries: what a pod gets by the rules. Pure. `rework` makes a View of it.
 //!
 //! - *below the own agent*: an entry of a pod has the agent of its node as its parent: it is there while such a pod is on
 //!   that node, and what an agent may ask for is what pods it has.
@@ -7,19 +7,24 @@
 //!   that until he has another. Its revision is a hash of all its content.
 //! - *the older rule first*: where two rules give one identity for the same selectors, the older one's entry counts.
 //! - *no operators*: an identity that an entry marked admin gives is never a pod's.
-//! - What it costs: each rule is held against each pod of the nodes that are looked at, once.
+//! - *no name of ours*: a DNS name of this server, or a wildcard over one, is never a pod's: whoever had it would be taken
+//!   for this server by those who know it by its name.
+//! - What it costs: a rule that names namespaces is held against the pods of those alone, each other one against all.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::hash_map::Entry::{Occupied, Vacant};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use prost::Message as _;
 use spiffe::crypto::sha256;
-use spiffe::entry::{EntryId, RegistrationEntry, RuleId};
+use spiffe::entry::{DnsName, EntryId, RegistrationEntry, RuleId};
 use spiffe::id::SpiffeId;
 use spiffe::proto::v1;
 use spiffe::rule::{Facts, Mismatch, Refused, Rule};
 use spiffe::selector::Selectors;
+use spiffe::time::Timestamp;
 
+use super::apply::Index;
 use super::pods::Pod;
 use super::{Held, View};
 use crate::store::Revision;
@@ -37,73 +42,127 @@ pub enum Verdict {
     Refused(Refused),
     /// It would give an identity that is an operator's.
     Operator(SpiffeId),
+    /// It would give a DNS name that is this server's.
+    OwnName(DnsName),
+    /// It would give this, and all rules together would give too much: the youngest give nothing.
+    Limit,
 }
 
 impl Verdict {
     /// Whether the pod is one of the rule's, and yet gets nothing by it.
     pub fn is_refusal(&self) -> bool {
-        matches!(self, Self::Refused(_) | Self::Operator(_))
+        matches!(self, Self::Refused(_) | Self::Operator(_) | Self::OwnName(_) | Self::Limit)
     }
 }
 
-/// What the pods of one node get.
+/// Where a rule stands among the others: the older before the younger.
+pub(super) type Place = (Timestamp, RuleId);
+
+pub(super) fn place(rule: &Rule) -> Place {
+    (rule.created_at, rule.id.clone())
+}
+
+/// The place of the rule that a derived entry comes from; `None`: no rule gives it.
+pub(super) fn place_of(entry: &RegistrationEntry) -> Option<Place> {
+    entry.rule.clone().map(|rule| (entry.created_at, rule))
+}
+
+/// Rules in order, found by the namespace that they are for.
 #[derive(Debug, Default)]
-pub(super) struct Derived {
-    /// Each distinct entry once, however many pods have it.
-    pub(super) entries: BTreeMap<EntryId, RegistrationEntry>,
-    /// How many times a pod that is selected gets nothing.
-    pub(super) refused: usize,
+pub(super) struct Book {
+    rules: Vec<Arc<Held<Rule>>>,
+    /// The numbers of those that name no namespace.
+    anywhere: Vec<usize>,
+    /// The numbers of those that name this one.
+    by_namespace: HashMap<Arc<str>, Vec<usize>>,
 }
 
-/// The rules, the older before the younger.
-pub(super) fn in_order<'a>(rules: impl Iterator<Item = &'a Arc<Held<Rule>>>) -> Vec<Arc<Held<Rule>>> {
-    let mut rules: Vec<Arc<Held<Rule>>> = rules.cloned().collect();
-    rules.sort_by(|one, other| (one.created_at, &one.id).cmp(&(other.created_at, &other.id)));
-    rules
-}
-
-/// What the pods of a node get by `rules`, which are in order.
-pub(super) fn of_node<'a>(
-    rules: &[Arc<Held<Rule>>],
-    pods: impl Iterator<Item = &'a Arc<Pod>>,
-    is_operator: impl Fn(&SpiffeId) -> bool,
-) -> Derived {
-    let mut derived = Derived::default();
-    if rules.is_empty() {
-        return derived;
+impl Book {
+    pub(super) fn new<'a>(rules: impl Iterator<Item = &'a Arc<Held<Rule>>>) -> Self {
+        let mut rules: Vec<Arc<Held<Rule>>> = rules.cloned().collect();
+        rules.sort_by(|one, other| (one.created_at, &one.id).cmp(&(other.created_at, &other.id)));
+        let mut book = Self { rules, ..Self::default() };
+        for (number, rule) in book.rules.iter().enumerate() {
+            if rule.selection.namespaces.is_empty() {
+                book.anywhere.push(number);
+            }
+            for namespace in &*rule.selection.namespaces {
+                book.by_namespace.entry(Arc::clone(namespace)).or_default().push(number);
+            }
+        }
+        book
     }
-    for pod in pods {
-        judge(rules, pod, &is_operator, |_, verdict| match verdict {
-            Verdict::Gives(entry) => drop(derived.entries.insert(entry.id.clone(), *entry)),
-            verdict => derived.refused += usize::from(verdict.is_refusal()),
-        });
+
+    /// Those that may be for a pod of `namespace`, in order.
+    pub(super) fn of(&self, namespace: &str) -> impl Iterator<Item = &Arc<Held<Rule>>> {
+        let here = self.by_namespace.get(namespace).into_iter().flatten();
+        let mut numbers: Vec<usize> = self.anywhere.iter().chain(here).copied().collect();
+        numbers.sort_unstable();
+        numbers.into_iter().filter_map(|number| self.rules.get(number))
     }
-    derived
+
+    /// All of them, in order.
+    pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Held<Rule>>> {
+        self.rules.iter()
+    }
+
+    /// Those of which `is_wanted` is true.
+    pub(super) fn part(&self, is_wanted: impl Fn(&Rule) -> bool) -> Arc<Self> {
+        Arc::new(Self::new(self.rules.iter().filter(|rule| is_wanted(rule))))
+    }
+
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        self.rules.len()
+    }
 }
 
-/// What each of `rules`, which are in order, comes to for `pod`.
-fn judge(
-    rules: &[Arc<Held<Rule>>],
+/// By what pods are judged.
+#[derive(Clone, Debug)]
+pub(super) struct Law {
+    pub(super) book: Arc<Book>,
+    pub(super) admins: Index,
+    pub(super) own_names: Arc<[DnsName]>,
+}
+
+impl Law {
+    fn own_name<'a>(&self, entry: &'a RegistrationEntry) -> Option<&'a DnsName> {
+        entry.dns_names.iter().find(|name| self.own_names.iter().any(|own| covers(name, own) || covers(own, name)))
+    }
+}
+
+/// Whether `name` is `own`, or a wildcard over it.
+fn covers(name: &DnsName, own: &DnsName) -> bool {
+    let below = own.as_str().split_once('.').map(|(_, below)| below);
+    name == own || name.as_str().strip_prefix("*.").is_some_and(|over| Some(over) == below)
+}
+
+/// What each of `rules`, which are in order, comes to for `pod`; of a limit it knows nothing.
+pub(super) fn judge<'a>(
+    rules: impl Iterator<Item = &'a Arc<Held<Rule>>>,
     pod: &Pod,
-    is_operator: impl Fn(&SpiffeId) -> bool,
-    mut told: impl FnMut(&Arc<Held<Rule>>, Verdict),
+    law: &Law,
+    mut told: impl FnMut(&'a Arc<Held<Rule>>, Verdict),
 ) {
     let facts = facts(pod);
-    let mut given: Vec<(SpiffeId, Selectors, RuleId)> = Vec::new();
+    let mut given: HashMap<(SpiffeId, Selectors), &RuleId> = HashMap::new();
     for rule in rules {
         let verdict = match rule.selects(&facts) {
             Err(mismatch) => Verdict::Differs(mismatch),
             Ok(()) => match rule.entry(&facts, &pod.agent, name) {
                 Err(refused) => Verdict::Refused(refused),
-                Ok(entry) if is_operator(&entry.spiffe_id) => Verdict::Operator(entry.spiffe_id),
-                // What makes two stored entries one too many.
-                Ok(entry) => match given.iter().find(|(id, of, _)| *id == entry.spiffe_id && *of == entry.selectors) {
-                    Some((_, _, older)) => Verdict::Same(older.clone()),
-                    None => {
-                        given.push((entry.spiffe_id.clone(), entry.selectors.clone(), rule.id.clone()));
-                        Verdict::Gives(Box::new(entry))
+                Ok(entry) if law.admins.contains_key(&entry.spiffe_id) => Verdict::Operator(entry.spiffe_id),
+                Ok(entry) => {
+                    match (law.own_name(&entry), given.entry((entry.spiffe_id.clone(), entry.selectors.clone()))) {
+                        (Some(name), _) => Verdict::OwnName(name.clone()),
+                        // What makes two stored entries one too many.
+                        (None, Occupied(older)) => Verdict::Same((*older.get()).clone()),
+                        (None, Vacant(free)) => {
+                            free.insert(&rule.id);
+                            Verdict::Gives(Box::new(entry))
+                        }
                     }
-                },
+                }
             },
         };
         told(rule, verdict);
@@ -154,21 +213,24 @@ impl View {
     /// What each rule comes to for `pod`, the oldest rule first.
     pub fn explain(&self, pod: &Pod) -> Vec<(Arc<Held<Rule>>, Verdict)> {
         let mut verdicts = Vec::new();
-        let is_operator = |id: &SpiffeId| self.admins.contains_key(id);
-        judge(&in_order(self.rules()), pod, is_operator, |rule, verdict| verdicts.push((Arc::clone(rule), verdict)));
+        let law = self.law(Arc::clone(&self.book));
+        judge(law.book.all(), pod, &law, |rule, verdict| {
+            verdicts.push((Arc::clone(rule), self.within_limit(rule, verdict)));
+        });
         verdicts
     }
 
-    /// What the rule `id` has come to, with the first `most` refusals. Holds every rule against every pod.
+    /// What the rule `id` has come to, with the first `most` refusals. Holds it and its rivals against every pod.
     pub fn account(&self, id: &RuleId, most: usize) -> Account {
-        let rules = in_order(self.rules());
-        let is_operator = |id: &SpiffeId| self.admins.contains_key(id);
         let (mut account, mut entries) = (Account::default(), HashSet::new());
+        let Some(asked) = self.rule(id) else { return account };
+        let law = self.law(self.book.part(|rule| rule.may_meet(asked)));
         for pod in self.pods.agents().flat_map(|agent| self.pods.of_agent(agent)) {
-            judge(&rules, pod, is_operator, |rule, verdict| {
+            judge(law.book.of(&pod.namespace), pod, &law, |rule, verdict| {
                 if rule.id != *id || matches!(verdict, Verdict::Differs(_)) {
                     return;
                 }
+                let verdict = self.within_limit(rule, verdict);
                 account.pods += 1;
                 if let Verdict::Gives(entry) = &verdict {
                     entries.insert(entry.id.clone());
@@ -183,6 +245,13 @@ impl View {
         }
         account.entries = entries.len();
         account
+    }
+
+    fn within_limit(&self, rule: &Rule, verdict: Verdict) -> Verdict {
+        match verdict {
+            Verdict::Gives(_) if !self.is_within_limit(&place(rule)) => Verdict::Limit,
+            verdict => verdict,
+        }
     }
 }
 

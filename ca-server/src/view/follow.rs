@@ -4,6 +4,7 @@
 //! - While the store cannot be reached the last View stays: what was true goes on being served.
 //! - Whoever listens gets every change in order, or is told that it missed some and starts from the View. The order is that
 //!   of publishing: a View with other pods has the revision of the one before.
+//! - What a rule or a pod changes is worked out in bounded pieces (`rework`): nobody else waits for the whole.
 //! - Pods go on while the store is away, and stay over a gap. What has queued up of them is folded into one View: the first
 //!   after a while at once, and then one in each [`PACE`], because a View wakes every agent's stream.
 
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use spiffe::entry::RuleId;
 use spiffe::id::TrustDomain;
 use spiffe::time::{Backoff, Clock};
 use tokio::sync::{broadcast, mpsc, watch};
@@ -19,7 +21,7 @@ use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use super::pods::PodEvent;
-use super::{Change, Issuers, View, ViewError};
+use super::{Change, Issuers, Rework, View, ViewError};
 use crate::authority::issuer::Issuer;
 use crate::authority::keys::{KeyStore, SigningKey};
 use crate::authority::token_issuer::{JwtIssuer, WitIssuer};
@@ -272,7 +274,8 @@ async fn load_again(
 ) -> Result<View, FollowError> {
     let (records, revision) = beside.of(store.range("")).await?;
     let before = views.load();
-    let view = View::load(before.trust_domain().clone(), records, revision)?.with_pods(before.pods().clone());
+    let view = View::load(before.trust_domain().clone(), records, revision)?.on_terms(before.terms().clone());
+    let (view, _) = reworked(view.with_pods(before.pods().clone()), &before).await;
     Ok(signers.equip(view, &Issuers::default()).await)
 }
 
@@ -287,14 +290,35 @@ async fn follow_once(store: &dyn Store, views: &Views, signers: &Signers, beside
             Err(error) => return error.into(),
         };
         let before = views.load();
-        match before.apply(&commit) {
-            Ok((view, changes)) => {
+        match before.begin(&commit) {
+            Ok(rework) => {
+                let (view, changes) = reworked(rework, &before).await;
                 let view = signers.equip(view, before.issuers()).await;
                 views.publish(view, Some(changes));
             }
             Err(error) => return error.into(),
         }
     }
+}
+
+/// The View that comes of `rework`, and what changed: a piece at a time, between which others run. Commits and pods wait:
+/// their order is kept.
+async fn reworked(mut rework: Rework, before: &View) -> (View, Vec<Change>) {
+    while !rework.step() {
+        tokio::task::yield_now().await;
+    }
+    let (view, changes) = rework.done();
+    let over: Vec<&RuleId> = view.rules_over_limit().collect();
+    if !over.is_empty() && !over.iter().copied().eq(before.rules_over_limit()) {
+        let rules = over.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        error!(
+            %rules,
+            most = view.terms().most,
+            "rules would give more entries than are allowed, and the youngest give nothing: make them narrower, or raise \
+             limits.derived_entries in the server's config"
+        );
+    }
+    (view, changes)
 }
 
 /// What is told of pods, beside the store.
@@ -314,7 +338,7 @@ impl Beside {
                 done = &mut work => return done,
                 events = self.told() => {
                     let before = self.views.load();
-                    let (view, changes) = before.told(events);
+                    let (view, changes) = reworked(before.begin_told(events), &before).await;
                     // Whoever waits for a cluster has to hear of it, also where none of its pods gets anything.
                     let is_news = !changes.is_empty() || view.pods().awaited().len() < before.pods().awaited().len();
                     match is_news {

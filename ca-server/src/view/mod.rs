@@ -2,8 +2,8 @@
 //! each commit into the next View; readers load the present one and take no lock.
 //!
 //! - A View is a value: `apply` makes the next one and shares everything that the commit did not touch.
-//! - What one commit costs does not grow with the number of entries. That of a rule, or of an entry marked admin, looks at
-//!   every pod anew (`derive`); what is told of a pod, at those of its own node.
+//! - What one commit costs does not grow with the number of entries. That of a rule, or of an ID that becomes an operator's
+//!   or is one no more, looks at every pod (`rework`), in bounded pieces; what is told of a pod, at that one alone.
 //! - The own bundle is what the authorities say, and the entries of rules what rules and pods say; neither is stored.
 
 mod apply;
@@ -13,6 +13,7 @@ pub mod keys;
 pub mod nodes;
 pub mod pods;
 pub mod record;
+mod rework;
 
 use std::sync::Arc;
 
@@ -29,8 +30,11 @@ use crate::authority::issuer::Issuer;
 use crate::authority::token_issuer::{JwtIssuer, WitIssuer};
 use crate::store::Revision;
 pub use apply::Change;
+use derive::{Book, Place};
 use pods::Pods;
 use record::{JoinToken, Node, RecordError};
+use rework::Tally;
+pub use rework::{Rework, Terms};
 
 /// A key of the store whose value is no record.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -81,8 +85,17 @@ pub struct View {
     pods: Pods,
     /// How many of the entries come from rules.
     derived: usize,
-    /// How many pods of an agent's node a template refuses; none: no place.
-    refused: HashTrieMapSync<SpiffeId, usize>,
+    /// The rules, in order.
+    book: Arc<Book>,
+    terms: Terms,
+    /// What each rule would give, were there no limit; none: no place.
+    tallies: RedBlackTreeMapSync<Place, Tally>,
+    /// How many pods have a derived entry.
+    holders: HashTrieMapSync<EntryId, u32>,
+    /// How many entries rules give, counted pod by pod.
+    given: usize,
+    /// This rule and the younger ones give nothing: with them there would be too many.
+    cut: Option<Place>,
 }
 
 /// What signs now, of each kind; `None` until this server has an active authority of that kind.
@@ -117,7 +130,12 @@ impl View {
             rules: RedBlackTreeMapSync::new_sync(),
             pods: Pods::default(),
             derived: 0,
-            refused: HashTrieMapSync::new_sync(),
+            book: Arc::default(),
+            terms: Terms::default(),
+            tallies: RedBlackTreeMapSync::new_sync(),
+            holders: HashTrieMapSync::new_sync(),
+            given: 0,
+            cut: None,
         }
     }
 
@@ -283,11 +301,6 @@ impl View {
     pub fn awaited_of(&self, agent: &SpiffeId) -> Option<&Arc<str>> {
         let awaited = self.pods.awaited_of(agent)?;
         self.rules().any(|rule| rule.selection.cluster.as_ref().is_none_or(|of| of == awaited)).then_some(awaited)
-    }
-
-    /// How many times a pod does not get what a rule says, because a template refuses it. Walks the nodes where it does.
-    pub fn refused_count(&self) -> usize {
-        self.refused.values().sum()
     }
 
     /// What signs now.

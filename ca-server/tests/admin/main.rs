@@ -30,16 +30,17 @@ use ca_server::rotate::{Parts, Rotator, Rule};
 use ca_server::store::mem::MemStore;
 use ca_server::store::{Store, Txn};
 use ca_server::view::follow::{self, Signers, Views};
-use ca_server::view::keys;
+use ca_server::view::pods::{Labels, Pod, PodEvent};
 use ca_server::view::record::Node;
+use ca_server::view::{Terms, keys};
 use spiffe::entry::KeyType;
-use spiffe::id::TrustDomain;
+use spiffe::id::{SpiffeId, TrustDomain};
 use spiffe::proto::v1;
 use spiffe::proto::v1::admin_server::Admin as _;
 use spiffe::proto::v1::entry_result::Outcome;
 use spiffe::selector::Selectors;
 use spiffe::time::{Clock as _, Fake, Timestamp};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Status};
 
@@ -51,6 +52,7 @@ struct House {
     clock: Fake,
     audit: tempfile::NamedTempFile,
     writer: Writer,
+    tell: mpsc::Sender<PodEvent>,
 }
 
 impl House {
@@ -60,9 +62,11 @@ impl House {
         let (store, keys): (Arc<dyn Store>, Arc<dyn KeyStore>) =
             (Arc::new(MemStore::new()), Arc::new(Memory::default()));
         let signers = Signers { keys: keys.clone(), owner: "main".into() };
-        let views = Views::new(follow::load(trust_domain.clone(), &*store, &signers).await.unwrap());
+        let terms = Terms { most: 16, ..Terms::default() };
+        let views = Views::new(follow::load(trust_domain.clone(), &*store, &signers).await.unwrap().on_terms(terms));
         let time = Arc::new(clock.clone());
-        tokio::spawn(follow::follow(store.clone(), views.clone(), signers, time.clone(), None));
+        let (tell, told) = mpsc::channel(64);
+        tokio::spawn(follow::follow(store.clone(), views.clone(), signers, time.clone(), Some(told)));
         let rotator = Arc::new(Rotator::new(Parts {
             store: store.clone(),
             keys,
@@ -121,13 +125,15 @@ impl House {
             address: "ca.example.org:8443".into(),
             most_entries: 2000,
             most_rules: 2,
+            clusters: 2,
+            gives_service_accounts: true,
             most_tokens: 2,
             token_max_ttl: DAY,
             rotator,
             federation,
         };
         let door = AdminDoor { doors: Arc::new(doors), settings: Arc::new(settings) };
-        Self { door, clock, audit, writer }
+        Self { door, clock, audit, writer, tell }
     }
 
     fn ask<T>(&self, message: T) -> Request<T> {
@@ -275,6 +281,87 @@ async fn a_program_without_its_user_is_warned_of() {
         let created = house.door.create_entries(request).await.unwrap().into_inner();
         assert_eq!(created.results[0].warning, expected);
     }
+}
+
+#[tokio::test]
+async fn a_rule_that_gives_too_much_is_refused_before_it_is_made() {
+    let house = House::new().await;
+    let pod = |number: u8| Pod {
+        cluster: "prod".into(),
+        uid: number.to_string().into(),
+        namespace: if number < 12 { "shop" } else { "bank" }.into(),
+        name: number.to_string().into(),
+        service_account: "web".into(),
+        node_name: "n1".into(),
+        agent: SpiffeId::parse(AGENT).unwrap(),
+        labels: Labels::default(),
+        namespace_labels: Labels::default(),
+    };
+    house.tell.send(PodEvent::All { cluster: "prod".into(), pods: (0..20).map(pod).collect() }).await.unwrap();
+    while house.door.doors.views.load().pods().count() == 0 {
+        tokio::task::yield_now().await;
+    }
+    let rule = v1::Rule {
+        id: "each".into(),
+        cluster: "prod".into(),
+        spiffe_id: "spiffe://example.org/pod/{{pod-uid}}".into(),
+        ..v1::Rule::default()
+    };
+    let create = async |rule: &v1::Rule| {
+        let request = house.ask(v1::CreateRuleRequest { rule: Some(rule.clone()) });
+        house.door.create_rule(request).await.map_err(|status| status.message().to_owned())
+    };
+    let refused = create(&rule).await.unwrap_err();
+    assert!(refused.contains("more than 16 entries, and each would give nothing"), "{refused}");
+    let narrow = v1::Rule { namespaces: vec!["shop".into()], ..rule.clone() };
+    create(&narrow).await.unwrap();
+    assert_eq!(house.door.doors.views.load().derived_count(), 12);
+    let request = house.ask(v1::UpdateRuleRequest { rule: Some(rule.clone()) });
+    let refused = house.door.update_rule(request).await.unwrap_err();
+    assert!(refused.message().contains("limits.derived_entries"), "{refused}");
+    // Of two clusters, a rule names one.
+    let wide = v1::Rule { cluster: String::new(), spiffe_id: String::new(), id: "wide".into(), ..narrow };
+    let refused = create(&wide).await.unwrap_err();
+    assert!(refused.contains("this server has 2 clusters"), "{refused}");
+    let told = v1::Rule {
+        spiffe_id: "spiffe://example.org/{{cluster}}/{{sa}}".into(),
+        namespaces: vec!["none".into()],
+        ..wide
+    };
+    create(&told).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_id_that_pods_may_hold_already_makes_no_operator() {
+    let house = House::new().await;
+    let marked = |name: &str, path: &str| v1::Entry {
+        id: name.into(),
+        spiffe_id: format!("spiffe://example.org{path}"),
+        admin: true,
+        ..entry("ops")
+    };
+    house.create(vec![marked("first", "/team/blue/cli")]).await.remove(0).unwrap();
+    let rule = v1::Rule {
+        id: "teams".into(),
+        cluster: "prod".into(),
+        spiffe_id: "spiffe://example.org/team/{{ns}}/{{pod-label:app}}".into(),
+        namespaces: vec!["blue".into(), "red".into()],
+        ..v1::Rule::default()
+    };
+    house.door.create_rule(house.ask(v1::CreateRuleRequest { rule: Some(rule) })).await.unwrap();
+    // No pod is known. The rule could give it all the same.
+    let refused = house.create(vec![marked("a", "/team/red/cli")]).await.remove(0).unwrap_err();
+    assert!(refused.contains("the rule teams could give spiffe://example.org/team/red/cli to a pod"), "{refused}");
+    house
+        .create(vec![marked("b", "/team/green/cli"), marked("c", "/team/red/cli/x")])
+        .await
+        .into_iter()
+        .for_each(|created| drop(created.unwrap()));
+    // What was marked before there was such a rule never was a pod's.
+    house.update(v1::Entry { hint: "x".into(), ..marked("first", "/team/blue/cli") }).await.unwrap();
+    let refused = house.create(vec![marked("d", "/ns/ops/sa/cli")]).await.remove(0).unwrap_err();
+    assert!(refused.contains("is the ID of a service account, and Istio's door gives it"), "{refused}");
+    house.create(vec![marked("e", "/ns/ops/sa")]).await.remove(0).unwrap();
 }
 
 #[tokio::test]
@@ -491,7 +578,7 @@ async fn authorities_are_prepared_activated_tainted_and_revoked() {
     house.door.taint_authority(by(&first.id)).await.unwrap();
     assert!(list().await.iter().any(|authority| authority.id == first.id && authority.tainted));
     // An agent that has not replaced what it holds below the authority would lose it.
-    let stream = house.door.doors.connected.open(spiffe::id::SpiffeId::parse(AGENT).unwrap());
+    let stream = house.door.doors.connected.open(SpiffeId::parse(AGENT).unwrap());
     assert_eq!(
         words(house.door.revoke_authority(by(&first.id)).await),
         format!(
@@ -542,7 +629,7 @@ async fn svids_are_minted_for_anyone_but_our_own() {
 #[tokio::test]
 async fn a_wait_ends_when_the_agents_have_it_or_the_time_is_up() {
     let house = House::new().await;
-    let agent = spiffe::id::SpiffeId::parse(AGENT).unwrap();
+    let agent = SpiffeId::parse(AGENT).unwrap();
     let stream = house.door.doors.connected.open(agent);
     let revision = house.door.doors.views.load().revision();
     let wait = || house.door.wait_applied(house.ask(v1::WaitAppliedRequest { revision, timeout: 30 }));

@@ -319,6 +319,72 @@ impl Template {
         Ok(id)
     }
 
+    /// Whether values could make `id` of it, where a variable stands for one of `values`; none: for any segment. Does not
+    /// ask for one value in both places where a variable stands twice.
+    pub fn could_give<'a>(&self, id: &SpiffeId, values: impl Fn(&Variable) -> &'a [Arc<str>]) -> bool {
+        let text = id.as_str();
+        // Up to which bytes the pieces until now can reach.
+        let mut reached = vec![0];
+        for piece in &*self.pieces.pieces {
+            let mut next: Vec<usize> = Vec::new();
+            let step = |known: &str, at: &usize| text.get(*at..)?.starts_with(known).then_some(at + known.len());
+            match piece {
+                Piece::Text(known) => next.extend(reached.iter().filter_map(|at| step(known, at))),
+                Piece::Variable(variable) => match values(variable) {
+                    [] => {
+                        for at in &reached {
+                            let segment = text.get(*at..).and_then(|rest| rest.split('/').next()).map_or(0, str::len);
+                            // Whatever lies behind was added from here.
+                            let from = next.last().map_or(at + 1, |last| (last + 1).max(at + 1));
+                            next.extend(from..=at + segment);
+                        }
+                    }
+                    values => {
+                        next.extend(reached.iter().flat_map(|at| values.iter().filter_map(|known| step(known, at))));
+                        next.sort_unstable();
+                        next.dedup();
+                    }
+                },
+            }
+            reached = next;
+        }
+        reached.last() == Some(&text.len())
+    }
+
+    /// Whether this and `other` could give one ID: their segments are as many, and none of them says that they cannot.
+    pub fn may_meet(&self, other: &Self) -> bool {
+        let (mine, others) = (self.segments(), other.segments());
+        let head = |segment: &[Option<String>]| segment.first().cloned().flatten().unwrap_or_default();
+        mine.len() == others.len()
+            && mine.iter().zip(&others).all(|(one, two)| match (&one[..], &two[..]) {
+                ([Some(one)], [Some(two)]) => one == two,
+                (one, two) => {
+                    let (one, two) = (head(one), head(two));
+                    one.starts_with(&two) || two.starts_with(&one)
+                }
+            })
+    }
+
+    /// Each segment by its pieces; `None`: a variable.
+    fn segments(&self) -> Vec<Vec<Option<String>>> {
+        let mut segments = vec![Vec::new()];
+        for piece in &*self.pieces.pieces {
+            let Piece::Text(text) = piece else {
+                segments.last_mut().into_iter().for_each(|segment| segment.push(None));
+                continue;
+            };
+            for (at, part) in text.split('/').enumerate() {
+                if at > 0 {
+                    segments.push(Vec::new());
+                }
+                if let Some(segment) = segments.last_mut().filter(|_| !part.is_empty()) {
+                    segment.push(Some(part.to_owned()));
+                }
+            }
+        }
+        segments
+    }
+
     /// The variables in it.
     pub fn variables(&self) -> impl Iterator<Item = &Variable> {
         self.pieces.variables()

@@ -66,7 +66,7 @@ pub(super) async fn create(call: &Call<'_>, request: v1::CreateEntriesRequest) -
             "there are {stored} entries, and {most} are allowed: delete some, or raise limits.entries in the server's config"
         )));
     }
-    let mut operators = Operators::new(view, &request.entries);
+    let mut operators = Operators::new(view, &request.entries, call.settings.gives_service_accounts);
     let plan = |(at, mut wire): (usize, v1::Entry)| {
         if wire.id.is_empty() {
             let place = u16::try_from(at).unwrap_or(u16::MAX);
@@ -84,7 +84,7 @@ pub(super) async fn create(call: &Call<'_>, request: v1::CreateEntriesRequest) -
 }
 
 pub(super) async fn update(call: &Call<'_>, request: v1::UpdateEntriesRequest) -> Result<v1::EntryResults, Refusal> {
-    let mut operators = Operators::new(&call.admitted.view, &request.entries);
+    let mut operators = Operators::new(&call.admitted.view, &request.entries, call.settings.gives_service_accounts);
     let plan = |mut wire: v1::Entry| {
         let before = find_stored(&call.admitted.view, &wire.id)?;
         wire.created_at = before.created_at.unix();

@@ -49,7 +49,8 @@ fn outcome(verdict: &Verdict) -> &'static str {
         Verdict::Gives(_) => "gives",
         Verdict::Same(_) => "same",
         Verdict::Differs(_) => "differs",
-        Verdict::Refused(_) | Verdict::Operator(_) => "refused",
+        Verdict::Refused(_) | Verdict::Operator(_) | Verdict::OwnName(_) => "refused",
+        Verdict::Limit => "limit",
     }
 }
 

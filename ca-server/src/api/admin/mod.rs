@@ -50,6 +50,10 @@ pub struct AdminSettings {
     pub most_entries: usize,
     /// The most rules.
     pub most_rules: usize,
+    /// How many clusters there are: where there are several, a rule names its own.
+    pub clusters: usize,
+    /// Whether Istio's door is open, which gives service accounts their IDs.
+    pub gives_service_accounts: bool,
     /// The most join tokens that are not used yet.
     pub most_tokens: usize,
     /// The longest life of a join token.

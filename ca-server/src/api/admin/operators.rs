@@ -2,8 +2,10 @@
 //! marked admin, or none is. Else whoever has an SVID of the unmarked one would come in too.
 //!
 //! - Each entry is compared with those of the View, and with those of the same request before it.
-//! - An entry of a rule is none of an operator: the rule gives it no more once its SPIFFE ID is marked (`view/derive`), but
-//!   the SVIDs that it had live on. So the mark is refused while there is one.
+//! - An ID that a rule could give, to whatever pod, is not marked: the rule gives it no more from then on (`view/derive`),
+//!   but SVIDs live on, and pods come and go. No entry that is there now tells who holds one.
+//! - Where Istio's door is open, no ID of a service account is marked, for the same reason: it gives any of them.
+//! - What is marked already may be marked once more: since then nobody else was given it.
 //! - Node aliases give no SVID: they cannot be marked, and do not count.
 
 use std::collections::{HashMap, HashSet};
@@ -21,11 +23,12 @@ pub(super) struct Operators<'a> {
     /// Unmarked entries of the View with an ID that the request marks.
     unmarked: HashMap<SpiffeId, Vec<EntryId>>,
     asked: HashMap<SpiffeId, (EntryId, bool)>,
+    gives_service_accounts: bool,
 }
 
 impl<'a> Operators<'a> {
     /// For a request that brings `entries`. Looks through the whole View, once, where one of them is marked.
-    pub(super) fn new(view: &'a View, entries: &[v1::Entry]) -> Self {
+    pub(super) fn new(view: &'a View, entries: &[v1::Entry], gives_service_accounts: bool) -> Self {
         let marked = entries.iter().filter(|entry| entry.admin);
         // What is no ID is refused elsewhere.
         let marked: HashSet<SpiffeId> = marked.filter_map(|entry| SpiffeId::parse(&entry.spiffe_id).ok()).collect();
@@ -36,7 +39,7 @@ impl<'a> Operators<'a> {
                 unmarked.entry(entry.spiffe_id.clone()).or_default().push(entry.id.clone());
             }
         }
-        Self { view, unmarked, asked: HashMap::new() }
+        Self { view, unmarked, asked: HashMap::new(), gives_service_accounts }
     }
 
     /// Refuses an entry that is marked where another one of its SPIFFE ID is not, or the other way round.
@@ -55,9 +58,35 @@ impl<'a> Operators<'a> {
             return Err(if entry.admin { marked(id, other) } else { unmarked(id, other) });
         }
         drop(others);
+        if entry.admin && self.view.admins_of(id).next().is_none() {
+            self.check_others_never_held(id)?;
+        }
         self.asked.insert(id.clone(), (entry.id.clone(), entry.admin));
         Ok(())
     }
+
+    /// Refuses an ID whose SVIDs pods may hold already, without an entry that says so.
+    fn check_others_never_held(&self, id: &SpiffeId) -> Result<(), Refusal> {
+        if let Some(rule) = self.view.rules().find(|rule| rule.could_give(id)) {
+            return Err(Refusal::precondition(format_args!(
+                "the rule {} could give {id} to a pod: whoever holds such an SVID would be an operator. Give operators an \
+                 ID of their own, which no rule's template can make",
+                rule.id
+            )));
+        }
+        if self.gives_service_accounts && is_of_service_account(id) {
+            return Err(Refusal::precondition(format_args!(
+                "{id} is the ID of a service account, and Istio's door gives it to whoever is one: give operators an ID of \
+                 another form"
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// Whether Istio would give this ID: `/ns/<namespace>/sa/<service account>`.
+fn is_of_service_account(id: &SpiffeId) -> bool {
+    matches!(&id.path().split('/').collect::<Vec<_>>()[..], ["", "ns", _, "sa", _])
 }
 
 fn alias(id: &SpiffeId) -> Refusal {

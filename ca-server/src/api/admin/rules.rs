@@ -1,6 +1,6 @@
 //! Rules: created, updated and deleted one by one; listed, and shown with what they have come to.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use prost::Message as _;
@@ -12,7 +12,7 @@ use spiffe::selector::Selector;
 use super::entries::{check_federated, check_lives};
 use super::{About, Call};
 use crate::api::status::Refusal;
-use crate::store::Txn;
+use crate::store::{Commit, Txn, Write};
 use crate::view::derive::{Account, Verdict};
 use crate::view::record::rule_to_record;
 use crate::view::{Held, View, keys};
@@ -44,6 +44,7 @@ pub(super) async fn create(call: &Call<'_>, request: v1::CreateRuleRequest) -> R
                 "there are {most} rules: delete some, or raise limits.rules in the server's config"
             )));
         }
+        let rule = fitting(view, rule).await?;
         let key = keys::rule(&rule.id);
         Ok(((), call.doors.commit(Txn::new().absent(key.clone()).put(key, rule_to_record(&rule))).await?))
     };
@@ -92,7 +93,7 @@ pub(super) async fn update(call: &Call<'_>, request: v1::UpdateRuleRequest) -> R
     let work = async {
         let held = find(&call.admitted.view, &wire.id)?;
         wire.created_at = held.created_at.unix();
-        let rule = read(call, wire)?;
+        let rule = fitting(&call.admitted.view, read(call, wire)?).await?;
         let key = keys::rule(&rule.id);
         let txn = Txn::new().expect(key.clone(), held.revision).put(key, rule_to_record(&rule));
         Ok(((), call.doors.commit(txn).await?))
@@ -119,6 +120,14 @@ pub(super) fn reason(verdict: &Verdict) -> String {
         Verdict::Same(older) => format!("the older rule {older} gives the same identity for the same selectors"),
         Verdict::Differs(mismatch) => mismatch.to_string(),
         Verdict::Refused(refused) => refused.to_string(),
+        Verdict::OwnName(name) => {
+            format!("the DNS name {name} is this server's own: no pod gets that. Choose other names in the rule")
+        }
+        Verdict::Limit => {
+            "all rules together would give more entries than are allowed, and this is among the youngest: \
+                           make rules narrower, or raise limits.derived_entries in the server's config"
+                .to_owned()
+        }
         Verdict::Operator(id) => {
             format!(
                 "{id} is an operator's, by an entry marked admin: no pod gets that. Choose another ID for one of them"
@@ -150,12 +159,41 @@ fn read(call: &Call<'_>, wire: v1::Rule) -> Result<Rule, Refusal> {
             rule.spiffe_id.as_str()
         )));
     }
+    let clusters = call.settings.clusters;
+    if clusters > 1 && !rule.tells_clusters_apart() {
+        return Err(Refusal::invalid(format_args!(
+            "this server has {clusters} clusters, and whoever may make pods in one of them would have the identities of \
+             all: name one with \"--cluster\" (a rule for each), or put {{{{cluster}}}} into the template"
+        )));
+    }
     if let Some(fault) = rule.selectors.iter().find_map(Selector::fault) {
         return Err(Refusal::invalid(fault));
     }
     check_lives(call, [rule.x509_ttl, rule.jwt_ttl, rule.wit_ttl])?;
     check_federated(view, &rule.federates_with)?;
     Ok(rule)
+}
+
+/// The rule, if what all would give with it stays within the limit. Every pod is looked at: that takes a while.
+async fn fitting(view: &Arc<View>, rule: Rule) -> Result<Rule, Refusal> {
+    let view = Arc::clone(view);
+    let trying = tokio::task::spawn_blocking(move || {
+        let (key, value) = (keys::rule(&rule.id), rule_to_record(&rule));
+        let commit = Commit { revision: view.revision() + 1, writes: vec![Write::Put { key, value }] };
+        let (then, _) = view.apply(&commit).map_err(Refusal::internal)?;
+        let before: HashSet<&RuleId> = view.rules_over_limit().collect();
+        let over: Vec<&str> = then.rules_over_limit().filter(|id| !before.contains(id)).map(RuleId::as_str).collect();
+        if over.is_empty() {
+            return Ok(rule);
+        }
+        Err(Refusal::precondition(format_args!(
+            "with this rule all rules together would give more than {} entries, and {} would give nothing: make it \
+             narrower, or raise limits.derived_entries in the server's config",
+            then.terms().most,
+            over.join(", ")
+        )))
+    });
+    trying.await.map_err(Refusal::internal)?
 }
 
 fn to_wire(rule: &Held<Rule>) -> v1::RuleStatus {

@@ -13,7 +13,7 @@ use spiffe::proto::v1;
 use crate::api::Doors;
 use crate::api::rights::{Admitted, Denied};
 use crate::api::status::Refusal;
-use crate::audit::{Event, Outcome};
+use crate::audit::{Event, Message, Outcome};
 use crate::metrics::IssuedFor;
 use crate::view::Held;
 use crate::view::record::Node;
@@ -86,6 +86,8 @@ impl Batch<'_> {
                 None => Refusal::not_found(format_args!("there is no entry {id}")),
             });
         };
+        // The entry of a rule is in memory only, and named by a hash: the line says where it came from.
+        event.object = entry.rule.as_ref().map(|rule| Message::new(&format!("rule {rule}")));
         if !view.is_parent(&entry.parent, node, self.admitted.now) {
             return Err(Refusal::forbidden(format_args!("entry {id} is not one of agent {}", node.id)));
         }

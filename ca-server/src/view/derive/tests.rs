@@ -1,4 +1,4 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 use spiffe::id::TrustDomain;
@@ -173,8 +173,116 @@ fn pods_outlive_a_gap() {
     let view = with(vec![rule("pods", USUAL, 1)], vec![pod("1", "n1", &[])]);
     let value = rule_to_record(&Rule::try_from(rule("pods", "spiffe://example.org/{{sa}}", 1)).unwrap());
     let records = vec![KeyValue { key: "rule/pods".into(), value, revision: 9 }];
-    let loaded = View::load(domain(), records, 9).unwrap().with_pods(view.pods().clone());
+    let loaded = View::load(domain(), records, 9).unwrap().with_pods(view.pods().clone()).done().0;
     assert_eq!((below(&loaded, "n1"), loaded.revision()), (vec!["/web".to_owned()], 9));
+}
+
+#[test]
+fn a_pod_without_a_service_account_is_no_rules_and_no_refusal() {
+    let mirror = Pod { service_account: "".into(), ..pod("1", "n1", &[("app", "etcd")]) };
+    let view = with(vec![rule("a", USUAL, 1), rule("b", "spiffe://example.org/{{pod-label:app}}", 2)], vec![mirror]);
+    assert_eq!((view.pods().count(), view.derived_count(), view.refused_count()), (1, 0, 0));
+    let verdicts = view.explain(view.pods().find("prod", "1").unwrap());
+    assert!(verdicts.iter().all(|(_, it)| *it == Verdict::Differs(Mismatch::NoServiceAccount)), "{verdicts:?}");
+}
+
+#[test]
+fn no_name_of_ours() {
+    let named = |id: &str, dns: &str, at| v1::Rule {
+        dns_names: vec![dns.into()],
+        ..rule(id, &format!("spiffe://example.org/{id}/{{{{sa}}}}"), at)
+    };
+    let rules = vec![named("a", "{{pod-label:app}}.{{ns}}.svc", 1), named("b", "*.{{ns}}.svc", 2)];
+    let own = ["istiod.istio-system.svc"].map(|name| DnsName::parse(name).unwrap());
+    let terms = crate::view::Terms { own_names: own.into(), ..crate::view::Terms::default() };
+    let (view, _) = after(&View::empty(domain()).on_terms(terms), rules.into_iter().map(put_rule).collect());
+    let at = |namespace: &str, app: &str| Pod { namespace: namespace.into(), ..pod(app, "n1", &[("app", app)]) };
+    let (view, _) =
+        view.told([at("istio-system", "istiod"), at("istio-system", "web"), at("shop", "x")].map(PodEvent::Put));
+    let outcome = |uid: &str| {
+        let verdicts = view.explain(view.pods().find("prod", uid).unwrap()).into_iter();
+        verdicts.map(|(_, verdict)| matches!(verdict, Verdict::OwnName(_))).collect::<Vec<_>>()
+    };
+    assert_eq!((outcome("istiod"), outcome("web"), outcome("x")), (vec![true; 2], vec![false, true], vec![false; 2]));
+    assert_eq!((view.derived_count(), view.refused_count()), (3, 3));
+}
+
+/// How many pieces the work after `write` is.
+fn pieces(view: &View, write: Write) -> usize {
+    let mut rework = view.begin(&Commit { revision: view.revision() + 1, writes: vec![write] }).unwrap();
+    let mut pieces = 1;
+    while !rework.step() {
+        pieces += 1;
+    }
+    pieces
+}
+
+#[test]
+fn only_what_a_change_concerns() {
+    let own = |number: u64| rule(&format!("r{number}"), &format!("spiffe://example.org/{number}/{{{{sa}}}}"), number);
+    let pods = (0..500).map(|uid| pod(&uid.to_string(), &format!("n{}", uid % 50), &[])).collect();
+    let view = with((0..128).map(own).collect(), pods);
+    assert_eq!(view.derived_count(), 50 * 128);
+    // 500 pods by 128 rules are 64,000 judgements, twice: 32 pieces and more. One rule is a thousand and a half.
+    let hint = v1::Rule { hint: "x".into(), ..own(7) };
+    assert_eq!(pieces(&view, put_rule(hint.clone())), 1);
+    let (changed, changes) = after(&view, vec![put_rule(hint)]);
+    assert!(changed.derived_count() == 50 * 128 && changes.iter().all(|it| matches!(it, Change::Entry { .. })));
+    assert_eq!(pieces(&view, Write::Delete { key: "rule/r7".into() }), 1);
+    // An operator's ID concerns the rules that could give it, and none where it was an operator's before.
+    assert_eq!(pieces(&view, put_entry("e", "/9/web", true)), 1);
+    assert_eq!(view.begin(&Commit { revision: 9, writes: vec![put_entry("e", "/ops", true)] }).unwrap().left(), 0);
+    let (marked, _) = after(&view, vec![put_entry("e", "/9/web", true)]);
+    assert_eq!((marked.derived_count(), marked.refused_count()), (50 * 127, 500));
+    assert_eq!(marked.begin(&Commit { revision: 9, writes: vec![put_entry("f", "/9/web", true)] }).unwrap().left(), 0);
+    // One pod is one visit, however many are beside it.
+    assert_eq!(view.begin_told([PodEvent::Put(pod("1", "n1", &[("app", "x")]))]).left(), 1);
+}
+
+/// That there are no more than `most`, and exactly those of the rules that are within the limit.
+fn is_bounded(view: &View, rules: &[v1::Rule], pods: &Pods) {
+    assert!(view.given <= view.terms().most, "{} given", view.given);
+    let over: BTreeSet<&str> = view.rules_over_limit().map(RuleId::as_str).collect();
+    let within = rules.iter().filter(|rule| !over.contains(&*rule.id)).cloned().collect();
+    let whole = with(within, pods.agents().flat_map(|agent| pods.of_agent(agent)).map(|pod| (**pod).clone()).collect());
+    let entries = |view: &View| view.entries_after(None).map(|held| held.value.clone()).collect::<Vec<_>>();
+    assert_eq!(entries(view), entries(&whole));
+}
+
+#[test]
+fn above_the_limit_the_youngest_rules_give_nothing() {
+    let rules = ["a", "b", "c"].map(|id| rule(id, &format!("spiffe://example.org/{id}/{{{{pod-uid}}}}"), 1));
+    let writes = rules.iter().cloned().map(put_rule).collect();
+    let terms = crate::view::Terms { most: 32, ..crate::view::Terms::default() };
+    let (mut view, _) = after(&View::empty(domain()).on_terms(terms), writes);
+    let mut over = Vec::new();
+    for uid in 0..34 {
+        view = view.told([PodEvent::Put(pod(&uid.to_string(), "n1", &[]))]).0;
+        is_bounded(&view, &rules, view.pods());
+        over.push(view.rules_over_limit().count());
+    }
+    // Three rules for ten pods, two for sixteen, one for 32.
+    assert_eq!((over[9], over[10], over[15], over[16], over[31], over[32]), (0, 1, 1, 2, 2, 3));
+    let verdicts = view.explain(view.pods().find("prod", "1").unwrap());
+    assert!(verdicts.iter().all(|(_, verdict)| *verdict == Verdict::Limit), "{verdicts:?}");
+    let account = view.account(&RuleId::parse("a").unwrap(), 1);
+    assert_eq!((account.pods, account.entries, account.refused, account.refusals.len()), (34, 0, 34, 1));
+    over.clear();
+    for uid in 0..34 {
+        view = view.told([PodEvent::Gone { cluster: "prod".into(), uid: uid.to_string().into() }]).0;
+        is_bounded(&view, &rules, view.pods());
+        over.push(view.rules_over_limit().count());
+    }
+    // With a sixteenth to spare: 30 are one rule for thirty pods, two for fifteen, three for ten.
+    assert_eq!((over[2], over[3], over[17], over[18], over[22], over[23]), (3, 2, 2, 1, 1, 0));
+    // Where all come at once, a rule deleted makes room for the next.
+    let all =
+        PodEvent::All { cluster: "prod".into(), pods: (0..15).map(|uid| pod(&uid.to_string(), "n1", &[])).collect() };
+    let (view, _) = view.told([all]);
+    assert_eq!((view.derived_count(), view.rules_over_limit().count()), (30, 1));
+    let (view, changes) = after(&view, vec![Write::Delete { key: "rule/a".into() }]);
+    assert_eq!((view.derived_count(), view.rules_over_limit().count(), changes.len()), (30, 0, 30));
+    is_bounded(&view, &rules[1..], view.pods());
 }
 
 /// Something that happens to a View.
@@ -189,11 +297,12 @@ enum Step {
     NoEntry(u8),
 }
 
-const TEMPLATES: [&str; 4] = [
+const TEMPLATES: [&str; 5] = [
     USUAL,
     "spiffe://example.org/{{pod-label:app}}",
     "spiffe://example.org/{{pod-label:app}}/{{pod-uid}}",
     "spiffe://example.org/ops",
+    "spiffe://example.org/{{ns-label:team}}ops",
 ];
 const APPS: [&str; 4] = ["ops", "web", "a/b", ""];
 
@@ -203,7 +312,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => three().prop_map(|(uid, node, app)| Step::Pod { uid, node, app }),
         2 => (0u8..5).prop_map(Step::Gone),
         1 => prop::collection::vec(three(), 0..4).prop_map(Step::All),
-        3 => (0u8..3, 0u8..4, 0u64..3).prop_map(|(id, template, created_at)| Step::Rule { id, template, created_at }),
+        3 => (0u8..3, 0u8..5, 0u64..3).prop_map(|(id, template, created_at)| Step::Rule { id, template, created_at }),
         1 => (0u8..3).prop_map(Step::NoRule),
         2 => (0u8..2, any::<bool>()).prop_map(|(path, admin)| Step::Entry { path, admin }),
         1 => (0u8..2).prop_map(Step::NoEntry),
@@ -280,7 +389,7 @@ proptest! {
                 Write::Put { key, value } => Some(KeyValue { key: key.clone(), value: value.clone(), revision: 1 }),
                 Write::Delete { .. } => None,
             });
-            let whole = View::load(domain(), puts.collect(), 1).unwrap().with_pods(pods.clone());
+            let whole = View::load(domain(), puts.collect(), 1).unwrap().with_pods(pods.clone()).done().0;
             prop_assert_eq!(answers(&view), answers(&whole));
             // *below the own agent*, *no operators*
             for entry in view.entries_after(None).filter(|entry| entry.rule.is_some()) {

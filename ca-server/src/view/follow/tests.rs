@@ -8,7 +8,7 @@ use crate::authority::keys::Memory;
 use crate::store::Txn;
 use crate::store::mem::MemStore;
 use crate::view::keys;
-use crate::view::pods::{Labels, Pod, Pods};
+use crate::view::pods::{Labels, Pod};
 use crate::view::record::rule_to_record;
 
 struct Followed {
@@ -119,7 +119,7 @@ async fn pods_that_come_one_by_one_are_one_view_but_for_the_first() {
 #[tokio::test]
 async fn a_cluster_that_has_told_is_news_also_without_pods() {
     let store = Arc::new(MemStore::new());
-    let view = View::empty(TrustDomain::parse("example.org").unwrap()).with_pods(Pods::awaiting(["prod".into()]));
+    let view = View::empty(TrustDomain::parse("example.org").unwrap()).awaiting(["prod".into()]);
     let views = Views::new(view);
     let revision = store.commit(rule("pods")).await.unwrap();
     let signers = Signers { keys: Arc::new(Memory::default()), owner: "a".into() };
@@ -131,6 +131,25 @@ async fn a_cluster_that_has_told_is_news_also_without_pods() {
     let (_, mut listener) = views.listen();
     tell.send(PodEvent::All { cluster: "prod".into(), pods: vec![] }).await.unwrap();
     assert_eq!(listener.next().await.unwrap().view.awaited_of(&agent()), None);
+}
+
+#[tokio::test]
+async fn others_run_while_a_rule_is_held_against_every_pod() {
+    let house = Followed::start().await;
+    let pods = (0..10_000).map(|uid| pod(&uid.to_string(), "web")).collect();
+    house.tell.send(PodEvent::All { cluster: "prod".into(), pods }).await.unwrap();
+    while house.views.load().pods().count() == 0 {
+        tokio::task::yield_now().await;
+    }
+    let revision = house.store.commit(rule("pods")).await.unwrap();
+    // The test's one thread: each turn of this is one in which the follower has let go.
+    let mut turns = 0;
+    while house.views.load().revision() < revision {
+        tokio::task::yield_now().await;
+        turns += 1;
+    }
+    assert!(turns >= 10, "{turns} turns");
+    assert_eq!(house.views.load().derived_count(), 1);
 }
 
 /// A store whose watch has always fallen behind, and whose range is slow.
