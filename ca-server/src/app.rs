@@ -186,7 +186,13 @@ struct Judged {
 
 /// Whether a server could start by `config` at `now`, as far as its values and the files that it names go. Changes nothing.
 pub fn check(config: &Config, now: Timestamp) -> Result<(), AppError> {
-    judge(config, now).map(drop)
+    judge(config, now)?;
+    // At a start the reviewers are looked at instead: a test brings its own.
+    let mut named = config.istio.iter().flat_map(|istio| istio.clusters.values());
+    match named.find(|name| !config.kubernetes.keys().any(|known| known.as_str() == **name)) {
+        Some(unknown) => Err(AppError::IstioCluster(unknown.clone())),
+        None => Ok(()),
+    }
 }
 
 fn judge(config: &Config, now: Timestamp) -> Result<Judged, AppError> {
