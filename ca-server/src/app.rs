@@ -1,6 +1,7 @@
 //! The only place that joins things: store, keys, View, doors and loops become a running server, and stop as one.
 
 mod clusters;
+mod error;
 mod istio;
 mod listeners;
 mod lives;
@@ -15,7 +16,6 @@ use std::time::Duration;
 use rustls_pki_types::CertificateDer;
 use spiffe::bundle::Bundle;
 use spiffe::federation::Relationship;
-use spiffe::id::TrustDomain;
 use spiffe::mtls::{self, CurrentBundles, CurrentSvid, Peers};
 use spiffe::proto::v1::admin_server::AdminServer;
 use spiffe::proto::v1::node_server::NodeServer;
@@ -35,30 +35,30 @@ use crate::api::listen::{self, Arrivals, ListenError, NetworkRoom};
 use crate::api::node::NodeDoor;
 use crate::api::rights::{Guard, Operators};
 use crate::attest::Attestors;
-use crate::audit::{self, Audit, AuditError};
+use crate::audit::{self, Audit};
 use crate::authority::State;
-use crate::authority::keys::{Disk, KeyError, KeyStore, Memory, owned};
-use crate::authority::plan::PolicyError;
-use crate::authority::upstream::{Upstream, UpstreamError};
+use crate::authority::keys::{Disk, KeyStore, Memory, owned};
+use crate::authority::upstream::Upstream;
 use crate::config::{self, Config, ConfigError, Keys, StoreKind};
 use crate::connected::Connected;
 use crate::federation::{self, Federation};
 use crate::health;
 use crate::https::WebRoots;
 use crate::kube::Told;
-use crate::kube::client::{Access, AccessError};
+use crate::kube::client::Access;
 use crate::kube::{review, watch};
 use crate::metrics::Metrics;
 use crate::origin::Places;
-use crate::own_svid::{OwnSvid, OwnSvidError};
+use crate::own_svid::OwnSvid;
 use crate::prune;
-use crate::rotate::{self, Acknowledged, RotateError, Rotator, Rule};
+use crate::rotate::{self, Acknowledged, Rotator, Rule};
 use crate::store::mem::MemStore;
 use crate::store::sled::SledStore;
 use crate::store::{Revision, Store, StoreError};
-use crate::view::follow::{self, FollowError, Signers, Views};
+use crate::view::follow::{self, Signers, Views};
 use crate::view::{Terms, keys};
-use crate::web::{self, WebError};
+use crate::web::{self};
+pub use error::AppError;
 use listeners::Listeners;
 
 /// How long open calls may take to end when the server stops.
@@ -81,82 +81,6 @@ const OPEN_ATTESTATIONS_OF_ONE: usize = OPEN_ATTESTATIONS / 4;
 const SYNCS_OF_ONE_AGENT: usize = 4;
 /// How long the last lines of the audit record may take to be written when the server stops.
 const LAST_LINES: Duration = Duration::from_secs(5);
-
-/// Why a server did not start, or ended.
-#[derive(Debug, thiserror::Error)]
-pub enum AppError {
-    /// A folder could not be made.
-    #[error("cannot make the folder {path}: {error}: choose another data_dir, or make it writable for this user")]
-    Folder {
-        /// Which.
-        path: PathBuf,
-        /// What the system said.
-        error: io::Error,
-    },
-    /// A file that the config names is no good.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// The lifetimes do not fit.
-    #[error(transparent)]
-    Policy(#[from] PolicyError),
-    /// The store did not open.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// The store's records cannot be read.
-    #[error(transparent)]
-    Follow(#[from] FollowError),
-    /// The keys cannot be had.
-    #[error(transparent)]
-    Keys(#[from] KeyError),
-    /// The upstream CA is no good.
-    #[error(transparent)]
-    Upstream(#[from] UpstreamError),
-    /// The first authority could not be made.
-    #[error(transparent)]
-    Rotate(#[from] RotateError),
-    /// The server has no SVID of its own.
-    #[error("the server's own SVID could not be made: {0}")]
-    OwnSvid(#[from] OwnSvidError),
-    /// A port or socket could not be had.
-    #[error(transparent)]
-    Listen(#[from] ListenError),
-    /// The audit record did not open.
-    #[error(transparent)]
-    Audit(#[from] AuditError),
-    /// The own bundle cannot be served to others.
-    #[error(transparent)]
-    Web(#[from] WebError),
-    /// The files of a Kubernetes cluster are no good.
-    #[error("kubernetes.{cluster}: {error}")]
-    Cluster {
-        /// Its name.
-        cluster: String,
-        /// What is wrong with them.
-        error: Box<AccessError>,
-    },
-    /// TLS could not be set up.
-    #[error("TLS cannot be set up: {0}")]
-    Tls(#[from] rustls::Error),
-    /// The state is another trust domain's.
-    #[error(
-        "data_dir {path} holds the CA of trust domain {held}, and the config says {asked}: set trust_domain = \
-         \"{held}\", or choose an empty data_dir for {asked}"
-    )]
-    TrustDomain {
-        /// The folder.
-        path: PathBuf,
-        /// Of the authorities that are there.
-        held: TrustDomain,
-        /// Of the config.
-        asked: TrustDomain,
-    },
-    /// Proxies are taken of a cluster that nobody can be asked about.
-    #[error("istio.clusters names cluster {0}, of which no API server is known: add [kubernetes.{0}]")]
-    IstioCluster(String),
-    /// The active authority's key cannot be used, although a new authority was tried.
-    #[error("this server has no authority that can sign: see the log above for the reason")]
-    NoAuthority,
-}
 
 /// A running server.
 #[derive(Debug)]
@@ -186,7 +110,13 @@ struct Judged {
 
 /// Whether a server could start by `config` at `now`, as far as its values and the files that it names go. Changes nothing.
 pub fn check(config: &Config, now: Timestamp) -> Result<(), AppError> {
-    judge(config, now).map(drop)
+    judge(config, now)?;
+    // At a start the reviewers are looked at instead: a test brings its own.
+    let mut named = config.istio.iter().flat_map(|istio| istio.clusters.values());
+    match named.find(|name| !config.kubernetes.keys().any(|known| known.as_str() == **name)) {
+        Some(unknown) => Err(AppError::IstioCluster(unknown.clone())),
+        None => Ok(()),
+    }
 }
 
 fn judge(config: &Config, now: Timestamp) -> Result<Judged, AppError> {

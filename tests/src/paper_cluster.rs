@@ -87,7 +87,7 @@ impl PaperCluster {
             name: name.as_str().into(),
             service_account: account.into(),
             node_name: node.into(),
-            agent: trust_domain().agent_id("k8s_psat", &format!("{}/{node}", self.name)).unwrap(),
+            agent: trust_domain().agent_id("k8s_psat", &format!("{}/{}", self.name, node_uid(node))).unwrap(),
             labels: Labels::default(),
             namespace_labels: Labels::default(),
         }));
@@ -119,7 +119,7 @@ impl PaperCluster {
             name: account.into(),
             uid: state.uid(namespace, account),
             pod: pod.cloned(),
-            node: node.map(|name| Bound { uid: format!("uid-of-{name}"), name }),
+            node: node.map(|name| Bound { uid: node_uid(&name), name }),
         };
         let text = format!("paper.{}.{}", self.name, state.number());
         let expires_at = self.clock.now().plus(Duration::from_secs(3600));
@@ -144,6 +144,10 @@ impl PaperCluster {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap()
     }
+}
+
+fn node_uid(node: &str) -> String {
+    format!("uid-of-{node}")
 }
 
 #[async_trait]

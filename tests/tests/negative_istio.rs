@@ -10,8 +10,10 @@ use rcgen::{BasicConstraints, CertificateParams, IsCa};
 use spiffe::crypto::generate_key;
 use spiffe::entry::KeyType;
 use spiffe::proto::istio::IstioCertificateRequest;
+use spiffe::proto::v1;
 use tests::certificates;
 use tests::house::{House, Settings, id};
+use tests::operator::entry;
 use tests::paper_cluster::PaperCluster;
 use tests::patience::{self, that};
 use tests::ztunnel::{Ca, Certificate, Way, csr, request, with_token};
@@ -195,6 +197,38 @@ async fn only_a_trusted_proxy_speaks_for_others_and_only_for_pods_of_its_node() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_is_made_an_operator_of_the_ca() {
+    let mesh = Mesh::start(&[("istio.client_certificates", "true")]).await;
+    let (asked, web) = (identity("shop", "web"), id("/ns/shop/sa/web"));
+    let (csr, key) = csr(&asked);
+    let before = mesh.ca.ask(with_token(request(csr, 0, None), &mesh.of_web(), "kubernetes")).await.unwrap();
+    let before = Certificate::new(before, &key);
+    let by_certificate = Ca::at(Way { shown: Some((before.chain, before.key)), ..mesh.way.clone() });
+    by_certificate.ask(Request::new(message(None))).await.unwrap();
+
+    let operator = mesh.house.operator().await;
+    let (mark, _) = operator.register(v1::Entry { admin: true, ..entry(&id("/ops"), web.path()) }).await;
+    let why = format!("{asked} is an operator's by an entry");
+    patience::eventually("the mark is known", async || {
+        let answer = mesh.ca.ask(asking(&mesh.of_web(), None)).await;
+        that(answer.is_err(), || "there is still a certificate".into())
+    })
+    .await;
+    mesh.refused_because(asking(&mesh.of_web(), None), NOBODY, &why).await;
+    mesh.refused_because(asking(&mesh.of_ztunnel(), Some(&asked)), NOT_YOURS, &why).await;
+    let status = by_certificate.ask(Request::new(message(None))).await.unwrap_err();
+    assert_eq!((status.code(), status.message()), NOBODY);
+    let line = mesh.recorded(&why).await;
+    assert!(line.contains("\"reason\":\"denied\""), "{line}");
+
+    operator.delete(&mark.id).await;
+    patience::eventually("the mark is gone", async || {
+        mesh.ca.ask(asking(&mesh.of_web(), None)).await.map_err(|status| status.to_string())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_csr_is_a_key_and_a_life_has_its_bounds() {
     let mesh = Mesh::start(&[]).await;
     let token = mesh.of_web();
@@ -258,4 +292,6 @@ async fn a_config_whose_clusters_nobody_can_be_asked_about_does_not_start() {
     let mut house = House::empty(&settings);
     let error = house.start_server().await.unwrap_err().to_string();
     assert!(error.contains("names cluster main") && error.contains("add [kubernetes.main]"), "{error}");
+    let validated = ca_server::app::check(&house.config().unwrap(), house.now()).unwrap_err().to_string();
+    assert_eq!(validated, error, "server validate says so too");
 }

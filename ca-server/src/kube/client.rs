@@ -152,6 +152,11 @@ impl Cluster {
         &self.name
     }
 
+    /// What time it is.
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
     /// How long one watch lasts.
     pub fn watch_timeout(&self) -> Duration {
         self.watch_timeout

@@ -4,10 +4,12 @@
 //! - Only an identity of our own trust domain.
 //! - Only of a service account that has a pod on the node of the caller's pod now, as the API server of the caller's own
 //!   cluster tells it. The caller's word for its node counts for nothing.
+//! - A node is told by its UID, as an agent's is: the token of a node that was made anew says nothing about the new one.
 
 use spiffe::id::{SpiffeId, TrustDomain};
 
 use super::account::Account;
+use crate::attest::k8s_psat;
 use crate::config::NodeAccount;
 use crate::kube::review::ServiceAccount;
 use crate::view::pods::Pods;
@@ -27,6 +29,8 @@ pub(super) enum Denied {
     UnknownPod(String, String),
     #[error("the API server says that pod {0} is another one than the caller's token does")]
     OtherPod(String),
+    #[error("node {0} is another one now than that of the caller's token (UID {1}): start the caller's pod anew")]
+    OtherNode(String, String),
     #[error("no pod of {namespace}/{name} runs on node {node}")]
     NotOnNode { namespace: String, name: String, node: String },
 }
@@ -70,6 +74,12 @@ pub(super) fn allowed(
         && caller.node.as_ref().is_none_or(|node| *of_caller.node_name == *node.name);
     if !is_same {
         return Err(Denied::OtherPod(bound.name.clone()));
+    }
+    if let Some(node) = &caller.node {
+        let agent = trust_domain.agent_id(k8s_psat::KIND, &k8s_psat::node_path(cluster, &node.uid));
+        if agent.ok().as_ref() != Some(&of_caller.agent) {
+            return Err(Denied::OtherNode(node.name.clone(), node.uid.clone()));
+        }
     }
     let is_there = pods.of_agent(&of_caller.agent).any(|pod| {
         *pod.cluster == *cluster && *pod.namespace == *account.namespace && *pod.service_account == *account.name
@@ -190,6 +200,11 @@ mod tests {
         let node = Some(Bound { name: "two".into(), uid: "two".into() });
         let moved = ServiceAccount { node, ..caller.clone() };
         assert!(matches!(ask(&moved, WEB), Err(Denied::OtherPod(_))), "the token knows another node");
+        for uid in ["one-before", "two", "", "one/.."] {
+            let node = Some(Bound { name: "one".into(), uid: uid.into() });
+            let before = ServiceAccount { node, ..caller.clone() };
+            assert!(matches!(ask(&before, WEB), Err(Denied::OtherNode(..))), "a node of that name was made anew");
+        }
         assert!(ask(&ServiceAccount { node: None, ..caller.clone() }, WEB).is_ok(), "before Kubernetes 1.32");
         let trusted = [NodeAccount { namespace: "istio-system".into(), name: "ztunnel".into() }];
         let wish = Wish { caller: &caller, cluster: "east", asked: WEB };

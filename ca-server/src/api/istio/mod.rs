@@ -13,6 +13,8 @@
 //! - Who calls is what an API server says of the token, or, where the config lets it, a certificate of a service account.
 //! - Limits come first, then a place in the audit queue, then everything else: what cannot be recorded is not signed.
 //! - What is known when the API server has answered counts, not what was known before.
+//! - An identity that an entry marks as an operator's is given to nobody here, as rules give it to no pod: whoever may make
+//!   service accounts in a cluster would be an operator of the CA.
 
 mod account;
 mod answer;
@@ -218,8 +220,17 @@ impl Call<'_> {
         }
     }
 
-    /// The identity that the caller gets: its own, or the one that it asks for and may have.
+    /// The identity that the caller gets: its own, or the one that it asks for and may have; an operator's never.
     fn identity(&self, proven: &Proven<'_>, asked: Option<&str>, view: &View) -> Result<SpiffeId, Failure> {
+        let id = self.claimed(proven, asked, view)?;
+        if view.admins_of(&id).next().is_some() {
+            return Err(Failure::operator(&id, asked.is_some()));
+        }
+        Ok(id)
+    }
+
+    /// The identity that is the caller's, or that it asks for and speaks for.
+    fn claimed(&self, proven: &Proven<'_>, asked: Option<&str>, view: &View) -> Result<SpiffeId, Failure> {
         let trust_domain = view.trust_domain();
         match (proven, asked) {
             (Proven::Holder(id), None) => Ok(id.clone()),

@@ -4,6 +4,7 @@
 //! - Who has not proved who he is, or may not have what he asks for, is told nothing but that: the reason is in the audit
 //!   record and the log. What is wrong with a CSR or a life is his own affair, and he is told.
 
+use spiffe::id::SpiffeId;
 use tonic::{Code, Status};
 
 use crate::api::status::Refusal;
@@ -37,6 +38,13 @@ impl Failure {
     /// The caller may not have the identity of another.
     pub(super) fn impersonation(why: impl std::fmt::Display) -> Self {
         Self { refusal: Refusal::forbidden(why), said: Said::Impersonation }
+    }
+
+    /// The identity is that of an operator, whether it was asked for or is the caller's own.
+    pub(super) fn operator(id: &SpiffeId, was_asked_for: bool) -> Self {
+        let why = format!("{id} is an operator's by an entry: a service account's certificate must not be one");
+        let said = if was_asked_for { Said::Impersonation } else { Said::Authentication };
+        Self { refusal: Refusal::forbidden(why), said }
     }
 
     /// No certificate comes of what was asked for.

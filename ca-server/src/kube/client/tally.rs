@@ -7,11 +7,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub enum Reviewed {
     /// The API server vouches for the token.
     Accepted,
-    /// It does not.
+    /// It does not, or need not be asked: by its own words the token is good for nothing here.
     Refused,
     /// It could not be asked.
     Unavailable,
-    /// It was not asked: it had vouched for the token a moment ago.
+    /// It was not asked again: it had vouched for the token a moment ago, or does so for another caller now.
     Remembered,
 }
 

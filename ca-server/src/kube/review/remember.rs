@@ -1,16 +1,16 @@
 //! A yes that is remembered for a few seconds, so that whoever shows one token often costs an API server one question.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
+use futures_util::FutureExt as _;
+use futures_util::future::{BoxFuture, Shared, WeakShared};
 use spiffe::crypto::sha256;
 use spiffe::time::{Clock, Timestamp};
 
-use super::{ReviewError, ServiceAccount, TokenReviewer};
+use super::{ReviewError, ServiceAccount, TokenReviewer, claims};
 use crate::kube::client::{Cluster, Reviewed};
 
 /// How long a yes is remembered: shorter than an API server itself goes on saying yes after a pod is gone, which takes
@@ -24,53 +24,89 @@ const MOST: usize = 10_000;
 ///
 /// - **Only a yes**, for `REMEMBERED` at most, and never past the token's own `exp`: a token whose end cannot be read
 ///   is not remembered. A no is asked again each time, so nobody is kept out by an answer that is out of date.
+/// - **Once at a time**: who shows a token that is being asked about waits for that answer, a no as well. It is as old as
+///   the question, which has a time limit. One who asked and went away takes the answer from nobody.
 /// - **What it allows**: a token whose pod or service account has just been deleted counts for `REMEMBERED` longer
 ///   than the API server lets it, which itself goes on saying yes for seven to ten seconds. What is issued for a token
 ///   outlives both many times: who had the token a moment earlier got the same. Nothing else about a caller is remembered: where his pod
 ///   runs is looked up in what the watches say now.
 /// - **By the hash** of token and audience: the token itself is not kept, and a yes for one audience is none for another.
-/// - **Bounded**: when it is full and nothing in it has ended, a yes is not remembered.
+/// - **Bounded**: when it is full and nothing in it has ended, a yes is not remembered. Questions are as many as callers.
 #[derive(Debug)]
 pub struct Remembering {
     cluster: Arc<Cluster>,
-    ask: Arc<dyn TokenReviewer>,
-    clock: Arc<dyn Clock>,
-    known: Mutex<Known>,
+    memory: Memory,
 }
 
 impl Remembering {
     /// Remembers what `ask`, the reviewer of `cluster`, says yes to.
     pub fn new(cluster: Arc<Cluster>, ask: Arc<dyn TokenReviewer>, clock: Arc<dyn Clock>) -> Self {
-        Self { cluster, ask, clock, known: Mutex::default() }
+        Self { cluster, memory: Memory { ask, clock, known: Arc::default() } }
     }
 }
 
 #[async_trait]
 impl TokenReviewer for Remembering {
     fn cluster(&self) -> &str {
-        self.ask.cluster()
+        self.cluster.name()
     }
 
     async fn review(&self, token: &str, audience: &str) -> Result<ServiceAccount, ReviewError> {
-        let key = key(token, audience);
-        let asked_at = self.clock.now();
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).find(&key, asked_at);
-        if let Some(account) = known {
+        let (answer, is_own) = self.memory.review(token, audience).await;
+        if !is_own && answer.is_ok() {
             self.cluster.reviews().count(Reviewed::Remembered);
-            return Ok(account);
         }
-        let account = self.ask.review(token, audience).await?;
-        // From when it was asked: an answer that took its time is that much older.
-        if let Some(until) = until(token, asked_at) {
-            self.known.lock().unwrap_or_else(PoisonError::into_inner).put(
-                key,
-                until,
-                account.clone(),
-                self.clock.now(),
-            );
-        }
-        Ok(account)
+        answer
     }
+}
+
+type Answer = Result<ServiceAccount, ReviewError>;
+
+/// What is asked about now, for everybody who waits for it.
+type Question = Shared<BoxFuture<'static, Answer>>;
+
+#[derive(Debug)]
+struct Memory {
+    ask: Arc<dyn TokenReviewer>,
+    clock: Arc<dyn Clock>,
+    known: Arc<Mutex<Known>>,
+}
+
+impl Memory {
+    /// The answer, and whether it was asked for this caller.
+    async fn review(&self, token: &str, audience: &str) -> (Answer, bool) {
+        let key = key(token, audience);
+        let (question, is_own) = {
+            let mut known = lock(&self.known);
+            if let Some(account) = known.find(&key, self.clock.now()) {
+                return (Ok(account), false);
+            }
+            match known.asked.get(&key).and_then(WeakShared::upgrade) {
+                Some(question) => (question, false),
+                None => (known.begin(key, self.question(key, token, audience)), true),
+            }
+        };
+        (question.await, is_own)
+    }
+
+    fn question(&self, key: Key, token: &str, audience: &str) -> Question {
+        let (ask, clock, known) = (Arc::clone(&self.ask), Arc::clone(&self.clock), Arc::clone(&self.known));
+        let (token, audience) = (token.to_owned(), audience.to_owned());
+        let work = async move {
+            // From when it was asked: an answer that took its time is that much older.
+            let asked_at = clock.now();
+            let account = ask.review(&token, &audience).await?;
+            if let Some(until) = until(&token, asked_at) {
+                lock(&known).put(key, until, account.clone(), clock.now());
+            }
+            Ok(account)
+        };
+        work.boxed().shared()
+    }
+}
+
+fn lock(known: &Mutex<Known>) -> MutexGuard<'_, Known> {
+    known.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 type Key = [u8; 32];
@@ -83,37 +119,49 @@ fn key(token: &str, audience: &str) -> Key {
 
 /// Until when a yes that was asked for at `now` may be remembered.
 fn until(token: &str, now: Timestamp) -> Option<Timestamp> {
-    #[derive(serde::Deserialize)]
-    struct Claims {
-        exp: u64,
-    }
-    let payload = BASE64.decode(token.split('.').nth(1)?).ok()?;
-    let Claims { exp } = serde_json::from_slice(&payload).ok()?;
-    Some(now.plus(REMEMBERED).min(Timestamp::from_unix(exp)))
+    Some(now.plus(REMEMBERED).min(claims::end(token)?))
 }
 
 #[derive(Debug, Default)]
-struct Known(HashMap<Key, (Timestamp, ServiceAccount)>);
+struct Known {
+    answers: HashMap<Key, (Timestamp, ServiceAccount)>,
+    /// Questions that somebody waits for.
+    asked: HashMap<Key, WeakShared<BoxFuture<'static, Answer>>>,
+}
 
 impl Known {
+    /// Notes a question that has just been made, and forgets those that nobody waits for any more.
+    fn begin(&mut self, key: Key, question: Question) -> Question {
+        self.asked.retain(|_, question| question.upgrade().is_some());
+        self.asked.extend(question.downgrade().map(|weak| (key, weak)));
+        question
+    }
+
     fn find(&self, key: &Key, now: Timestamp) -> Option<ServiceAccount> {
         // A clock that was put back must not make an answer live longer.
         let counts = |until: Timestamp| now < until && until.since(now) <= REMEMBERED;
-        self.0.get(key).filter(|(until, _)| counts(*until)).map(|(_, account)| account.clone())
+        self.answers.get(key).filter(|(until, _)| counts(*until)).map(|(_, account)| account.clone())
     }
 
     fn put(&mut self, key: Key, until: Timestamp, account: ServiceAccount, now: Timestamp) {
-        if self.0.len() >= MOST {
-            self.0.retain(|_, (until, _)| now < *until);
+        if self.answers.len() >= MOST {
+            self.answers.retain(|_, (until, _)| now < *until);
         }
-        if self.0.len() < MOST && now < until {
-            self.0.insert(key, (until, account));
+        if self.answers.len() < MOST && now < until {
+            self.answers.insert(key, (until, account));
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use base64::Engine as _;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
+    use spiffe::time::Fake;
+    use tokio::sync::Semaphore;
+
     use super::*;
 
     const NOW: Timestamp = Timestamp::from_unix(1_795_218_000);
@@ -152,9 +200,69 @@ mod tests {
         for number in 0..MOST + 5 {
             known.put(key(&number.to_string(), "a"), after(5), account("x"), NOW);
         }
-        assert_eq!(known.0.len(), MOST);
+        assert_eq!(known.answers.len(), MOST);
         known.put(key("late", "a"), after(10), account("y"), after(5));
-        assert_eq!((known.0.len(), known.find(&key("late", "a"), after(6))), (1, Some(account("y"))));
+        assert_eq!((known.answers.len(), known.find(&key("late", "a"), after(6))), (1, Some(account("y"))));
         assert_ne!(key("b", "a"), key("", "ab"), "no two pairs have one key");
+    }
+
+    /// Answers when it is let; says yes to tokens that begin with `e`.
+    #[derive(Debug)]
+    struct Slow {
+        asked: AtomicUsize,
+        let_go: Semaphore,
+    }
+
+    #[async_trait]
+    impl TokenReviewer for Slow {
+        fn cluster(&self) -> &str {
+            "main"
+        }
+
+        async fn review(&self, token: &str, _: &str) -> Answer {
+            self.asked.fetch_add(1, Ordering::Relaxed);
+            self.let_go.acquire().await.unwrap().forget();
+            if token.starts_with('e') { Ok(account("x")) } else { Err(ReviewError::Refused("no".into())) }
+        }
+    }
+
+    fn slow() -> (Arc<Slow>, Memory) {
+        let slow = Arc::new(Slow { asked: AtomicUsize::new(0), let_go: Semaphore::new(0) });
+        let clock: Arc<dyn Clock> = Arc::new(Fake::new(NOW));
+        (Arc::clone(&slow), Memory { ask: slow, clock, known: Arc::default() })
+    }
+
+    #[tokio::test]
+    async fn all_who_show_one_token_at_once_cost_one_question() {
+        let good = token(r#"{"exp":1795219000}"#);
+        for (token, is_good) in [(&*good, true), ("bad.token.x", false)] {
+            let (slow, memory) = slow();
+            let all = futures_util::future::join_all((0..110).map(|_| memory.review(token, "a")));
+            let (answers, ()) = tokio::join!(all, async { slow.let_go.add_permits(1) });
+            assert!(answers.iter().all(|(answer, _)| answer.is_ok() == is_good), "{answers:?}");
+            assert_eq!(answers.iter().filter(|(_, is_own)| *is_own).count(), 1);
+            assert_eq!(slow.asked.load(Ordering::Relaxed), 1);
+            // A yes is remembered, a no is asked again.
+            slow.let_go.add_permits(1);
+            assert_eq!(memory.review(token, "a").await.1, !is_good);
+            assert_eq!(slow.asked.load(Ordering::Relaxed), 2 - usize::from(is_good));
+        }
+    }
+
+    #[tokio::test]
+    async fn who_goes_away_takes_the_answer_from_nobody_and_leaves_nothing() {
+        let (slow, memory) = slow();
+        let (first, second) = (memory.review("a.b.c", "a"), memory.review("a.b.c", "a"));
+        let mut first = Box::pin(first);
+        assert!((&mut first).now_or_never().is_none());
+        let mut second = Box::pin(second);
+        assert!((&mut second).now_or_never().is_none());
+        drop(first);
+        slow.let_go.add_permits(1);
+        assert!(second.await.0.is_err());
+        assert_eq!(slow.asked.load(Ordering::Relaxed), 1);
+        let mut third = Box::pin(memory.review("d.b.c", "a"));
+        assert!((&mut third).now_or_never().is_none());
+        assert_eq!(lock(&memory.known).asked.len(), 1, "what nobody waits for is forgotten");
     }
 }
