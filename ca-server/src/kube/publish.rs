@@ -4,7 +4,7 @@
 //! - What is to be written where is decided in `publication`; here it is carried out, and the API server listened to.
 //! - Everything is written by server-side apply, by force, under one name: what others keep in the same object stays.
 //! - A ConfigMap is watched by its name, so that the right to read others is not needed.
-//! - A session with the API server lasts [`SESSION`] at most, with the credentials of its beginning; each begins by looking at
+//! - A session with the API server lasts `SESSION` at most, with the credentials of its beginning; each begins by looking at
 //!   everything anew, which mends what a watch may have missed.
 //! - A lost API server, or a right that was taken away, is logged, and tried again until it is back.
 

@@ -2,7 +2,7 @@
 //!
 //! - [`ApiReviewer`] asks each time, and takes nothing but a service account whose token is for our audience. A token that
 //!   by its own words is old, or for others, is refused unasked: rubbish costs an API server nothing.
-//! - It asks [`AT_ONCE`] questions at once at most, so that whoever sends us many tokens does not use up what the API server
+//! - It asks `AT_ONCE` questions at once at most, so that whoever sends us many tokens does not use up what the API server
 //!   gives us, which the watches need too.
 //! - [`Remembering`] asks another, remembers a yes for a few seconds, and asks once for all who show one token at the same
 //!   time: see there what that allows.

@@ -6,7 +6,7 @@
 //!   of publishing: a View with other pods has the revision of the one before.
 //! - What a rule or a pod changes is worked out in bounded pieces (`rework`): nobody else waits for the whole.
 //! - Pods go on while the store is away, and stay over a gap. What has queued up of them is folded into one View: the first
-//!   after a while at once, and then one in each [`PACE`], because a View wakes every agent's stream.
+//!   after a while at once, and then one in each `PACE`, because a View wakes every agent's stream.
 
 use std::fmt::Display;
 use std::sync::Arc;

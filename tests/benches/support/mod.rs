@@ -77,8 +77,17 @@ impl Process {
 
     /// Resident memory in MiB.
     pub(crate) fn resident(&self) -> Result<f64> {
+        self.memory("VmRSS:")
+    }
+
+    /// The most resident memory that it has had, in MiB.
+    pub(crate) fn most_resident(&self) -> Result<f64> {
+        self.memory("VmHWM:")
+    }
+
+    fn memory(&self, key: &str) -> Result<f64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.0.id()))?;
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).context("no VmRSS")?;
+        let line = status.lines().find(|line| line.starts_with(key)).with_context(|| format!("no {key}"))?;
         let kib: f64 = line.split_whitespace().nth(1).context("no number")?.parse()?;
         Ok(kib / 1024.0)
     }
@@ -109,6 +118,7 @@ pub(crate) struct Server {
     pub(crate) process: Process,
     pub(crate) folder: Arc<TempDir>,
     pub(crate) port: u16,
+    health: u16,
 }
 
 impl Server {
@@ -131,7 +141,7 @@ impl Server {
         let path = root.join("server.toml");
         let arguments = ["server", "run", "--config", path.to_str().context("path")?];
         let process = Process::spawn(&binary()?, &arguments, &root.join("server.log"))?;
-        let server = Self { process, folder: Arc::clone(folder), port };
+        let server = Self { process, folder: Arc::clone(folder), port, health };
         server.answers().await?;
         Ok(server)
     }
@@ -152,6 +162,13 @@ impl Server {
     pub(crate) async fn admin(&self) -> Result<AdminClient<Channel>> {
         let channel = unix_channel(self.folder.path().join("admin.sock")).await?;
         Ok(AdminClient::new(channel).max_decoding_message_size(64 << 20))
+    }
+
+    /// What `/metrics` says of this, its labels included.
+    pub(crate) async fn metric(&self, name: &str) -> Result<Option<f64>> {
+        let text = tests::web::get(([127, 0, 0, 1], self.health).into(), "/metrics").await;
+        let mut values = text.lines().filter_map(|line| line.strip_prefix(name));
+        Ok(values.next().map(|value| value.trim().parse()).transpose()?)
     }
 
     pub(crate) async fn token(&self) -> Result<(String, String)> {
