@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use spiffe::proto::v1;
 use spiffe::time::Timestamp;
@@ -11,6 +12,9 @@ use super::{About, Call};
 use crate::api::status::Refusal;
 use crate::authority::{Authority, Kind, State};
 use crate::store::Revision;
+
+/// How long a revoke waits for agents that have not said yet that they are through with the authority.
+const A_MOMENT: Duration = Duration::from_secs(5);
 
 pub(super) async fn list(
     call: &Call<'_>,
@@ -47,7 +51,7 @@ pub(super) async fn taint(call: &Call<'_>, request: v1::AuthorityRequest) -> Res
 pub(super) async fn revoke(call: &Call<'_>, request: v1::AuthorityRequest) -> Result<v1::AuthorityResponse, Refusal> {
     let work = async {
         if !request.force {
-            refuse_while_in_use(call, &request.id)?;
+            refuse_while_in_use(call, &request.id).await?;
         }
         Ok::<_, Refusal>(call.settings.rotator.revoke(&request.id).await?)
     };
@@ -55,10 +59,11 @@ pub(super) async fn revoke(call: &Call<'_>, request: v1::AuthorityRequest) -> Re
 }
 
 /// An agent acknowledges a taint when it has replaced what the tainted authority signed: until then a revoke would leave
-/// its workloads with SVIDs that verify nowhere.
-fn refuse_while_in_use(call: &Call<'_>, id: &str) -> Result<(), Refusal> {
+/// its workloads with SVIDs that verify nowhere. One that has just connected anew has acknowledged nothing yet: it gets a moment.
+async fn refuse_while_in_use(call: &Call<'_>, id: &str) -> Result<(), Refusal> {
     let held = call.admitted.view.authorities().iter().find(|held| *held.id == *id && held.tainted);
-    match held.map_or(0, |held| call.doors.connected.behind(held.revision).len()) {
+    let Some(tainted) = held.map(|held| held.revision) else { return Ok(()) };
+    match call.behind(tainted, A_MOMENT).await.len() {
         0 => Ok(()),
         behind => Err(Refusal::precondition(format_args!(
             "{behind} agents have not yet replaced the SVIDs below authority {id}: wait (authority taint --wait), or \

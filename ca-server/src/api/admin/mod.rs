@@ -170,20 +170,28 @@ async fn server_info(call: &Call<'_>, _: v1::ServerInfoRequest) -> Result<v1::Se
 }
 
 async fn wait_applied(call: &Call<'_>, asked: v1::WaitAppliedRequest) -> Result<v1::WaitAppliedResponse, Refusal> {
-    let connected = &call.doors.connected;
-    let mut changes = connected.changes();
-    let applied = async {
-        call.doors.views.reached(asked.revision).await;
-        while !connected.behind(asked.revision).is_empty() && changes.changed().await.is_ok() {}
-    };
-    let time = Duration::from_secs(asked.timeout).min(LONGEST_WAIT);
-    tokio::select! {
-        () = applied => {}
-        () = call.doors.clock.sleep(time) => {}
-        () = call.doors.stop.cancelled() => {}
+    let most = Duration::from_secs(asked.timeout).min(LONGEST_WAIT);
+    let behind = call.behind(asked.revision, most).await;
+    let behind = behind.iter().map(ToString::to_string).collect();
+    Ok(v1::WaitAppliedResponse { connected: call.doors.connected.count() as u64, behind })
+}
+
+impl Call<'_> {
+    /// The connected agents that have not applied `revision`, when there are none left or after this time.
+    async fn behind(&self, revision: Revision, most: Duration) -> Vec<SpiffeId> {
+        let connected = &self.doors.connected;
+        let mut changes = connected.changes();
+        let applied = async {
+            self.doors.views.reached(revision).await;
+            while !connected.behind(revision).is_empty() && changes.changed().await.is_ok() {}
+        };
+        tokio::select! {
+            () = applied => {}
+            () = self.doors.clock.sleep(most) => {}
+            () = self.doors.stop.cancelled() => {}
+        }
+        connected.behind(revision)
     }
-    let behind = connected.behind(asked.revision).iter().map(ToString::to_string).collect();
-    Ok(v1::WaitAppliedResponse { connected: connected.count() as u64, behind })
 }
 
 /// Each RPC in one line: its name, what it takes and gives, and the function that answers it.
