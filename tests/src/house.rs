@@ -173,6 +173,18 @@ impl House {
         text(&path)
     }
 
+    /// The last line of the audit record, once it is a refusal for this reason.
+    pub async fn refused(&self, why: &str) -> String {
+        patience::eventually("the record says why", async || {
+            let text = std::fs::read_to_string(self.path("server/audit.log")).map_err(|error| error.to_string())?;
+            let last = text.lines().last().unwrap_or_default().to_owned();
+            let is_so = last.contains(why) && last.contains("\"outcome\":\"refused\"");
+            patience::that(is_so, || format!("{why}: {last}"))?;
+            Ok(last)
+        })
+        .await
+    }
+
     /// The clock, as loops hold it.
     pub fn clock(&self) -> Arc<dyn Clock> {
         Arc::new(self.clock.clone())

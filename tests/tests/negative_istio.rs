@@ -78,14 +78,7 @@ impl Mesh {
     }
 
     async fn recorded(&self, why: &str) -> String {
-        patience::eventually("the record says why", async || {
-            let text =
-                std::fs::read_to_string(self.house.path("server/audit.log")).map_err(|error| error.to_string())?;
-            let last = text.lines().last().unwrap_or_default().to_owned();
-            that(last.contains(why) && last.contains("\"outcome\":\"refused\""), || format!("{why}: {last}"))?;
-            Ok(last)
-        })
-        .await
+        self.house.refused(why).await
     }
 
     /// Whoever has a right is answered.
@@ -133,6 +126,8 @@ async fn a_token_that_the_api_server_does_not_vouch_for_is_none() {
     let late = mesh.of_web();
     mesh.main.go_away(true);
     mesh.refused_because(asking(&late, None), NOBODY, "could not be asked").await;
+    let line = mesh.recorded("could not be asked").await;
+    assert!(line.contains("\"reason\":\"unavailable\""), "an outage is no attack: {line}");
     mesh.main.go_away(false);
     mesh.house.jump(Duration::from_secs(3600));
     // A connection does not last as long.
