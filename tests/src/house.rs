@@ -89,6 +89,14 @@ impl House {
         self.settings.insert(key.into(), value.into());
     }
 
+    /// Takes a table out of the config, for the next start: what it said, to be set again.
+    pub fn take(&mut self, table: &str) -> Vec<(String, String)> {
+        let is_in = |(key, _): &(String, String)| key.split('.').next() == Some(table);
+        let (taken, left): (Vec<_>, _) = std::mem::take(&mut self.settings).into_iter().partition(is_in);
+        self.settings = left.into_iter().collect();
+        taken
+    }
+
     /// A cluster of this name, without pods, for the next start.
     pub fn cluster(&mut self, name: &str) -> PaperCluster {
         let cluster = PaperCluster::new(name, &self.clock);
