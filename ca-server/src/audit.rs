@@ -95,6 +95,8 @@ pub enum Reason {
     Conflict,
     /// The store cannot be reached or written.
     Store,
+    /// Who has to be asked does not answer: nothing is said about the caller.
+    Unavailable,
     /// A fault of ours.
     Internal,
 }
@@ -119,6 +121,7 @@ impl Reason {
             Self::NoAuthority => "no_authority",
             Self::Conflict => "conflict",
             Self::Store => "store",
+            Self::Unavailable => "unavailable",
             Self::Internal => "internal",
         }
     }

@@ -58,7 +58,7 @@ const ISSUED_FOR: [(IssuedFor, &str, &str); 8] = [
     (IssuedFor::WorkloadWit, "wit", "workload"),
 ];
 
-const REASONS: [Reason; 17] = [
+const REASONS: [Reason; 18] = [
     Reason::Invalid,
     Reason::Csr,
     Reason::NotFound,
@@ -75,6 +75,7 @@ const REASONS: [Reason; 17] = [
     Reason::NoAuthority,
     Reason::Conflict,
     Reason::Store,
+    Reason::Unavailable,
     Reason::Internal,
 ];
 

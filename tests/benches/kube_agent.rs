@@ -130,7 +130,7 @@ fn relay() -> Result<PathBuf> {
     let beside = std::env::current_exe()?;
     let path = beside.ancestors().nth(2).context("no target folder")?.join("examples/relay");
     if !path.exists() {
-        bail!("{} is not there: run \"cargo build --release -p tests --examples\" first", path.display());
+        bail!("{} is not there: run \"cargo build --release -p tests --example relay\" first", path.display());
     }
     Ok(path)
 }

@@ -89,6 +89,14 @@ impl House {
         self.settings.insert(key.into(), value.into());
     }
 
+    /// Takes a table out of the config, for the next start: what it said, to be set again.
+    pub fn take(&mut self, table: &str) -> Vec<(String, String)> {
+        let is_in = |(key, _): &(String, String)| key.split('.').next() == Some(table);
+        let (taken, left): (Vec<_>, _) = std::mem::take(&mut self.settings).into_iter().partition(is_in);
+        self.settings = left.into_iter().collect();
+        taken
+    }
+
     /// A cluster of this name, without pods, for the next start.
     pub fn cluster(&mut self, name: &str) -> PaperCluster {
         let cluster = PaperCluster::new(name, &self.clock);
@@ -171,6 +179,18 @@ impl House {
         let path = self.path(name);
         std::fs::write(&path, content).unwrap();
         text(&path)
+    }
+
+    /// The last line of the audit record, once it is a refusal for this reason.
+    pub async fn refused(&self, why: &str) -> String {
+        patience::eventually("the record says why", async || {
+            let text = std::fs::read_to_string(self.path("server/audit.log")).map_err(|error| error.to_string())?;
+            let last = text.lines().last().unwrap_or_default().to_owned();
+            let is_so = last.contains(why) && last.contains("\"outcome\":\"refused\"");
+            patience::that(is_so, || format!("{why}: {last}"))?;
+            Ok(last)
+        })
+        .await
     }
 
     /// The clock, as loops hold it.

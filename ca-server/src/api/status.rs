@@ -85,9 +85,9 @@ impl Refusal {
         Self { code: Code::Unavailable, reason: Reason::NoAuthority, message }
     }
 
-    /// It cannot be done now.
+    /// It cannot be done now: somebody who has to be asked does not answer.
     pub(crate) fn unavailable(what: impl std::fmt::Display) -> Self {
-        Self { code: Code::Unavailable, reason: Reason::Store, message: what.to_string() }
+        Self { code: Code::Unavailable, reason: Reason::Unavailable, message: what.to_string() }
     }
 
     /// A fault of ours.
@@ -201,7 +201,9 @@ impl From<RotateError> for Refusal {
             RotateError::Refused(plan::Refusal::Unknown(_)) => Self::not_found(error),
             RotateError::Refused(_) => Self::precondition(error),
             RotateError::Store(error) => error.into(),
-            RotateError::Contended | RotateError::UpstreamEnded(_) => Self::unavailable(error),
+            RotateError::Contended | RotateError::UpstreamEnded(_) => {
+                Self { code: Code::Unavailable, reason: Reason::Store, message: error.to_string() }
+            }
             RotateError::Record { .. }
             | RotateError::Key(_)
             | RotateError::Certify(_)
@@ -217,7 +219,8 @@ impl From<AttestError> for Refusal {
     fn from(error: AttestError) -> Self {
         match &error {
             AttestError::K8sPsat(K8sPsatError::Busy(_)) => Self::overloaded(&error.to_string()),
-            AttestError::K8sPsat(K8sPsatError::Unavailable(_) | K8sPsatError::Unbound(_)) => {
+            AttestError::K8sPsat(K8sPsatError::Unavailable(_)) => Self::unavailable(error),
+            AttestError::K8sPsat(K8sPsatError::Unbound(_)) => {
                 Self { code: Code::Unavailable, reason: Reason::Attestation, message: error.to_string() }
             }
             _ => Self::attestation(error),

@@ -204,8 +204,8 @@ impl Call<'_> {
         let reviewer = settings.reviewers.get(cluster).ok_or_else(unknown)?;
         #[expect(clippy::disallowed_methods, reason = "a time limit on an answer from the network")]
         let reviewed = tokio::time::timeout(REVIEW_LIMIT, reviewer.review(token, &settings.audience)).await;
-        let late = |_| Failure::authentication(format_args!("cluster {cluster} did not answer within 10 seconds"));
-        let account = reviewed.map_err(late)?.map_err(Failure::authentication)?;
+        let late = |_| Failure::unanswered(format_args!("cluster {cluster} did not answer within 10 seconds"));
+        let account = reviewed.map_err(late)??;
         event.who = Who::ServiceAccount(Message::new(&format!("{cluster}/{}/{}", account.namespace, account.name)));
         let pod = |Bound { name, uid }: &Bound| Message::new(&format!("pod {name} {uid}"));
         event.object = account.pod.as_ref().map(pod);

@@ -9,6 +9,7 @@ use tonic::{Code, Status};
 
 use crate::api::status::Refusal;
 use crate::audit::{Outcome, Reason};
+use crate::kube::review::ReviewError;
 
 /// A refusal and how it is said.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +34,12 @@ impl Failure {
     /// The caller did not prove who it is.
     pub(super) fn authentication(why: impl std::fmt::Display) -> Self {
         Self { refusal: Refusal::unauthenticated(why), said: Said::Authentication }
+    }
+
+    /// Whoever knows does not say who the caller is. To the caller that is the same, as at istiod; to an operator it is an
+    /// outage and no attack.
+    pub(super) fn unanswered(why: impl std::fmt::Display) -> Self {
+        Self { refusal: Refusal::unavailable(why), said: Said::Authentication }
     }
 
     /// The caller may not have the identity of another.
@@ -79,6 +86,15 @@ impl Failure {
     }
 }
 
+impl From<ReviewError> for Failure {
+    fn from(error: ReviewError) -> Self {
+        match error {
+            ReviewError::Refused(_) => Self::authentication(error),
+            ReviewError::Unavailable { .. } => Self::unanswered(error),
+        }
+    }
+}
+
 impl From<Failure> for Status {
     fn from(Failure { refusal, said }: Failure) -> Self {
         match said {
@@ -114,6 +130,9 @@ mod tests {
         let why = "the API server says no";
         let failure = Failure::authentication(why);
         assert!(format!("{:?}", failure.outcome()).contains(why));
+        assert_eq!(said(failure), (Code::Unauthenticated, "request authenticate failure".into()));
+        let failure = Failure::unanswered(why);
+        assert_eq!((failure.reason(), Failure::not_yet("main").reason()), (Reason::Unavailable, Reason::Unavailable));
         assert_eq!(said(failure), (Code::Unauthenticated, "request authenticate failure".into()));
         let failure = Failure::impersonation(why);
         assert!(format!("{:?}", failure.outcome()).contains(why));
