@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use spiffe::proto::broker::{
     KubernetesObjectKey, KubernetesObjectReference, KubernetesObjectType, SubscribeToX509svidResponse,
     WorkloadReference,
@@ -57,6 +57,14 @@ impl Scene {
         }
         cluster.grant(name, "server", rights("chancery-chancery-server"));
         cluster.grant(name, "agent", rights("chancery-chancery-agent"));
+        for kind in ["Role", "RoleBinding"] {
+            let mut object = find(&manifests, kind, "chancery-server").expect("a role of the chart").clone();
+            object["metadata"]["namespace"] = name.into();
+            if kind == "RoleBinding" {
+                object["subjects"] = json!([{ "kind": "ServiceAccount", "namespace": name, "name": "server" }]);
+            }
+            cluster.create(&object);
+        }
         let machine = cluster.node(name, &[]);
 
         let mut house = House::empty(&[("kubernetes.main.request_timeout", "2s")]);
@@ -64,10 +72,14 @@ impl Scene {
         house.jump(System.now().since(BEGINNING));
         house.set("kubernetes.main.kubeconfig", &text(&cluster.kubeconfig_of(name, "server")));
         house.set("attest.k8s_psat.main.service_accounts", &format!("[\"{name}:agent\"]"));
+        house.set("kubernetes.main.publish.namespaces", &format!("[\"{name}\"]"));
         house.start_server().await.unwrap();
 
         let pod = cluster.run(&Pod::new(name, "agent", "agent").on(name));
         let mut node = Node::new(&house, "node", settings).await;
+        // What it knows the server by is what that has published, as a kubelet mounts it.
+        node.unset("ca_fingerprint");
+        node.set("bootstrap_bundle", &house.write("root-cert.pem", published(&cluster, &house, name).await));
         node.set("attest.kind", "k8s_psat");
         node.set("attest.cluster", "main");
         node.set("attest.token_path", &house.write("token", token(&cluster, &pod, 3600)));
@@ -176,6 +188,18 @@ impl Scene {
         assert!(!status.message().contains("k8s:"), "{status}");
     }
 
+    /// Waits until a line of the audit record has all these words in it.
+    async fn recorded(&self, words: &[&str]) {
+        self.house
+            .eventually("it is recorded", async || {
+                let path = self.house.path("server/audit.log");
+                let record = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
+                let is_meant = |line: &str| words.iter().all(|word| line.contains(word));
+                that(record.lines().any(is_meant), || format!("{words:?} in no line of {record}"))
+            })
+            .await;
+    }
+
     /// What `work` comes to, while time goes on.
     async fn passing<T>(&self, work: impl Future<Output = T>) -> T {
         let time = self.house.eventually("something happens", async || Err::<(), _>("time goes on".to_owned()));
@@ -195,6 +219,18 @@ impl Scene {
             })
             .await
     }
+}
+
+/// The roots in the ConfigMap of the chart.
+async fn published(cluster: &Cluster, house: &House, namespace: &str) -> String {
+    let metadata = json!({ "namespace": namespace, "name": "chancery-bundle" });
+    let map = json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata });
+    house
+        .eventually("the bundle is published", async || {
+            let map = cluster.read(&map).ok_or("there is no ConfigMap yet")?;
+            Ok(map["data"]["root-cert.pem"].as_str().unwrap().to_owned())
+        })
+        .await
 }
 
 /// What a kubelet mounts into the pod of an agent.
@@ -223,7 +259,9 @@ async fn a_pod_is_what_its_rule_says_until_it_is_deleted() {
     let seen = handshake(&web_stream, &api_stream).await.unwrap();
     assert_eq!(seen, (id(&scene.identity("api")), id(&scene.identity("web"))));
 
-    // The server can say why.
+    // The server can say why, and has written it down.
+    let subject = format!("\"subject\":\"{}\"", id(&scene.identity("web")));
+    scene.recorded(&[&subject, "\"object\":\"rule pods\""]).await;
     scene.gives(2).await;
     let explained = scene.explain("web-1").await.unwrap();
     assert!(
@@ -285,6 +323,7 @@ async fn an_agent_attests_anew_with_the_token_that_is_there_then_and_no_stream_n
     let messages = stream.history().messages;
     scene.house.jump(2 * HOUR);
     scene.connected(false).await;
+    scene.recorded(&["\"outcome\":\"refused\"", "it has expired"]).await;
     let newcomer = scene.becomes(&process, "web").await;
     let context = newcomer.context().unwrap();
     assert_eq!(context.first().svid.serial(), stream.context().unwrap().first().svid.serial());
