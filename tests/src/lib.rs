@@ -19,6 +19,7 @@
 //! | `chart` | the Helm chart as Helm renders it, and the configs in it |
 //! | `cluster` | a Kubernetes cluster without nodes: a real kube-apiserver and etcd |
 //! | `cgroup` | processes in cgroups as container runtimes shape them |
+//! | `contained` | a process in the container of a pod, which knocks for a test |
 //! | `proxies` | Envoy and others as the real programs, with the configs of `docs/proxies` |
 #![allow(
     clippy::unwrap_used,
@@ -35,6 +36,7 @@ pub mod certificates;
 pub mod cgroup;
 pub mod chart;
 pub mod cluster;
+pub mod contained;
 pub mod endpoint;
 pub mod house;
 pub mod node;

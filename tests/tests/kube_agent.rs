@@ -2,14 +2,13 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests say what is wrong by panicking")]
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use spiffe::proto::v1;
-use tests::binary::{Process, wait_for};
 use tests::cgroup::{Cgroup, Shape};
 use tests::cluster::{Cluster, Container, Pod, uid};
+use tests::contained::Contained;
 use tests::house::text;
 use tests::operator::entry;
 use tests::patience::that;
@@ -63,26 +62,12 @@ impl Scene {
 
     /// A process in a group, behind these words of a shell.
     fn contained(&self, group: Cgroup, before: &[String]) -> Contained {
-        let number = std::fs::read_dir(self.house.path("")).unwrap().count();
-        let near = self.house.path(&format!("near{number}.sock"));
-        let far = text(self.node.socket());
-        let command = match before {
-            [] => group.command(relay()).args([text(&near), far]),
-            words => {
-                let script = format!("{} && exec \"$0\" \"$@\"", words.join(" && "));
-                let words =
-                    ["--mount".to_owned(), "/bin/sh".into(), "-c".into(), script, text(&relay()), text(&near), far];
-                group.command("/usr/bin/unshare").args(words)
-            }
-        };
-        let process = Process::start(command, &self.house.path(""), &format!("relay{number}"));
-        assert!(wait_for(10, || near.exists().then_some(())).is_some(), "{}", process.tail());
-        Contained { process, near, _group: group }
+        Contained::start_after(before, group, &self.house.path(""), self.node.socket())
     }
 
     /// What the process asks for by itself.
     async fn workload(&self, of: &Contained) -> Workload {
-        Workload::open(&of.near, self.house.clock()).await
+        of.workload(self.house.clock()).await
     }
 
     /// Waits until a workload has exactly these identities.
@@ -123,21 +108,6 @@ fn rights() -> Value {
         {"apiGroups": ["apps"], "resources": ["replicasets"], "verbs": ["get"]},
         {"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["get"]},
     ])
-}
-
-/// A process in a container, which hands on what asks at `near`.
-struct Contained {
-    // Ended before its group is removed.
-    process: Process,
-    near: PathBuf,
-    _group: Cgroup,
-}
-
-fn relay() -> PathBuf {
-    let beside = std::env::current_exe().unwrap();
-    let built = beside.ancestors().nth(2).unwrap().join("examples/relay");
-    assert!(built.exists(), "{} is not there: build it with `cargo build -p tests --examples`", built.display());
-    built
 }
 
 #[tokio::test]
@@ -192,9 +162,7 @@ async fn a_process_that_is_seen_before_its_container_waits_for_it() {
     let workload = scene.workload(&process).await;
     // It has asked, and time stands still.
     tests::eventually("the agent has been asked", async || {
-        that(std::fs::read_dir(format!("/proc/{}/task", process.process.pid())).unwrap().count() > 1, || {
-            "not yet".into()
-        })
+        that(std::fs::read_dir(format!("/proc/{}/task", process.pid())).unwrap().count() > 1, || "not yet".into())
     })
     .await;
     assert!(workload.state().is_none());
@@ -264,12 +232,12 @@ async fn a_mount_namespace_that_lies_changes_nothing() {
     let thief = cluster.run(&scene.pod("thief", &thiefs));
     let owned = scene.process(Shape::Containerd, &victim, &victims);
     let files = scene.house.path("victim.cgroup");
-    std::fs::copy(format!("/proc/{}/cgroup", owned.process.pid()), &files).unwrap();
+    std::fs::copy(format!("/proc/{}/cgroup", owned.pid()), &files).unwrap();
     let before = [
         "mount --make-rprivate /".to_owned(),
         "mount -t tmpfs none /sys/fs/cgroup".into(),
         format!("mount --bind {} /proc/$$/cgroup", files.display()),
-        format!("mount --bind /proc/{} /proc/self", owned.process.pid()),
+        format!("mount --bind /proc/{} /proc/self", owned.pid()),
     ];
     let group = Cgroup::of(Shape::Containerd, uid(&thief), &thiefs.id);
     let process = scene.contained(group, before.get(..3).unwrap());
