@@ -56,8 +56,9 @@ pub(super) fn observe(clusters: &[Arc<Cluster>], told: &Pods, clock: &dyn Clock)
     let now = clock.now();
     let one = |cluster: &Arc<Cluster>| ObservedCluster {
         name: Arc::clone(cluster.name()),
-        watch_age: cluster.last_heard().map(|at| now.since(at).as_secs()),
+        watch_age: cluster.watch_age(now).as_secs(),
         is_told: !told.awaits(cluster.name()),
+        has_too_many: cluster.has_too_many(),
         pods: cluster.pods() as u64,
         reviews: cluster.reviews().counts(),
     };
