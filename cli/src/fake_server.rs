@@ -433,6 +433,7 @@ mod tests {
             "explain --uid u1 -o json",
             "authority list",
             "authority activate a1",
+            "authority activate a1 --now",
             "authority taint a1 -o json",
             "authority revoke a1 --force",
         ] {

@@ -118,12 +118,14 @@ impl Operator {
 
     /// Lets a prepared authority sign.
     pub async fn activate(&self, id: &str) -> Result<v1::AuthorityResponse, Status> {
-        Ok(self
-            .door
-            .clone()
-            .activate_authority(v1::AuthorityRequest { id: id.into(), ..Default::default() })
-            .await?
-            .into_inner())
+        let request = v1::AuthorityRequest { id: id.into(), force: false };
+        Ok(self.door.clone().activate_authority(request).await?.into_inner())
+    }
+
+    /// The same, whoever does not know it.
+    pub async fn activate_now(&self, id: &str) -> Result<v1::AuthorityResponse, Status> {
+        let request = v1::AuthorityRequest { id: id.into(), force: true };
+        Ok(self.door.clone().activate_authority(request).await?.into_inner())
     }
 
     /// Has everything below an authority replaced.
