@@ -46,7 +46,7 @@ impl Operator {
 
     /// Registers an entry, or says why not.
     pub async fn try_register(&self, entry: v1::Entry) -> Result<(v1::Entry, u64), v1::Refusal> {
-        let request = v1::CreateEntriesRequest { entries: vec![entry] };
+        let request = v1::CreateEntriesRequest { entries: vec![entry], ..Default::default() };
         single(self.door.clone().create_entries(request).await.unwrap().into_inner())
     }
 
@@ -57,7 +57,7 @@ impl Operator {
 
     /// Replaces the entry of this ID, or says why not.
     pub async fn try_update(&self, entry: v1::Entry) -> Result<(v1::Entry, u64), v1::Refusal> {
-        let request = v1::UpdateEntriesRequest { entries: vec![entry] };
+        let request = v1::UpdateEntriesRequest { entries: vec![entry], ..Default::default() };
         single(self.door.clone().update_entries(request).await.unwrap().into_inner())
     }
 

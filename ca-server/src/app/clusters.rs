@@ -5,6 +5,7 @@ use std::sync::Arc;
 use spiffe::time::Clock;
 
 use super::AppError;
+use crate::api::admin::{Clusters, LastHeard};
 use crate::attest::Attestors;
 use crate::attest::k8s_psat::K8sPsatAttestor;
 use crate::config::Config;
@@ -49,6 +50,14 @@ pub(super) fn publishers(
         Some(Publisher { cluster, publish, views: Arc::clone(views), clock: Arc::clone(clock) })
     });
     each.collect()
+}
+
+/// The clusters, for what operators are told of them.
+pub(super) fn told(clusters: &[Arc<Cluster>]) -> Clusters {
+    Clusters::new(clusters.iter().cloned().map(|cluster| {
+        let last_heard = Arc::clone(&cluster);
+        (Arc::clone(cluster.name()), Arc::new(move || last_heard.last_heard()) as LastHeard)
+    }))
 }
 
 /// How each cluster is, for `/metrics`.
