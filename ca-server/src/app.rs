@@ -272,7 +272,7 @@ impl Server {
             address: advertised,
             most_entries: config.limits.entries,
             most_rules: config.limits.rules,
-            clusters: config.kubernetes.len(),
+            clusters: clusters::told(&clusters),
             gives_service_accounts: config.istio.is_some(),
             most_tokens: config.limits.join_tokens,
             token_max_ttl: config.attest.join_token.max_ttl,

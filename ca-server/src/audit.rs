@@ -153,6 +153,20 @@ impl Message {
     }
 }
 
+/// Something that was to be written, of any length: the first of it, and what the whole of it can be known by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Content {
+    text: Message,
+    sha256: [u8; 32],
+}
+
+impl Content {
+    /// Of this text.
+    pub fn new(text: &str) -> Self {
+        Self { text: Message::new(text), sha256: spiffe::crypto::sha256(text.as_bytes()) }
+    }
+}
+
 /// A certificate's serial number: at most 20 bytes (RFC 5280 section 4.1.2.2); the rest is cut.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Serial {
@@ -232,6 +246,8 @@ pub struct Event {
     pub revision: u64,
     /// The name of whatever else it is about: a token's or an authority's ID.
     pub object: Option<Message>,
+    /// What was to be written.
+    pub content: Option<Box<Content>>,
 }
 
 impl Event {
@@ -251,6 +267,7 @@ impl Event {
             csr_sha256: None,
             revision: 0,
             object: None,
+            content: None,
         }
     }
 }

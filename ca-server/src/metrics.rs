@@ -123,10 +123,12 @@ pub struct Observed {
 pub struct ObservedCluster {
     /// Its name.
     pub name: Arc<str>,
-    /// Seconds since all of its watches have brought something; `None`: not all have yet.
-    pub watch_age: Option<u64>,
+    /// Seconds since all of its watches have brought something, or since the start where not all have yet.
+    pub watch_age: u64,
     /// Whether it has told of all its pods since this server has started.
     pub is_told: bool,
+    /// Whether it tells of more than `max_pods`, so that nothing new of it is taken.
+    pub has_too_many: bool,
     /// How many of its pods are known.
     pub pods: u64,
     /// What reviews of tokens came to, and how often.
@@ -316,16 +318,22 @@ fn clusters(clusters: &[ObservedCluster], encoder: &mut DescriptorEncoder<'_>) -
     if clusters.is_empty() {
         return Ok(());
     }
-    let help = "Seconds since all watches of a Kubernetes cluster have brought something";
+    let help = "Seconds since all watches of a Kubernetes cluster have brought something, or since the start";
     let mut family =
         encoder.encode_descriptor("kubernetes_watch_age", help, Some(&Unit::Seconds), MetricType::Gauge)?;
-    for (cluster, age) in clusters.iter().filter_map(|cluster| Some((cluster, cluster.watch_age?))) {
-        ConstGauge::new(age).encode(family.encode_family(&[("cluster", &*cluster.name)])?)?;
+    for cluster in clusters {
+        ConstGauge::new(cluster.watch_age).encode(family.encode_family(&[("cluster", &*cluster.name)])?)?;
     }
     let help = "Whether a Kubernetes cluster has told of all its pods since this server has started";
     let mut family = encoder.encode_descriptor("kubernetes_told", help, None, MetricType::Gauge)?;
     for cluster in clusters {
         ConstGauge::new(u64::from(cluster.is_told)).encode(family.encode_family(&[("cluster", &*cluster.name)])?)?;
+    }
+    let help = "Whether a Kubernetes cluster tells of more than max_pods, so that nothing new of it is taken: 1 or 0";
+    let mut family = encoder.encode_descriptor("kubernetes_too_many", help, None, MetricType::Gauge)?;
+    for cluster in clusters {
+        let has_too_many = ConstGauge::new(u64::from(cluster.has_too_many));
+        has_too_many.encode(family.encode_family(&[("cluster", &*cluster.name)])?)?;
     }
     let help = "Pods of a Kubernetes cluster that are known";
     let mut family = encoder.encode_descriptor("kubernetes_pods", help, None, MetricType::Gauge)?;
@@ -360,8 +368,9 @@ mod tests {
             federation_failing: 1,
             clusters: vec![ObservedCluster {
                 name: "main".into(),
-                watch_age: Some(7),
+                watch_age: 7,
                 is_told: true,
+                has_too_many: false,
                 pods: 30_000,
                 reviews: [("accepted", 2), ("refused", 1), ("unavailable", 0), ("remembered", 9)],
             }],
@@ -399,6 +408,7 @@ mod tests {
             "chancery_federation_failing 1",
             "chancery_kubernetes_watch_age_seconds{cluster=\"main\"} 7",
             "chancery_kubernetes_told{cluster=\"main\"} 1",
+            "chancery_kubernetes_too_many{cluster=\"main\"} 0",
             "chancery_kubernetes_pods{cluster=\"main\"} 30000",
             "chancery_kubernetes_token_reviews_total{cluster=\"main\",outcome=\"remembered\"} 9",
             "# EOF",

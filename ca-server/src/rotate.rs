@@ -225,13 +225,13 @@ impl Rotator {
         Ok((made, done.read.revision))
     }
 
-    /// An operator's "activate": the authority as it is then, and the revision.
-    pub async fn activate(&self, id: &str) -> Result<(Authority, Revision), RotateError> {
+    /// An operator's "activate", which waits for nobody when it `cannot_wait`: the authority as it is then, and the revision.
+    pub async fn activate(&self, id: &str, cannot_wait: bool) -> Result<(Authority, Revision), RotateError> {
         let unknown = || Refusal::Unknown(id.chars().take(64).collect());
         self.command(id, |read| {
             let kind = read.authorities.iter().find(|authority| *authority.id == *id).map(Authority::kind);
             let rule = kind.and_then(|kind| self.rule(kind)).ok_or_else(unknown)?;
-            plan::activate(&read.facts(), &rule.policy, id, read.now)
+            plan::activate(&read.facts(), &rule.policy, id, cannot_wait, read.now)
         })
         .await
     }

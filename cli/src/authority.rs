@@ -46,7 +46,14 @@ Examples:
     #[command(after_help = "\
 Example, with the ID that `chancery authority prepare` printed (`chancery authority list` shows it too):
   chancery authority activate 9b1e --wait")]
-    Activate(One),
+    Activate {
+        #[command(flatten)]
+        one: One,
+        /// Activate it even where proxies of Istio have not all renewed since it was prepared: those that have not refuse
+        /// what it signs until they do.
+        #[arg(long)]
+        now: bool,
+    },
     /// Mark a retired authority: every SVID that it signed is replaced at once.
     #[command(after_help = "\
 Example, with an ID that `chancery authority list` shows:
@@ -112,7 +119,7 @@ impl Verb {
                 let request = v1::PrepareAuthorityRequest { kind: kind.name().into() };
                 (admin.prepare_authority(request).await, wait, "prepared")
             }
-            Self::Activate(one) => (admin.activate_authority(request(one, false)).await, &one.wait, "activated"),
+            Self::Activate { one, now } => (admin.activate_authority(request(one, *now)).await, &one.wait, "activated"),
             Self::Taint(one) => (admin.taint_authority(request(one, false)).await, &one.wait, "tainted"),
             Self::Revoke { one, force } => (admin.revoke_authority(request(one, *force)).await, &one.wait, "revoked"),
         };

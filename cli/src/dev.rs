@@ -228,11 +228,11 @@ async fn lay_down(admin: &mut Admin, from_file: Vec<v1::Entry>, mine: &v1::Entry
         }
     }
     if !known.is_empty() {
-        let answer = admin.update_entries(v1::UpdateEntriesRequest { entries: known }).await;
+        let answer = admin.update_entries(v1::UpdateEntriesRequest { entries: known, ..Default::default() }).await;
         all_done(answer.map_err(|status| refusal::failure(&status))?.into_inner())?;
     }
     fresh.push(mine.clone());
-    let answer = admin.create_entries(v1::CreateEntriesRequest { entries: fresh }).await;
+    let answer = admin.create_entries(v1::CreateEntriesRequest { entries: fresh, ..Default::default() }).await;
     all_done(answer.map_err(|status| refusal::failure(&status))?.into_inner())
 }
 

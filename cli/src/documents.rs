@@ -14,7 +14,7 @@ mod agent_status;
 mod rule;
 
 pub(crate) use agent_status::AgentStatus;
-pub(crate) use rule::{Explained, Rule, Rules};
+pub(crate) use rule::{Explained, Rule, Rules, Silent};
 
 /// A registration entry: printed by `entry show|list|create|update|delete`, read by `entry create|update --file`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

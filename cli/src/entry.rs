@@ -90,7 +90,16 @@ pub(crate) struct Create {
     #[command(flatten)]
     fields: Fields,
     #[command(flatten)]
+    names: ServerNames,
+    #[command(flatten)]
     wait: Wait,
+}
+
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct ServerNames {
+    /// Let DNS names be those of the server itself: who has such an SVID can pass for the server.
+    #[arg(long)]
+    allow_server_names: bool,
 }
 
 #[derive(Debug, Args)]
@@ -103,6 +112,8 @@ pub(crate) struct Update {
     file: Option<PathBuf>,
     #[command(flatten)]
     fields: Fields,
+    #[command(flatten)]
+    names: ServerNames,
     #[command(flatten)]
     wait: Wait,
 }
@@ -153,16 +164,16 @@ impl From<Filter> for v1::EntryFilter {
 /// Which change is made to each of many entries.
 #[derive(Clone, Copy)]
 enum Change {
-    Create,
-    Update,
+    Create(ServerNames),
+    Update(ServerNames),
     Delete,
 }
 
 impl Change {
     fn past(self) -> &'static str {
         match self {
-            Self::Create => "created",
-            Self::Update => "updated",
+            Self::Create(_) => "created",
+            Self::Update(_) => "updated",
             Self::Delete => "deleted",
         }
     }
@@ -176,7 +187,7 @@ impl Verb {
             Self::Create(create) => {
                 let entries = create.entries()?;
                 let mut admin = connect::admin(globals).await?;
-                change(&mut admin, output, &create.wait, Change::Create, entries).await
+                change(&mut admin, output, &create.wait, Change::Create(create.names), entries).await
             }
             Self::Update(update) => {
                 let entries = match (&update.file, &update.id) {
@@ -192,11 +203,13 @@ impl Verb {
                         if entry == before {
                             return unchanged(&mut admin, output, &update.wait, entry).await;
                         }
-                        return change(&mut admin, output, &update.wait, Change::Update, vec![entry]).await;
+                        return change(&mut admin, output, &update.wait, Change::Update(update.names), vec![entry])
+                            .await;
                     }
                     (None, None) => return Err(Failure::Usage("name the entry to change, or a --file".into())),
                 };
-                change(&mut connect::admin(globals).await?, output, &update.wait, Change::Update, entries).await
+                change(&mut connect::admin(globals).await?, output, &update.wait, Change::Update(update.names), entries)
+                    .await
             }
             Self::Delete { ids, wait } => {
                 let mut admin = connect::admin(globals).await?;
@@ -316,8 +329,12 @@ fn entries_word(count: usize) -> &'static str {
 
 async fn call(admin: &mut Admin, change: Change, entries: Vec<v1::Entry>) -> Outcome<v1::EntryResults> {
     let answer = match change {
-        Change::Create => admin.create_entries(v1::CreateEntriesRequest { entries }).await,
-        Change::Update => admin.update_entries(v1::UpdateEntriesRequest { entries }).await,
+        Change::Create(ServerNames { allow_server_names }) => {
+            admin.create_entries(v1::CreateEntriesRequest { entries, allow_server_names }).await
+        }
+        Change::Update(ServerNames { allow_server_names }) => {
+            admin.update_entries(v1::UpdateEntriesRequest { entries, allow_server_names }).await
+        }
         Change::Delete => {
             let ids = entries.into_iter().map(|entry| entry.id).collect();
             admin.delete_entries(v1::DeleteEntriesRequest { ids }).await
@@ -473,7 +490,7 @@ mod tests {
             v1::EntryResult { outcome: Some(Became::Refused(refused)), ..Default::default() },
         ];
         assert_eq!(
-            lines(Change::Create, &[entry(), entry()], &answers),
+            lines(Change::Create(ServerNames { allow_server_names: false }), &[entry(), entry()], &answers),
             "created web-1  spiffe://example.org/web\n\
              refused 2 (spiffe://example.org/web): already exists: entry web-0 is the same"
         );

@@ -2,13 +2,14 @@
 
 use clap::Args;
 use spiffe::proto::v1;
+use spiffe::time::Timestamp;
 
 use crate::args::Globals;
 use crate::connect;
-use crate::documents::Explained;
+use crate::documents::{Explained, Silent};
 use crate::exit::{Failure, Outcome};
 use crate::output::{Sheet, Table};
-use crate::refusal;
+use crate::{moments, refusal};
 
 /// Say why a pod has the identities that it has, or none: what each rule comes to, and how its node's agent is.
 #[derive(Debug, Args)]
@@ -36,7 +37,7 @@ impl Explain {
         let request = self.request()?;
         let answer = connect::admin(globals).await?.explain_pod(request).await;
         let explained = answer.map_err(|status| refusal::failure(&status))?.into_inner();
-        let text = text(&explained);
+        let text = text(&explained, moments::now());
         globals.output.show(&Explained::from(explained), || text)
     }
 
@@ -59,7 +60,7 @@ impl Explain {
     }
 }
 
-fn text(pod: &v1::ExplainPodResponse) -> String {
+fn text(pod: &v1::ExplainPodResponse, now: Timestamp) -> String {
     let agent = match (pod.attested, pod.banned, pod.connected) {
         (_, true, _) => "banned: it gets nothing. \"chancery agent evict\" lifts that",
         (false, ..) => "not attested: no agent serves this node yet",
@@ -76,6 +77,7 @@ fn text(pod: &v1::ExplainPodResponse) -> String {
         .line("node", &pod.node_name)
         .line("agent", &pod.agent)
         .line("", agent)
+        .lines("note", Silent::notes(&pod.silent, now))
         .text();
     let mut table = Table::new(["RULE", "COMES TO", "SPIFFE ID, OR WHY NOT", "SELECTORS"]);
     for verdict in &pod.verdicts {
@@ -110,10 +112,12 @@ mod tests {
             name: "web-1".into(),
             attested: true,
             verdicts: vec![gives, differs],
+            silent: vec![v1::SilentCluster { cluster: "prod".into(), heard_at: 1_000_000 }],
             ..v1::ExplainPodResponse::default()
         };
-        let said = text(&pod);
-        assert!(said.starts_with("pod  shop/web-1\n     attested, not connected"), "{said}");
+        let said = text(&pod, Timestamp::from_unix(1_000_600));
+        assert!(said.contains("\nnote  cluster prod was last heard of 10m ago: what is said of its pods"), "{said}");
+        assert!(said.starts_with("pod   shop/web-1\n      attested, not connected"), "{said}");
         assert!(
             said.contains("pods  gives     spiffe://example.org/ns/shop/sa/web  k8s:ns:shop k8s:sa:web\n"),
             "{said}"

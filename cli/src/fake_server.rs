@@ -273,7 +273,7 @@ impl Admin for FakeServer {
     }
 
     async fn list_rules(&self, _: Request<v1::ListRulesRequest>) -> Answer<v1::ListRulesResponse> {
-        Ok(Response::new(v1::ListRulesResponse { rules: vec![v1::RuleStatus::default()] }))
+        Ok(Response::new(v1::ListRulesResponse { rules: vec![v1::RuleStatus::default()], silent: Vec::new() }))
     }
 
     async fn show_rule(&self, request: Request<v1::ShowRuleRequest>) -> Answer<v1::RuleStatus> {
@@ -433,6 +433,7 @@ mod tests {
             "explain --uid u1 -o json",
             "authority list",
             "authority activate a1",
+            "authority activate a1 --now",
             "authority taint a1 -o json",
             "authority revoke a1 --force",
         ] {

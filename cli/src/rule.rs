@@ -9,9 +9,9 @@ use spiffe::time::Timestamp;
 
 use crate::args::Globals;
 use crate::connect::{self, Admin};
-use crate::documents::{Named, Rule, Rules};
+use crate::documents::{Named, Rule, Rules, Silent};
 use crate::exit::{Failure, Outcome};
-use crate::output::{Sheet, Table, plain};
+use crate::output::{Output, Sheet, Table, plain};
 use crate::rule_fields::{Fields, Kind};
 use crate::wait::Wait;
 use crate::{moments, refusal};
@@ -100,10 +100,15 @@ impl Verb {
             }
             Self::List => {
                 let answer = connect::admin(globals).await?.list_rules(v1::ListRulesRequest {}).await;
-                let found = answer.map_err(|status| refusal::failure(&status))?.into_inner().rules;
-                let text = table(&found);
-                let rules = found.into_iter().map(|status| Rule::from(status).without_pods()).collect();
-                output.show(&Rules { rules }, || text)
+                let found = answer.map_err(|status| refusal::failure(&status))?.into_inner();
+                let text = table(&found.rules);
+                let notes = Silent::notes(&found.silent, moments::now());
+                let rules = found.rules.into_iter().map(|status| Rule::from(status).without_pods()).collect();
+                output.show(&Rules { rules, silent: Silent::all(found.silent) }, || text)?;
+                if output == Output::Text {
+                    notes.iter().for_each(|note| crate::output::remark(&format!("note: {note}")));
+                }
+                Ok(())
             }
             Self::Show { id } => {
                 let status = show(&mut connect::admin(globals).await?, &id).await?;
@@ -200,6 +205,7 @@ fn sheet(status: &v1::RuleStatus, now: Timestamp) -> String {
         .lines("federates with", &rule.federates_with)
         .line("key type", &rule.key_type)
         .line("created", format!("{} ({created})", moments::relative(created, now)))
+        .lines("note", Silent::notes(&status.silent, now))
         .line("pods", status.pods.to_string())
         .line("entries", status.entries.to_string())
         .line("refused", status.refused.to_string())
@@ -228,7 +234,9 @@ mod tests {
             name: "web-1".into(),
             reason: "{{ns}} is \"\"".into(),
         }];
-        let status = v1::RuleStatus { rule: Some(rule), pods: 7, entries: 4, refused: 3, refusals };
+        let silent = |cluster: &str, heard_at| v1::SilentCluster { cluster: cluster.into(), heard_at };
+        let silent = vec![silent("prod", 999_060), silent("test", 0)];
+        let status = v1::RuleStatus { rule: Some(rule), pods: 7, entries: 4, refused: 3, refusals, silent };
         let row = table(std::slice::from_ref(&status));
         assert!(
             row.ends_with("shop  4        spiffe://example.org/{{ns}}  ns shop test, pod label app=web\n"),
@@ -237,6 +245,16 @@ mod tests {
         let sheet = sheet(&status, Timestamp::from_unix(1_000_060));
         assert!(sheet.contains("refusals   shop/web-1: {{ns}} is \"\"\n           and 2 more\n"), "{sheet}");
         assert!(sheet.contains("created    60s ago"), "{sheet}");
+        assert!(
+            sheet.contains(
+                "note       cluster prod was last heard of 16m ago: what is said of its pods is as it was then\n"
+            ),
+            "{sheet}"
+        );
+        assert!(
+            sheet.contains("           cluster test has not told of its pods since this server has started"),
+            "{sheet}"
+        );
         assert_eq!(selection(&v1::Rule::default()), "every pod");
     }
 }

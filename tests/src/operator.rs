@@ -46,7 +46,7 @@ impl Operator {
 
     /// Registers an entry, or says why not.
     pub async fn try_register(&self, entry: v1::Entry) -> Result<(v1::Entry, u64), v1::Refusal> {
-        let request = v1::CreateEntriesRequest { entries: vec![entry] };
+        let request = v1::CreateEntriesRequest { entries: vec![entry], ..Default::default() };
         single(self.door.clone().create_entries(request).await.unwrap().into_inner())
     }
 
@@ -57,7 +57,7 @@ impl Operator {
 
     /// Replaces the entry of this ID, or says why not.
     pub async fn try_update(&self, entry: v1::Entry) -> Result<(v1::Entry, u64), v1::Refusal> {
-        let request = v1::UpdateEntriesRequest { entries: vec![entry] };
+        let request = v1::UpdateEntriesRequest { entries: vec![entry], ..Default::default() };
         single(self.door.clone().update_entries(request).await.unwrap().into_inner())
     }
 
@@ -118,12 +118,14 @@ impl Operator {
 
     /// Lets a prepared authority sign.
     pub async fn activate(&self, id: &str) -> Result<v1::AuthorityResponse, Status> {
-        Ok(self
-            .door
-            .clone()
-            .activate_authority(v1::AuthorityRequest { id: id.into(), ..Default::default() })
-            .await?
-            .into_inner())
+        let request = v1::AuthorityRequest { id: id.into(), force: false };
+        Ok(self.door.clone().activate_authority(request).await?.into_inner())
+    }
+
+    /// The same, whoever does not know it.
+    pub async fn activate_now(&self, id: &str) -> Result<v1::AuthorityResponse, Status> {
+        let request = v1::AuthorityRequest { id: id.into(), force: true };
+        Ok(self.door.clone().activate_authority(request).await?.into_inner())
     }
 
     /// Has everything below an authority replaced.

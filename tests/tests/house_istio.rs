@@ -178,6 +178,28 @@ async fn six_hundred_identities_get_certificates_and_keep_them_through_a_rotatio
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operator_waits_until_every_proxy_has_renewed_unless_he_cannot() {
+    let mesh = Mesh::start(&[]).await;
+    let first = mesh.operator.active().await;
+    let next = mesh.operator.prepare().await;
+    for wait in [Duration::ZERO, 4 * HOUR - MINUTE] {
+        mesh.house.jump(wait);
+        let refused = mesh.operator.activate(&next.id).await.unwrap_err();
+        assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+        assert!(refused.message().contains("proxies of Istio learn of a new root when they renew"), "{refused}");
+        assert_eq!(mesh.operator.active().await.id, first.id);
+    }
+    // By now each has a certificate, and with it the roots, of after that moment: none lives longer.
+    mesh.house.jump(MINUTE);
+    mesh.operator.activate(&next.id).await.unwrap();
+
+    let other = mesh.operator.prepare().await;
+    mesh.operator.activate(&other.id).await.unwrap_err();
+    mesh.operator.activate_now(&other.id).await.unwrap();
+    assert_eq!(mesh.operator.active().await.id, other.id);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sidecar_gets_its_own_identity_and_the_life_that_it_asks_for() {
     let mesh = Mesh::start(&[("istio.ttl", "1h")]).await;
     let token = mesh.sidecar("shop", "web");

@@ -30,6 +30,11 @@ struct Seen {
 impl Seen {
     /// Watches `cluster` as the service account `server` in `namespace`, which is made with its rights. Returns the grant.
     fn begin(cluster: &Cluster, namespace: &'static str) -> (Self, Value) {
+        Self::of_at_most(kubernetes::Cluster::default().max_pods, cluster, namespace)
+    }
+
+    /// The same, of no more than `max_pods`.
+    fn of_at_most(max_pods: usize, cluster: &Cluster, namespace: &'static str) -> (Self, Value) {
         cluster.namespace(namespace, &[("team", "a")]);
         for account in ["server", "web"] {
             cluster.service_account(namespace, account);
@@ -42,6 +47,7 @@ impl Seen {
             kubeconfig: Some(cluster.kubeconfig_of(namespace, "server")),
             request_timeout: Duration::from_secs(2),
             watch_timeout: Duration::from_secs(5),
+            max_pods,
             ..kubernetes::Cluster::default()
         };
         let name = ClusterName::try_from("main".to_owned()).unwrap();
@@ -152,4 +158,39 @@ async fn a_gap_silence_and_lost_rights_take_nothing_away() {
     seen.until(&[at("three")]).await;
     cluster.delete(&three);
     seen.until(&[]).await;
+}
+
+#[tokio::test]
+async fn a_cluster_with_more_pods_than_it_may_have_keeps_what_it_had() {
+    let cluster = Cluster::start();
+    let node = cluster.node("n", &[]);
+    let at = |name: &str| format!("{name}@{} a web", uid(&node));
+    let names: Vec<String> = (0..=9).map(|number| format!("pod-{number}")).collect();
+    let (mut seen, _) = Seen::of_at_most(9, &cluster, "watch-many");
+    let run = |name: &String| cluster.run(&web("watch-many", name, "n"));
+    let pods: Vec<Value> = names[..9].iter().map(run).collect();
+    let nine: Vec<String> = names[..9].iter().map(|name| at(name)).collect();
+    seen.until(&nine).await;
+    assert!(!seen.watched.has_too_many());
+
+    // One more is shown at most; none of those that were there goes.
+    let more: Vec<Value> = ["more-1", "more-2", "more-3"].iter().map(|name| run(&(*name).to_owned())).collect();
+    eventually("they are too many", async || {
+        while let Ok(event) = seen.events.try_recv() {
+            seen.pods = seen.pods.after(event).0;
+        }
+        that(seen.watched.has_too_many(), || format!("{:?}", seen.names()))
+    })
+    .await;
+    assert!(seen.names().len() <= 10 && nine.iter().all(|name| seen.names().contains(name)), "{:?}", seen.names());
+
+    // So is it with a server that starts now: nothing is told of a part of them.
+    let (mut fresh, _) = Seen::of_at_most(9, &cluster, "watch-many-2");
+    eventually("they are too many from the start", async || that(fresh.watched.has_too_many(), || "not yet".into()))
+        .await;
+    assert!(fresh.events.try_recv().is_err());
+    more.iter().chain(&pods[..1]).for_each(|pod| cluster.delete(pod));
+    fresh.namespace = "watch-many";
+    fresh.until(&nine[1..]).await;
+    assert!(!fresh.watched.has_too_many());
 }

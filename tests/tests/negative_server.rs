@@ -176,7 +176,12 @@ async fn entries_that_cannot_be() {
     let named = format!("entry {} has the same SPIFFE ID, parent and selectors already: update that one", held.id);
     assert_eq!(refused.message, named);
     let entries = vec![good; 1001];
-    let refused = operator.door.clone().create_entries(v1::CreateEntriesRequest { entries }).await.unwrap_err();
+    let refused = operator
+        .door
+        .clone()
+        .create_entries(v1::CreateEntriesRequest { entries, ..Default::default() })
+        .await
+        .unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument);
     assert_eq!(refused.message(), "1001 entries in one request: at most 1000 are allowed");
     assert_eq!(operator.info().await.entries, 1);

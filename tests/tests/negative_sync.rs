@@ -22,7 +22,12 @@ async fn with_much_to_tell() -> (House, Caller) {
             ..entry(agent.id(), &format!("/web/{batch}/{n}"))
         };
         let entries = (0..500).map(large).collect();
-        let results = operator.door.create_entries(v1::CreateEntriesRequest { entries }).await.unwrap().into_inner();
+        let results = operator
+            .door
+            .create_entries(v1::CreateEntriesRequest { entries, ..Default::default() })
+            .await
+            .unwrap()
+            .into_inner();
         assert!(results.revision > 0);
     }
     (house, agent)

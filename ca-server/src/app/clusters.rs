@@ -5,6 +5,7 @@ use std::sync::Arc;
 use spiffe::time::Clock;
 
 use super::AppError;
+use crate::api::admin::{Clusters, LastHeard};
 use crate::attest::Attestors;
 use crate::attest::k8s_psat::K8sPsatAttestor;
 use crate::config::Config;
@@ -51,13 +52,22 @@ pub(super) fn publishers(
     each.collect()
 }
 
+/// The clusters, for what operators are told of them.
+pub(super) fn told(clusters: &[Arc<Cluster>]) -> Clusters {
+    Clusters::new(clusters.iter().cloned().map(|cluster| {
+        let last_heard = Arc::clone(&cluster);
+        (Arc::clone(cluster.name()), Arc::new(move || last_heard.last_heard()) as LastHeard)
+    }))
+}
+
 /// How each cluster is, for `/metrics`.
 pub(super) fn observe(clusters: &[Arc<Cluster>], told: &Pods, clock: &dyn Clock) -> Vec<ObservedCluster> {
     let now = clock.now();
     let one = |cluster: &Arc<Cluster>| ObservedCluster {
         name: Arc::clone(cluster.name()),
-        watch_age: cluster.last_heard().map(|at| now.since(at).as_secs()),
+        watch_age: cluster.watch_age(now).as_secs(),
         is_told: !told.awaits(cluster.name()),
+        has_too_many: cluster.has_too_many(),
         pods: cluster.pods() as u64,
         reviews: cluster.reviews().counts(),
     };

@@ -22,7 +22,8 @@ pub(super) fn rules(config: &Config) -> Result<Vec<Rule>, PolicyError> {
     };
     let of_istio = config.istio.as_ref().map(|istio| istio.max_ttl).unwrap_or_default();
     let longest = config.svid.max_ttl.max(config.svid.agent_ttl).max(of_istio);
-    let x509 = policy(Kind::X509, config.authority.ca_ttl, longest)?;
+    // A proxy has renewed within the longest life of what it holds, or holds nothing: it has the roots of that moment.
+    let x509 = Policy { asked_within: of_istio, ..policy(Kind::X509, config.authority.ca_ttl, longest)? };
     Ok(vec![
         Rule { key: config.authority.key_type.into(), policy: x509 },
         tokens(Kind::Jwt, &config.jwt)?,

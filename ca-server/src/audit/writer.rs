@@ -222,6 +222,10 @@ fn write_line(to: &mut Vec<u8>, date: &mut Date, event: &Event) {
     if let Some(object) = &event.object {
         field("object", &escaped(object));
     }
+    if let Some(content) = &event.content {
+        field("content", &escaped(&content.text));
+        field("content_sha256", &hex(&content.sha256));
+    }
     if let Some(serial) = &event.serial {
         field("serial", &hex(serial.as_slice()));
     }

@@ -7,8 +7,8 @@
 //!
 //! - **One active.** Exactly one authority of this owner is active, and it can sign: its key is here, it is valid now
 //!   and not tainted. (Only an upstream CA that has itself ended can prevent that.)
-//! - **Known before active.** None is activated before every live agent has acknowledged it, or its deadline has come;
-//!   but when nothing else can sign, it is activated at once.
+//! - **Known before active.** None is activated before every live agent has acknowledged it, and whoever acknowledges nothing
+//!   has had the time to ask, or its deadline has come; but when nothing else can sign, it is activated at once.
 //! - **The deadline leaves a leaf's life.** Whoever plans in time replaces an authority while it still lives as long as
 //!   the longest SVID, so that no SVID is cut short.
 //! - **Roots stay.** A root leaves the bundle only after its `not_after`, which no SVID below it outlives, or by an
@@ -23,7 +23,7 @@
 //! | at | what | why |
 //! |---|---|---|
 //! | 1/2 | the next is prepared | half of a life is left to get an operator out of bed |
-//! | 2/3 | the next is activated, if it is known | agents know within seconds; those who are no agents (federated trust domains that poll our bundle) get a sixth of a life |
+//! | 2/3 | the next is activated, if it is known | agents know within seconds; those who are no agents (federated trust domains that poll our bundle, proxies of Istio) get a sixth of a life |
 //! | 5/6 | the next is activated, known or not | one lost agent must not hold up all others |
 //!
 //! When the longest SVID lives longer than a sixth of the CA, all three move forward, so that the last point leaves its
@@ -75,12 +75,15 @@ pub struct Policy {
     pub ca_ttl: Duration,
     /// The longest life of anything that it signs: of the SVIDs of workloads, of agents and of servers.
     pub leaf_ttl_max: Duration,
+    /// How long those who acknowledge nothing may go without asking: Istio's proxies, which learn of a root when they renew.
+    pub asked_within: Duration,
     /// The end of the upstream CA, which none of ours outlives; `None`: there is none.
     pub ceiling: Option<Timestamp>,
 }
 
 impl Policy {
-    /// A policy that the law can keep: a leaf lives half as long as a CA at most. Without a ceiling.
+    /// A policy that the law can keep: a leaf lives half as long as a CA at most. Without a ceiling, and for those who
+    /// acknowledge.
     pub fn new(kind: Kind, owner: Arc<str>, ca_ttl: Duration, leaf_ttl_max: Duration) -> Result<Self, PolicyError> {
         if ca_ttl < SHORTEST_CA {
             return Err(PolicyError::ShortCa(kind, ca_ttl));
@@ -88,7 +91,7 @@ impl Policy {
         if leaf_ttl_max > ca_ttl / 2 {
             return Err(PolicyError::LongLeaf { kind, leaf: leaf_ttl_max, ca: ca_ttl });
         }
-        Ok(Self { kind, owner, ca_ttl, leaf_ttl_max, ceiling: None })
+        Ok(Self { kind, owner, ca_ttl, leaf_ttl_max, asked_within: Duration::ZERO, ceiling: None })
     }
 
     fn owns(&self, authority: &Authority) -> bool {
@@ -154,6 +157,17 @@ pub enum Refusal {
         id: Arc<str>,
         /// What it is.
         state: State,
+    },
+    /// Proxies may not know it.
+    #[error(
+        "proxies of Istio learn of a new root when they renew: all know that of authority {id} at {at}, and those that do \
+         not would refuse what it signs. Wait, or activate it with --now if the active one may not sign any longer"
+    )]
+    NotAsked {
+        /// The authority.
+        id: Arc<str>,
+        /// When all have asked since.
+        at: Timestamp,
     },
     /// It cannot sign.
     #[error("authority {0} cannot be activated: {1}")]
@@ -238,8 +252,22 @@ impl<'a> Own<'a> {
     }
 
     fn is_known(&self, next: &Authority) -> bool {
-        let root_in_use = self.active.is_some_and(|active| active.public.is_known_with(&next.public));
-        root_in_use || self.facts.acknowledged.contains(&next.id)
+        self.is_acknowledged(next) && self.now >= self.asked_at(next)
+    }
+
+    fn is_acknowledged(&self, next: &Authority) -> bool {
+        self.is_in_use(next) || self.facts.acknowledged.contains(&next.id)
+    }
+
+    /// Whether the root of `next` is that of the active one too.
+    fn is_in_use(&self, next: &Authority) -> bool {
+        self.active.is_some_and(|active| active.public.is_known_with(&next.public))
+    }
+
+    /// When everyone who acknowledges nothing has asked since `next` was prepared.
+    fn asked_at(&self, next: &Authority) -> Timestamp {
+        let wait = if self.is_in_use(next) { Duration::ZERO } else { self.policy.asked_within };
+        next.prepared_at.plus(wait)
     }
 
     /// The one that comes next: the one that lives longest. It must live as long as the active one; when there is
@@ -365,7 +393,7 @@ pub fn next_wake(facts: &Facts<'_>, policy: &Policy, now: Timestamp) -> Timestam
     let waits_for_agents = own
         .active
         .zip(own.next())
-        .is_some_and(|(active, next)| !own.is_known(next) && now >= Points::of(active, policy).activate);
+        .is_some_and(|(active, next)| !own.is_acknowledged(next) && now >= Points::of(active, policy).activate);
     let longest = if waits_for_agents {
         // They acknowledge at any time.
         (policy.ca_ttl / 120).clamp(Duration::from_secs(1), Duration::from_secs(10))
@@ -385,7 +413,7 @@ fn next_point(facts: &Facts<'_>, policy: &Policy, now: Timestamp) -> Option<Time
         let points = Points::of(active, policy);
         match own.next() {
             None => times.extend(own.prepare_at(active)),
-            Some(next) => times.extend([points.activate, points.deadline_of(next, active)]),
+            Some(next) => times.extend([points.activate, own.asked_at(next), points.deadline_of(next, active)]),
         }
     }
     times.into_iter().filter(|at| *at > now).min()
@@ -402,8 +430,9 @@ pub fn next_change(authority: &Authority, facts: &Facts<'_>, policy: &Policy, no
     let points = Points::of(active, policy);
     let next = own.next();
     let change_of_guard = next.map(|next| {
-        let at = if own.is_known(next) { points.activate } else { points.deadline_of(next, active) };
-        at.max(now)
+        let deadline = points.deadline_of(next, active);
+        let known = points.activate.max(own.asked_at(next));
+        if own.is_acknowledged(next) { known.min(deadline).max(now) } else { deadline.max(now) }
     });
     match authority.state {
         State::Active if authority.id == active.id => Some(change_of_guard.unwrap_or(points.activate.max(now))),
@@ -425,8 +454,15 @@ pub fn prepare(facts: &Facts<'_>, policy: &Policy, now: Timestamp) -> Result<Vec
     Ok(vec![Step::Prepare { kind: policy.kind, reason: Reason::Operator }])
 }
 
-/// An operator's "activate": a prepared one signs from now on, known or not.
-pub fn activate(facts: &Facts<'_>, policy: &Policy, id: &str, now: Timestamp) -> Result<Vec<Step>, Refusal> {
+/// An operator's "activate": a prepared one signs from now on, whether agents know it or not; whether those do who have had
+/// no time to ask, only when it `cannot_wait`.
+pub fn activate(
+    facts: &Facts<'_>,
+    policy: &Policy,
+    id: &str,
+    cannot_wait: bool,
+    now: Timestamp,
+) -> Result<Vec<Step>, Refusal> {
     let authority = find(facts, id)?;
     let id = authority.id.clone();
     if !policy.owns(authority) {
@@ -437,6 +473,11 @@ pub fn activate(facts: &Facts<'_>, policy: &Policy, id: &str, now: Timestamp) ->
     }
     if let Some(why) = unusable(authority, facts.keys, now) {
         return Err(Refusal::Unusable(id, why));
+    }
+    let own = Own::of(facts, policy, now);
+    let at = own.asked_at(authority);
+    if own.active.is_some() && at > now && !cannot_wait {
+        return Err(Refusal::NotAsked { id, at });
     }
     let active = facts.authorities.iter().filter(|other| policy.owns(other) && other.state == State::Active);
     let retire = active.map(|old| Step::Retire { id: old.id.clone(), reason: Reason::ReplacedBy(id.clone()) });

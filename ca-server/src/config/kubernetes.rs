@@ -34,19 +34,23 @@ pub struct Cluster {
     /// How long one watch lasts before it is opened anew: a silent API server is noticed at its end.
     #[serde(with = "spiffe::settings::duration")]
     pub watch_timeout: Duration,
+    /// The most pods that it may tell of; of nodes and of namespaces too. With more, what was known before stays as it was.
+    pub max_pods: usize,
     /// Where our bundle is written; `None`: nowhere.
     pub publish: Option<Publish>,
 }
 
 impl Default for Cluster {
     /// Five seconds: an attestation asks three times, and has 30 seconds. A minute: what an API server that hangs would
-    /// have said is missed no longer, and one that is well is asked no more often.
+    /// have said is missed no longer, and one that is well is asked no more often. Pods: more than Kubernetes itself is
+    /// tested with in one cluster (150,000).
     fn default() -> Self {
         Self {
             kubeconfig: None,
             context: None,
             request_timeout: Duration::from_secs(5),
             watch_timeout: Duration::from_secs(60),
+            max_pods: 200_000,
             publish: None,
         }
     }
@@ -199,6 +203,7 @@ pub(super) fn check(clusters: &Clusters, psat: &BTreeMap<ClusterName, K8sPsat>) 
     for (name, cluster) in clusters {
         lifetime_in_range("kubernetes.<cluster>.request_timeout", cluster.request_timeout, second, 10 * second)?;
         lifetime_in_range("kubernetes.<cluster>.watch_timeout", cluster.watch_timeout, 5 * second, 600 * second)?;
+        in_range("kubernetes.<cluster>.max_pods", cluster.max_pods, 16, 10_000_000)?;
         if cluster.context.is_some() && cluster.kubeconfig.is_none() {
             return Err(ConfigError::ContextWithoutKubeconfig(name.clone()));
         }
@@ -248,6 +253,7 @@ mod tests {
         assert!(error("[kubernetes.'..']").contains("not dots alone"));
         assert!(error("[kubernetes.a]\ncontext = 'x'").contains("kubernetes.a.context"));
         assert!(error("[kubernetes.a]\nrequest_timeout = '1m'").contains("use \"1s\" to \"10s\""));
+        assert!(error("[kubernetes.a]\nmax_pods = 0").contains("kubernetes.<cluster>.max_pods"));
         let psat = |rest: &str| error(&format!("[kubernetes.a]\n[attest.k8s_psat.a]\n{rest}"));
         assert!(psat("").contains("missing field `service_accounts`"));
         assert!(psat("service_accounts = []").contains("use 1 to 64"));

@@ -5,12 +5,12 @@
 //! - **No program is run** to log in, and no proxy is used: a kubeconfig that asks for one is refused.
 //! - **Files are read again** when what was read is a minute old: tokens, client certificates and CAs rotate while a
 //!   server runs. Files that are no good any more leave what was read last.
-//! - **An answer has an end**: in time (`request_timeout`) and in bytes. A watch has none; `watch` sees to it.
+//! - **Everything that comes has an end**, in time and in bytes, whoever reads it: `bounds`.
 //!
 //! For a request with an answer there is [`Cluster::ask`]; for what kube has ready ([`Api`](::kube::Api), watches)
-//! [`Cluster::client`], whose calls have no time limit: put them into [`Cluster::in_time`].
+//! [`Cluster::client`].
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use ::kube::Client;
 use ::kube::client::{Body, ConfigExt as _};
 use bytes::Bytes;
 use http::Request;
-use http_body_util::{BodyExt as _, Limited};
+use http_body_util::BodyExt as _;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use serde::Deserialize;
@@ -28,16 +28,17 @@ use tower::BoxError;
 use tracing::{info, warn};
 
 pub use self::access::{Access, AccessError};
+use self::bounds::Bounds;
+pub use self::bounds::Exceeded;
 pub use self::tally::{Reviewed, Tally};
 use crate::config::kubernetes::{self as config, ClusterName};
 
 mod access;
+mod bounds;
 mod tally;
 
 /// How old what was read from files may be.
 const FILES: Duration = Duration::from_secs(60);
-/// The most bytes of one answer: a page of 500 large pods.
-const MAX_ANSWER: usize = 64 << 20;
 /// The most characters of what an API server says that are told on.
 const MAX_WORDS: usize = 512;
 /// How long a connection that nobody uses stays open.
@@ -65,12 +66,37 @@ pub enum ApiError {
     /// What came is not what was asked for.
     #[error("the answer of the API server cannot be read: {0}")]
     Unreadable(String),
+    /// What came was too much, or too late.
+    #[error(transparent)]
+    Exceeded(#[from] Exceeded),
+    /// There is more of something than the config lets a cluster have.
+    #[error(
+        "the API server of cluster {cluster} tells of more than {most} {of}: see whether they are meant, and raise kubernetes.{cluster}.max_pods"
+    )]
+    TooMany {
+        /// The cluster.
+        cluster: Arc<str>,
+        /// Of what.
+        of: &'static str,
+        /// How many there may be.
+        most: usize,
+    },
 }
 
 impl ApiError {
     /// Whether it says that there is no such thing.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::Status { code: 404, .. })
+    }
+
+    /// Whether it is larger than an answer may be: less has to be asked for at once.
+    pub fn is_too_large(&self) -> bool {
+        matches!(self, Self::Exceeded(Exceeded::Bytes(..)))
+    }
+
+    /// What `error`, of whatever is between us and the API server, comes to.
+    fn between(error: &(dyn std::error::Error + 'static)) -> Self {
+        Exceeded::below(error).map_or_else(|| Self::Unreachable(in_words(error)), Self::Exceeded)
     }
 
     /// Whether it says that the past that was asked for is forgotten.
@@ -88,7 +114,7 @@ impl From<::kube::Error> for ApiError {
                 message: shortened(&status.message),
             },
             ::kube::Error::SerdeError(error) => Self::Unreadable(error.to_string()),
-            other => Self::Unreachable(in_words(&other)),
+            other => Self::between(&other),
         }
     }
 }
@@ -98,12 +124,17 @@ pub struct Cluster {
     name: Arc<str>,
     request_timeout: Duration,
     watch_timeout: Duration,
+    max_pods: usize,
     source: config::Cluster,
     clock: Arc<dyn Clock>,
     held: Mutex<Held>,
+    /// When it was made, which is when this server started.
+    began: Timestamp,
     /// When each of the watches last brought anything, in seconds since the epoch; 0: never.
     heard: [AtomicU64; 3],
-    pods: AtomicUsize,
+    /// How many there are of what is watched, and whether there were too many when it was last looked.
+    known: [AtomicUsize; 3],
+    too_many: [AtomicBool; 3],
     reviews: Tally,
 }
 
@@ -116,6 +147,16 @@ pub enum Watched {
     Nodes,
     /// The namespaces.
     Namespaces,
+}
+
+impl Watched {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Pods => "pods",
+            Self::Nodes => "nodes",
+            Self::Namespaces => "namespaces",
+        }
+    }
 }
 
 /// What was made of the files, and when they were read.
@@ -138,11 +179,14 @@ impl Cluster {
             name: name.as_str().into(),
             request_timeout: source.request_timeout,
             watch_timeout: source.watch_timeout,
+            max_pods: source.max_pods,
             source: source.clone(),
             held: Mutex::new(Held { access, read_at: clock.now(), client: None }),
+            began: clock.now(),
             clock,
             heard: Default::default(),
-            pods: AtomicUsize::new(0),
+            known: Default::default(),
+            too_many: Default::default(),
             reviews: Tally::default(),
         })
     }
@@ -221,21 +265,48 @@ impl Cluster {
         Some(Timestamp::from_unix(oldest))
     }
 
-    /// Remembers how many pods are known.
-    pub fn set_pods(&self, count: usize) {
-        self.pods.store(count, Ordering::Relaxed);
+    /// How long ago all watches of this cluster had brought something; where not all have yet, how long this server waits.
+    pub fn watch_age(&self, now: Timestamp) -> Duration {
+        now.since(self.last_heard().unwrap_or(self.began))
+    }
+
+    /// Remembers how many pods, nodes and namespaces are known.
+    pub fn set_known(&self, counts: [usize; 3]) {
+        for (known, count) in self.known.iter().zip(counts) {
+            known.store(count, Ordering::Relaxed);
+        }
     }
 
     /// How many pods are known.
     pub fn pods(&self) -> usize {
-        self.pods.load(Ordering::Relaxed)
+        self.known(Watched::Pods)
+    }
+
+    /// How many of `what` are known.
+    pub fn known(&self, what: Watched) -> usize {
+        self.known.get(what as usize).map_or(0, |known| known.load(Ordering::Relaxed))
+    }
+
+    /// Refuses `count` of `what` where that is more than `max_pods`: what has no pods is not counted in greater numbers.
+    pub fn refuse_too_many(&self, what: Watched, count: usize) -> Result<(), ApiError> {
+        let (most, is_too_many) = (self.max_pods, count > self.max_pods);
+        if let Some(too_many) = self.too_many.get(what as usize) {
+            too_many.store(is_too_many, Ordering::Relaxed);
+        }
+        let cluster = Arc::clone(&self.name);
+        if is_too_many { Err(ApiError::TooMany { cluster, of: what.name(), most }) } else { Ok(()) }
+    }
+
+    /// Whether more pods, nodes or namespaces were told of than `max_pods`, so that nothing new is taken.
+    pub fn has_too_many(&self) -> bool {
+        self.too_many.iter().any(|too_many| too_many.load(Ordering::Relaxed))
     }
 
     async fn exchange(&self, request: Request<Vec<u8>>) -> Result<Bytes, ApiError> {
         let response = self.client().await?.send(request.map(Body::from)).await?;
         let status = response.status();
-        let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
-        let bytes = body.map_err(|error| ApiError::Unreachable(in_words(&*error)))?.to_bytes();
+        let body = response.into_body().collect().await;
+        let bytes = body.map_err(ApiError::from)?.to_bytes();
         if status.is_success() { Ok(bytes) } else { Err(said_no(status.as_u16(), &bytes)) }
     }
 
@@ -256,12 +327,20 @@ impl Cluster {
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE)
             .build(https.enable_http1().wrap_connector(tcp));
+        let bounds = Bounds {
+            cluster: Arc::clone(&self.name),
+            request_timeout: self.request_timeout,
+            watch_limit: self.watch_timeout + bounds::LATE,
+        };
+        let bounded = tower::service_fn(move |request| {
+            let (bounds, connections) = (bounds.clone(), connections.clone());
+            bounds.ask(request, move |request: Request<Body>| connections.request(request))
+        });
         let service = tower::ServiceBuilder::new()
             .layer(config.base_uri_layer())
             .option_layer(config.auth_layer()?)
             .layer(config.extra_headers_layer()?)
-            .map_err(BoxError::from)
-            .service(connections);
+            .service(bounded);
         Ok(Client::new(service, config.default_namespace.clone()))
     }
 

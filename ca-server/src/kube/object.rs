@@ -68,21 +68,61 @@ pub struct Named {
     pub metadata: Meta,
 }
 
+/// The longest name that Kubernetes has for anything.
+const LONGEST_NAME: usize = 253;
+/// The most bytes of the labels of one object that are kept: Kubernetes bounds each, not all of them together.
+const MOST_OF_LABELS: usize = 16 << 10;
+
 /// A thing that a list or a watch of an API server brings.
 pub trait Object {
     /// Who it is.
     fn metadata(&self) -> &Meta;
+
+    /// Takes away what is more than can be kept of one object, and says whether there was any.
+    fn cut(&mut self) -> bool;
+}
+
+impl Meta {
+    fn cut(&mut self) -> bool {
+        let mut is_cut = false;
+        for name in [&mut self.name, &mut self.namespace, &mut self.uid] {
+            if name.len() > LONGEST_NAME {
+                *name = String::new();
+                is_cut = true;
+            }
+        }
+        if self.labels.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>() > MOST_OF_LABELS {
+            self.labels = BTreeMap::new();
+            is_cut = true;
+        }
+        is_cut
+    }
 }
 
 impl Object for Pod {
     fn metadata(&self) -> &Meta {
         &self.metadata
     }
+
+    /// Of a pod that is too large nothing is left that would put it on a node: a rule must not hold it for what it is not.
+    fn cut(&mut self) -> bool {
+        let is_long =
+            [&self.spec.node_name, &self.spec.service_account_name].iter().any(|name| name.len() > LONGEST_NAME);
+        let is_cut = self.metadata.cut() | is_long;
+        if is_cut {
+            self.spec = PodSpec::default();
+        }
+        is_cut
+    }
 }
 
 impl Object for Named {
     fn metadata(&self) -> &Meta {
         &self.metadata
+    }
+
+    fn cut(&mut self) -> bool {
+        self.metadata.cut()
     }
 }
 
@@ -130,6 +170,25 @@ fn moment(text: &str) -> Option<Timestamp> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_an_object_no_more_is_kept_than_kubernetes_names_and_labels_need() {
+        let pod = |label: usize, uid: usize, account: usize| {
+            let mut pod = Pod::default();
+            pod.metadata.uid = "u".repeat(uid);
+            pod.metadata.labels.insert("app".into(), "x".repeat(label));
+            pod.spec = PodSpec { node_name: "n1".into(), service_account_name: "a".repeat(account) };
+            pod
+        };
+        let mut fits = pod(16_000, 253, 253);
+        assert!(!fits.cut() && fits == pod(16_000, 253, 253));
+        for (label, uid, account) in [(17_000, 1, 1), (1, 254, 1), (1, 1, 254)] {
+            let mut large = pod(label, uid, account);
+            assert!(large.cut() && large.spec.node_name.is_empty(), "it is on no node");
+            let kept = large.metadata.labels.values().map(String::len).sum::<usize>() + large.metadata.uid.len();
+            assert!(kept < 1000 && large.spec.service_account_name.is_empty());
+        }
+    }
 
     #[test]
     fn a_pod_is_read_without_what_is_not_needed_and_lives_until_it_is_over() {

@@ -21,7 +21,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use serde::de::IgnoredAny;
 use spiffe::bundle::Bundle;
 use spiffe::crypto;
-use spiffe::time::{Backoff, Clock};
+use spiffe::time::{Backoff, Clock, Timestamp};
 use tracing::{info, warn};
 
 use self::content::Content;
@@ -39,6 +39,8 @@ mod trust_bundle;
 /// How long a session with an API server lasts: shorter than what is left of a projected token when the kubelet replaces it
 /// (a fifth of an hour).
 const SESSION: Duration = Duration::from_secs(600);
+/// How long after it could not be written the ClusterTrustBundle is tried again.
+const AGAIN: Duration = Duration::from_secs(30);
 /// How many ConfigMaps are written at once.
 const AT_ONCE: usize = 8;
 /// How many are written before the API server is listened to again.
@@ -82,10 +84,13 @@ impl Publisher {
         let mut events = self.events(publication).await?;
         let mut content = self.content(view.bundle());
         publication.want(content.digests());
-        self.trust_bundle(&content).await;
+        let mut again = self.trust_bundle(&content).await;
         let end = self.clock.now().plus(SESSION);
         while self.clock.now() < end {
-            let wake = publication.next().map_or(end, |next| next.min(end));
+            if again.is_some_and(|at| at <= self.clock.now()) {
+                again = self.trust_bundle(&content).await;
+            }
+            let wake = publication.next().into_iter().chain(again).fold(end, Timestamp::min);
             tokio::select! {
                 event = events.next() => match event {
                     Some(Ok(seen)) => publication.see(seen),
@@ -99,7 +104,7 @@ impl Publisher {
                     if is_new {
                         content = self.content(view.bundle());
                         publication.want(content.digests());
-                        self.trust_bundle(&content).await;
+                        again = self.trust_bundle(&content).await;
                     }
                 }
                 () = self.clock.sleep_until(wake) => self.write(publication, &content).await,
@@ -178,11 +183,9 @@ impl Publisher {
         }
     }
 
-    /// Brings the ClusterTrustBundle up to date; what cannot be done now is done in the next session.
-    async fn trust_bundle(&self, content: &Content) {
-        let Some(name) = self.publish.cluster_trust_bundle.as_ref().filter(|_| !content.pem().is_empty()) else {
-            return;
-        };
+    /// Brings the ClusterTrustBundle up to date, and says when to try again what could not be done.
+    async fn trust_bundle(&self, content: &Content) -> Option<Timestamp> {
+        let name = self.publish.cluster_trust_bundle.as_ref().filter(|_| !content.pem().is_empty())?;
         let name = name.as_str();
         let cluster = self.cluster.name();
         match trust_bundle::bring(&self.cluster, name, content.pem()).await {
@@ -194,9 +197,11 @@ impl Publisher {
                 warn!(%cluster, "this API server has no ClusterTrustBundle: leave cluster_trust_bundle out, or switch it on there");
             }
             Err(error) => {
-                warn!(%cluster, %name, %error, "the ClusterTrustBundle cannot be written: trying again later")
+                warn!(%cluster, %name, %error, "the ClusterTrustBundle cannot be written: trying again later");
+                return Some(self.clock.now().plus(AGAIN));
             }
         }
+        None
     }
 }
 

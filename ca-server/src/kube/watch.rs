@@ -5,7 +5,8 @@
 //! - **Nothing is told before all three are known**, and then everything at once: a pod is never shown without its node.
 //! - **A new pod is shown on a node of which was heard since**: where the watch of nodes is silent, its node is looked up.
 //! - **A lost API server takes nothing away**: what it said last stays until it says something else.
-//! - **Everything is bounded**: the channels, a page, what a watch may be silent for. A receiver that is slow holds the
+//! - **Everything is bounded**: the channels, a page, an event, what a watch may be silent for, how many objects there are
+//!   (`max_pods`; with more, the API server counts as lost), and what is kept of one. A receiver that is slow holds the
 //!   watches back, and an API server that is left waiting too long ends them, which is a gap: they list anew.
 //! - Strings that many pods share are held once.
 
@@ -114,7 +115,7 @@ async fn paint(
             Some((name, node, at)) = asking.next(), if !asking.is_empty() => picture.answer(&name, node, at, clock.now()),
             () = clock.sleep_until(next_end) => picture.pass(clock.now()),
         };
-        cluster.set_pods(picture.count());
+        cluster.set_known(picture.counts());
         for event in events {
             if to.send(event).await.is_err() {
                 return;

@@ -187,7 +187,7 @@ async fn operators_prepare_activate_taint_and_revoke() {
     assert_eq!(second.state, State::Prepared);
     let changes = rotator.next_changes().await.unwrap();
     assert_eq!(changes.get(&second.id), Some(&START.plus(secs(50))));
-    let (active, activated_at) = rotator.activate(&second.id).await.unwrap();
+    let (active, activated_at) = rotator.activate(&second.id, false).await.unwrap();
     assert_eq!((active.id, active.state), (second.id.clone(), State::Active));
     assert!(activated_at > prepared_at);
     assert_eq!(house.in_state(State::Retired).await, std::slice::from_ref(&first));

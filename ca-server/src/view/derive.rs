@@ -127,8 +127,13 @@ pub(super) struct Law {
 
 impl Law {
     fn own_name<'a>(&self, entry: &'a RegistrationEntry) -> Option<&'a DnsName> {
-        entry.dns_names.iter().find(|name| self.own_names.iter().any(|own| covers(name, own) || covers(own, name)))
+        entry.dns_names.iter().find(|name| is_own_name(name, &self.own_names))
     }
+}
+
+/// Whether `name` is one of a server's `own`, or one is a wildcard over the other.
+pub fn is_own_name(name: &DnsName, own: &[DnsName]) -> bool {
+    own.iter().any(|own| covers(name, own) || covers(own, name))
 }
 
 /// Whether `name` is `own`, or a wildcard over it.

@@ -1,6 +1,7 @@
 //! The Admin door, called as the server calls it, on a store in memory: what an operator would notice.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests say what is wrong by panicking")]
 
+mod names;
 mod operators;
 mod tokens;
 
@@ -9,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ca_server::api::Doors;
-use ca_server::api::admin::{AdminDoor, AdminSettings};
+use ca_server::api::admin::{AdminDoor, AdminSettings, Clusters, LastHeard};
 use ca_server::api::caller::Caller;
 use ca_server::api::limits::Attempts;
 use ca_server::api::rights::Admitted;
@@ -34,7 +35,7 @@ use ca_server::view::follow::{self, Signers, Views};
 use ca_server::view::pods::{Labels, Pod, PodEvent};
 use ca_server::view::record::Node;
 use ca_server::view::{Terms, keys};
-use spiffe::entry::KeyType;
+use spiffe::entry::{DnsName, KeyType};
 use spiffe::id::{SpiffeId, TrustDomain};
 use spiffe::proto::v1;
 use spiffe::proto::v1::admin_server::Admin as _;
@@ -63,7 +64,8 @@ impl House {
         let (store, keys): (Arc<dyn Store>, Arc<dyn KeyStore>) =
             (Arc::new(MemStore::new()), Arc::new(Memory::default()));
         let signers = Signers { keys: keys.clone(), owner: "main".into() };
-        let terms = Terms { most: 16, ..Terms::default() };
+        let own_names = [DnsName::parse("ca.example.org").unwrap()].into();
+        let terms = Terms { most: 16, own_names };
         let views = Views::new(follow::load(trust_domain.clone(), &*store, &signers).await.unwrap().on_terms(terms));
         let time = Arc::new(clock.clone());
         let (tell, told) = mpsc::channel(64);
@@ -126,7 +128,7 @@ impl House {
             address: "ca.example.org:8443".into(),
             most_entries: 2000,
             most_rules: 2,
-            clusters: 2,
+            clusters: Clusters::new(["a", "b"].map(|name| (name.into(), Arc::new(|| None) as LastHeard))),
             gives_service_accounts: true,
             most_tokens: 2,
             token_max_ttl: DAY,
@@ -153,12 +155,12 @@ impl House {
     }
 
     async fn create(&self, entries: Vec<v1::Entry>) -> Vec<Result<v1::Entry, String>> {
-        let request = self.ask(v1::CreateEntriesRequest { entries });
+        let request = self.ask(v1::CreateEntriesRequest { entries, ..Default::default() });
         outcomes(self.door.create_entries(request).await.unwrap().into_inner())
     }
 
     async fn update(&self, entry: v1::Entry) -> Result<v1::Entry, String> {
-        let request = self.ask(v1::UpdateEntriesRequest { entries: vec![entry] });
+        let request = self.ask(v1::UpdateEntriesRequest { entries: vec![entry], ..Default::default() });
         outcomes(self.door.update_entries(request).await.unwrap().into_inner()).remove(0)
     }
 
@@ -243,7 +245,7 @@ async fn a_selector_that_no_process_can_have_is_refused() {
     let refused = house.create(vec![with("unix:uuid:1")]).await.remove(0).unwrap_err();
     assert!(refused.contains("unix has uid, user, gid"), "{refused}");
     assert!(house.create(vec![with("elsewhere:anything")]).await[0].is_ok());
-    let request = house.ask(v1::UpdateEntriesRequest { entries: vec![with("unix:path:web")] });
+    let request = house.ask(v1::UpdateEntriesRequest { entries: vec![with("unix:path:web")], ..Default::default() });
     let refused = outcomes(house.door.update_entries(request).await.unwrap().into_inner()).remove(0).unwrap_err();
     assert!(refused.contains("must be absolute"), "{refused}");
 }
@@ -252,7 +254,7 @@ async fn a_selector_that_no_process_can_have_is_refused() {
 async fn a_parent_that_nobody_is_yet_is_warned_of() {
     let house = House::new().await;
     let warnings = async |entries| {
-        let request = house.ask(v1::CreateEntriesRequest { entries });
+        let request = house.ask(v1::CreateEntriesRequest { entries, ..Default::default() });
         let results = house.door.create_entries(request).await.unwrap().into_inner().results;
         results.into_iter().map(|result| result.warning).collect::<Vec<_>>()
     };
@@ -265,7 +267,7 @@ async fn a_parent_that_nobody_is_yet_is_warned_of() {
     assert_eq!(warnings(vec![parent("racks", server)]).await, [""]);
     assert_eq!(warnings(vec![entry("c"), parent("d", alias)]).await, ["", ""]);
     let entries = vec![v1::Entry { hint: "x".into(), ..parent("c", "spiffe://example.org/none") }];
-    let request = house.ask(v1::UpdateEntriesRequest { entries });
+    let request = house.ask(v1::UpdateEntriesRequest { entries, ..Default::default() });
     let updated = house.door.update_entries(request).await.unwrap().into_inner();
     assert_eq!(updated.results[0].warning, expected("spiffe://example.org/none"));
 }
@@ -286,7 +288,7 @@ async fn a_program_without_its_user_is_warned_of() {
     ] {
         let selectors = selectors.into_iter().map(str::to_owned).collect();
         let entries = vec![v1::Entry { id: String::new(), selectors, ..entry("web") }];
-        let request = house.ask(v1::CreateEntriesRequest { entries });
+        let request = house.ask(v1::CreateEntriesRequest { entries, ..Default::default() });
         let created = house.door.create_entries(request).await.unwrap().into_inner();
         assert_eq!(created.results[0].warning, expected);
     }
@@ -312,8 +314,9 @@ async fn the_same_entry_twice_names_the_other() {
     assert!(results[3].clone().unwrap_err().contains("entry b has the same SPIFFE ID"));
     // After an update the old place is free, and the new one taken.
     let moved = v1::Entry { spiffe_id: "spiffe://example.org/moved".into(), ..entry("a") };
-    let updated =
-        house.door.update_entries(house.ask(v1::UpdateEntriesRequest { entries: vec![moved, entry("none")] }));
+    let updated = house.door.update_entries(
+        house.ask(v1::UpdateEntriesRequest { entries: vec![moved, entry("none")], ..Default::default() }),
+    );
     let updated = outcomes(updated.await.unwrap().into_inner());
     assert!(updated[0].is_ok());
     assert!(updated[1].clone().unwrap_err().starts_with("NotFound: there is no entry none"));
@@ -354,7 +357,9 @@ async fn a_thousand_entries_are_created_listed_by_pages_and_counted() {
     let message = words(house.door.list_entries(house.ask(large)).await);
     assert_eq!(message, "InvalidArgument: page_size is 1001: at most 1000 is allowed");
     let more = (0..1001).map(|n| entry(&format!("f{n}"))).collect();
-    let message = words(house.door.create_entries(house.ask(v1::CreateEntriesRequest { entries: more })).await);
+    let message = words(
+        house.door.create_entries(house.ask(v1::CreateEntriesRequest { entries: more, ..Default::default() })).await,
+    );
     assert!(message.starts_with("FailedPrecondition: there are 1000 entries, and 2000 are allowed"), "{message}");
 }
 

@@ -2,9 +2,10 @@
 
 use serde::Serialize;
 use spiffe::proto::v1;
+use spiffe::time::Timestamp;
 
 use super::{Entry, length};
-use crate::moments::Moment;
+use crate::moments::{self, Moment};
 
 /// `rule show`, and an element of `rule list`.
 #[derive(Debug, Serialize)]
@@ -59,6 +60,39 @@ pub(crate) struct Selected {
     pub(crate) refused: u64,
     /// The first of those.
     pub(crate) refusals: Vec<Refusal>,
+    /// Clusters that it is for, of which this may be old.
+    pub(crate) silent: Vec<Silent>,
+}
+
+/// A cluster of which what the server says may be old.
+#[derive(Debug, Serialize)]
+pub(crate) struct Silent {
+    /// Its name.
+    pub(crate) cluster: String,
+    /// Since when what is said of its pods is as it was then; null: nothing is known of them.
+    pub(crate) heard_at: Moment,
+}
+
+impl Silent {
+    /// All of them.
+    pub(crate) fn all(silent: Vec<v1::SilentCluster>) -> Vec<Self> {
+        let one = |v1::SilentCluster { cluster, heard_at }| Self { cluster, heard_at: Moment(heard_at) };
+        silent.into_iter().map(one).collect()
+    }
+
+    /// What to say of each to a person.
+    pub(crate) fn notes(silent: &[v1::SilentCluster], now: Timestamp) -> Vec<String> {
+        let note = |v1::SilentCluster { cluster, heard_at }: &v1::SilentCluster| match heard_at {
+            0 => format!(
+                "cluster {cluster} has not told of its pods since this server has started: nothing is known of them"
+            ),
+            at => {
+                let ago = moments::relative(Timestamp::from_unix(*at), now);
+                format!("cluster {cluster} was last heard of {ago}: what is said of its pods is as it was then")
+            }
+        };
+        silent.iter().map(note).collect()
+    }
 }
 
 /// A pod that a rule selects and gives nothing.
@@ -111,7 +145,12 @@ impl From<v1::RuleStatus> for Rule {
             key_type: (!rule.key_type.is_empty()).then_some(rule.key_type),
             created_at: Moment(rule.created_at),
             entries: status.entries,
-            selected: Some(Selected { pods: status.pods, refused: status.refused, refusals }),
+            selected: Some(Selected {
+                pods: status.pods,
+                refused: status.refused,
+                refusals,
+                silent: Silent::all(status.silent),
+            }),
         }
     }
 }
@@ -128,6 +167,8 @@ impl Rule {
 pub(crate) struct Rules {
     /// In the order of their names.
     pub(crate) rules: Vec<Rule>,
+    /// Clusters of which this may be old.
+    pub(crate) silent: Vec<Silent>,
 }
 
 /// `explain`: one pod.
@@ -159,6 +200,8 @@ pub(crate) struct Explained {
     pub(crate) connected: bool,
     /// What each rule comes to, the oldest first.
     pub(crate) verdicts: Vec<Verdict>,
+    /// Its cluster, where this may be old.
+    pub(crate) silent: Vec<Silent>,
 }
 
 /// What a rule comes to for a pod.
@@ -196,6 +239,7 @@ impl From<v1::ExplainPodResponse> for Explained {
             banned: wire.banned,
             connected: wire.connected,
             verdicts: wire.verdicts.into_iter().map(verdict).collect(),
+            silent: Silent::all(wire.silent),
         }
     }
 }

@@ -268,7 +268,8 @@ pub(crate) fn entry(path: &str, parent: &SpiffeId) -> v1::Entry {
 
 /// Creates entries, and fails where one is refused.
 pub(crate) async fn create(admin: &mut AdminClient<Channel>, entries: Vec<v1::Entry>) -> Result<Vec<String>> {
-    let results = admin.create_entries(v1::CreateEntriesRequest { entries }).await?.into_inner().results;
+    let results =
+        admin.create_entries(v1::CreateEntriesRequest { entries, ..Default::default() }).await?.into_inner().results;
     let id = |result: v1::EntryResult| match result.outcome {
         Some(v1::entry_result::Outcome::Entry(entry)) => Ok(entry.id),
         other => bail!("entry refused: {other:?}"),

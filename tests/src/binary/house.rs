@@ -97,23 +97,24 @@ impl House {
     /// Starts the server, and returns when it is ready.
     #[track_caller]
     pub fn start_server(&mut self) {
-        let mut server = self.process("server", &["server", "run", "--config", "server.toml"]);
-        let before = server.log().matches("the server answers").count();
-        server.wait_for("being ready", READY, |server| {
-            (server.log().matches("the server answers").count() > before).then_some(())
-        });
-        self.server = Some(server);
+        self.server = Some(self.ready("server", "the server answers"));
     }
 
     /// Starts the agent, and returns when it is ready.
     #[track_caller]
     pub fn start_agent(&mut self) {
-        let mut agent = self.process("agent", &["agent", "run", "--config", "agent.toml"]);
-        let before = agent.log().matches("agent is up").count();
-        agent.wait_for("being ready", READY, |agent| {
-            (agent.log().matches("agent is up").count() > before).then_some(())
-        });
-        self.agent = Some(agent);
+        self.agent = Some(self.ready("agent", "agent is up"));
+    }
+
+    /// Starts `server` or `agent`, and returns when it says so once more than its log has it.
+    #[track_caller]
+    fn ready(&self, name: &str, says: &str) -> Process {
+        let log = self.path(&format!("{name}.log"));
+        let said = || std::fs::read_to_string(&log).unwrap_or_default().matches(says).count();
+        let before = said();
+        let mut process = self.process(name, &[name, "run", "--config", &format!("{name}.toml")]);
+        process.wait_for("being ready", READY, |_| (said() > before).then_some(()));
+        process
     }
 
     /// Starts `chancery` with these words in the folder of the house; its log is `name.log`.

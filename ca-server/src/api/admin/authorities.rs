@@ -41,7 +41,7 @@ pub(super) async fn prepare(
 }
 
 pub(super) async fn activate(call: &Call<'_>, request: v1::AuthorityRequest) -> Result<v1::AuthorityResponse, Refusal> {
-    change(call, &request.id, call.settings.rotator.activate(&request.id)).await
+    change(call, &request.id, call.settings.rotator.activate(&request.id, request.force)).await
 }
 
 pub(super) async fn taint(call: &Call<'_>, request: v1::AuthorityRequest) -> Result<v1::AuthorityResponse, Refusal> {

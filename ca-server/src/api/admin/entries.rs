@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use spiffe::crypto;
-use spiffe::entry::{EntryId, RegistrationEntry, RuleId};
+use spiffe::entry::{DnsName, EntryId, RegistrationEntry, RuleId};
 use spiffe::id::{SpiffeId, TrustDomain};
 use spiffe::proto::{WireError, spiffe_id, trust_domain, v1};
 use spiffe::selector::{Selector, Selectors};
@@ -21,6 +21,7 @@ use super::{Call, page, page_size};
 use crate::api::status::Refusal;
 use crate::audit::{Message, Outcome};
 use crate::store::{Revision, StoreError, Txn, Write};
+use crate::view::derive::is_own_name;
 use crate::view::record::entry_to_record;
 use crate::view::{Held, View, keys};
 
@@ -67,6 +68,7 @@ pub(super) async fn create(call: &Call<'_>, request: v1::CreateEntriesRequest) -
         )));
     }
     let mut operators = Operators::new(view, &request.entries, call.settings.gives_service_accounts);
+    let allowed = request.allow_server_names;
     let plan = |(at, mut wire): (usize, v1::Entry)| {
         if wire.id.is_empty() {
             let place = u16::try_from(at).unwrap_or(u16::MAX);
@@ -75,6 +77,7 @@ pub(super) async fn create(call: &Call<'_>, request: v1::CreateEntriesRequest) -
         wire.created_at = now.unix();
         let entry = RegistrationEntry::try_from(wire)?;
         check(call, &entry)?;
+        check_names(view, &entry, None).or_else(|refusal| if allowed { Ok(()) } else { Err(refusal) })?;
         operators.check(&entry)?;
         let (key, unique) = (keys::entry(&entry.id), keys::unique(&entry));
         let txn = Txn::new().absent(key.clone()).absent(unique.clone()).put(key, entry_to_record(&entry));
@@ -85,11 +88,14 @@ pub(super) async fn create(call: &Call<'_>, request: v1::CreateEntriesRequest) -
 
 pub(super) async fn update(call: &Call<'_>, request: v1::UpdateEntriesRequest) -> Result<v1::EntryResults, Refusal> {
     let mut operators = Operators::new(&call.admitted.view, &request.entries, call.settings.gives_service_accounts);
+    let allowed = request.allow_server_names;
     let plan = |mut wire: v1::Entry| {
         let before = find_stored(&call.admitted.view, &wire.id)?;
         wire.created_at = before.created_at.unix();
         let entry = RegistrationEntry::try_from(wire)?;
         check(call, &entry)?;
+        let names = check_names(&call.admitted.view, &entry, Some(before));
+        names.or_else(|refusal| if allowed { Ok(()) } else { Err(refusal) })?;
         operators.check(&entry)?;
         let key = keys::entry(&entry.id);
         let mut txn = Txn::new().expect(key.clone(), before.revision).put(key, entry_to_record(&entry));
@@ -172,6 +178,19 @@ fn check(call: &Call<'_>, entry: &RegistrationEntry) -> Result<(), Refusal> {
         return refuse(format!("expires_at {end} is past: it is {now} now"));
     }
     check_federated(view, &entry.federates_with)
+}
+
+/// Refuses a DNS name of this server that the entry did not have `before`: who holds such an SVID can pass for this server
+/// with those who know it by that name, as Istio's proxies do.
+fn check_names(view: &View, entry: &RegistrationEntry, before: Option<&Entry>) -> Result<(), Refusal> {
+    let had = |name: &DnsName| before.is_some_and(|before| before.dns_names.contains(name));
+    match entry.dns_names.iter().find(|name| is_own_name(name, &view.terms().own_names) && !had(name)) {
+        None => Ok(()),
+        Some(name) => Err(Refusal::precondition(format_args!(
+            "the DNS name {name} is this server's own: who has such an SVID can pass for it. Choose another name, or, where \
+             it is meant, as for istiod itself, say so with --allow-server-names"
+        ))),
+    }
 }
 
 /// Whether SVIDs may live so long: X.509, JWT and WIT.

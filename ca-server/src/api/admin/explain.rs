@@ -16,7 +16,9 @@ pub(super) async fn explain(
     request: v1::ExplainPodRequest,
 ) -> Result<v1::ExplainPodResponse, Refusal> {
     let view = &call.admitted.view;
-    let pod = find(view, &request)?;
+    let silent = |only| call.settings.clusters.silent(only, view.pods(), call.admitted.now);
+    let asked = Some(&*request.cluster).filter(|name| !name.is_empty());
+    let pod = find(view, &request, || silent(asked))?;
     let node = view.node(&pod.agent);
     let verdicts = view.explain(pod).into_iter().map(|(rule, verdict)| v1::RuleVerdict {
         rule: rule.id.to_string(),
@@ -41,6 +43,7 @@ pub(super) async fn explain(
         banned: node.is_some_and(|node| node.banned),
         connected: call.doors.connected.applied(&pod.agent).is_some(),
         verdicts: verdicts.collect(),
+        silent: silent(Some(&pod.cluster)),
     })
 }
 
@@ -58,8 +61,12 @@ fn shown(labels: &BTreeMap<String, String>) -> Vec<String> {
     labels.iter().map(|(key, value)| format!("{key}={value}")).collect()
 }
 
-/// The one pod that is asked for.
-fn find<'a>(view: &'a View, asked: &v1::ExplainPodRequest) -> Result<&'a Arc<Pod>, Refusal> {
+/// The one pod that is asked for. Where there is none, `silent` are the clusters that could not tell of it.
+fn find<'a>(
+    view: &'a View,
+    asked: &v1::ExplainPodRequest,
+    silent: impl FnOnce() -> Vec<v1::SilentCluster>,
+) -> Result<&'a Arc<Pod>, Refusal> {
     let v1::ExplainPodRequest { cluster, namespace, name, uid } = asked;
     if uid.is_empty() && (namespace.is_empty() || name.is_empty()) {
         return Err(Refusal::invalid("name a pod by its namespace and name, or by its uid"));
@@ -77,9 +84,18 @@ fn find<'a>(view: &'a View, asked: &v1::ExplainPodRequest) -> Result<&'a Arc<Pod
             "several pods are called so, of the clusters {} and {}: name the cluster, or the uid",
             one.cluster, other.cluster
         ))),
-        (None, _) => Err(Refusal::not_found(format_args!(
-            "this server knows no such pod among {}: a pod is known once it is bound to a node and until it has ended",
-            pods.count()
-        ))),
+        (None, _) => {
+            let silent: Vec<String> = silent().into_iter().map(|silent| silent.cluster).collect();
+            let more = match silent.is_empty() {
+                true => String::new(),
+                false => {
+                    format!(". Not heard of for long, or never since this server has started: {}", silent.join(", "))
+                }
+            };
+            Err(Refusal::not_found(format_args!(
+                "this server knows no such pod among {}: a pod is known once it is bound to a node and until it has ended{more}",
+                pods.count()
+            )))
+        }
     }
 }

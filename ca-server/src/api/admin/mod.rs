@@ -7,6 +7,7 @@
 mod agents;
 mod authorities;
 mod bundles;
+mod clusters;
 mod entries;
 mod explain;
 mod federation;
@@ -24,11 +25,12 @@ use spiffe::id::SpiffeId;
 use spiffe::proto::v1;
 use tonic::{Request, Response, Status};
 
+pub use self::clusters::{Clusters, LastHeard};
 use super::Doors;
 use super::caller::Caller;
 use super::rights::Admitted;
 use super::status::Refusal;
-use crate::audit::{Event, Message, Outcome};
+use crate::audit::{Content, Event, Message, Outcome};
 use crate::authority::{Authority, Kind, State};
 use crate::federation::Federation;
 use crate::rotate::Rotator;
@@ -50,8 +52,8 @@ pub struct AdminSettings {
     pub most_entries: usize,
     /// The most rules.
     pub most_rules: usize,
-    /// How many clusters there are: where there are several, a rule names its own.
-    pub clusters: usize,
+    /// The clusters: where there are several, a rule names its own.
+    pub clusters: Clusters,
     /// Whether Istio's door is open, which gives service accounts their IDs.
     pub gives_service_accounts: bool,
     /// The most join tokens that are not used yet.
@@ -86,15 +88,17 @@ struct Call<'a> {
 struct About {
     subject: Option<SpiffeId>,
     object: Option<String>,
+    /// What is to be written.
+    content: Option<String>,
 }
 
 impl About {
     fn object(object: impl Display) -> Self {
-        Self { subject: None, object: Some(object.to_string()) }
+        Self { object: Some(object.to_string()), ..Self::default() }
     }
 
     fn subject(subject: &SpiffeId) -> Self {
-        Self { subject: Some(subject.clone()), object: None }
+        Self { subject: Some(subject.clone()), ..Self::default() }
     }
 }
 
@@ -123,6 +127,7 @@ impl Call<'_> {
         let mut event = self.event(outcome);
         event.subject = about.subject;
         event.object = about.object.as_deref().map(Message::new);
+        event.content = about.content.as_deref().map(Content::new).map(Box::new);
         if let Ok((_, revision)) = &made {
             event.revision = *revision;
         }

@@ -23,14 +23,14 @@ const MOST_BYTES: usize = 64 << 10;
 const MOST_REFUSALS: usize = 32;
 
 pub(super) async fn create(call: &Call<'_>, request: v1::CreateRuleRequest) -> Result<v1::ChangeResponse, Refusal> {
+    let view = &call.admitted.view;
     let mut wire = request.rule.ok_or_else(|| Refusal::invalid("rule is missing"))?;
-    let about = About::object(RuleId::parse(&wire.id)?);
+    if wire.spiffe_id.is_empty() {
+        wire.spiffe_id = Template::by_service_account(view.trust_domain());
+    }
+    let about = about(&wire)?;
     let work = async {
-        let view = &call.admitted.view;
         wire.created_at = call.admitted.now.unix();
-        if wire.spiffe_id.is_empty() {
-            wire.spiffe_id = Template::by_service_account(view.trust_domain());
-        }
         let rule = read(call, wire)?;
         if view.rule(&rule.id).is_some() {
             return Err(Refusal::already_exists(format_args!(
@@ -62,7 +62,8 @@ pub(super) async fn list(call: &Call<'_>, _: v1::ListRulesRequest) -> Result<v1:
         entries: entries.get(&rule.id).copied().unwrap_or_default(),
         ..to_wire(rule)
     };
-    Ok(v1::ListRulesResponse { rules: view.rules().map(status).collect() })
+    let silent = call.settings.clusters.silent(None, view.pods(), call.admitted.now);
+    Ok(v1::ListRulesResponse { rules: view.rules().map(status).collect(), silent })
 }
 
 pub(super) async fn show(call: &Call<'_>, request: v1::ShowRuleRequest) -> Result<v1::RuleStatus, Refusal> {
@@ -71,6 +72,8 @@ pub(super) async fn show(call: &Call<'_>, request: v1::ShowRuleRequest) -> Resul
     let id = rule.id.clone();
     // Every pod is looked at: tens of thousands take a while.
     let looking = tokio::task::spawn_blocking(move || view.account(&id, MOST_REFUSALS));
+    let silent =
+        call.settings.clusters.silent(rule.selection.cluster.as_deref(), call.admitted.view.pods(), call.admitted.now);
     let Account { pods, entries, refused, refusals } = looking.await.map_err(Refusal::internal)?;
     let refusals = refusals.into_iter().map(|(pod, verdict)| v1::PodRefusal {
         cluster: pod.cluster.to_string(),
@@ -83,13 +86,14 @@ pub(super) async fn show(call: &Call<'_>, request: v1::ShowRuleRequest) -> Resul
         entries: entries as u64,
         refused: refused as u64,
         refusals: refusals.collect(),
+        silent,
         ..to_wire(&rule)
     })
 }
 
 pub(super) async fn update(call: &Call<'_>, request: v1::UpdateRuleRequest) -> Result<v1::ChangeResponse, Refusal> {
     let mut wire = request.rule.ok_or_else(|| Refusal::invalid("rule is missing"))?;
-    let about = About::object(RuleId::parse(&wire.id)?);
+    let about = about(&wire)?;
     let work = async {
         let held = find(&call.admitted.view, &wire.id)?;
         wire.created_at = held.created_at.unix();
@@ -150,7 +154,7 @@ fn read(call: &Call<'_>, wire: v1::Rule) -> Result<Rule, Refusal> {
             "the rule has {bytes} bytes: at most {MOST_BYTES} are allowed; make it two, or select by a label of namespaces"
         )));
     }
-    let rule = Rule::try_from(wire)?;
+    let mut rule = Rule::try_from(wire)?;
     let view = &call.admitted.view;
     let ours = view.trust_domain();
     if rule.spiffe_id.trust_domain() != ours {
@@ -159,12 +163,16 @@ fn read(call: &Call<'_>, wire: v1::Rule) -> Result<Rule, Refusal> {
             rule.spiffe_id.as_str()
         )));
     }
-    let clusters = call.settings.clusters;
-    if clusters > 1 && !rule.tells_clusters_apart() {
+    let clusters = call.settings.clusters.count();
+    if !rule.tells_clusters_apart() && clusters > 1 {
         return Err(Refusal::invalid(format_args!(
             "this server has {clusters} clusters, and whoever may make pods in one of them would have the identities of \
              all: name one with \"--cluster\" (a rule for each), or put {{{{cluster}}}} into the template"
         )));
+    }
+    // With one cluster it is for that one: a second that comes later is not meant without a word.
+    if !rule.tells_clusters_apart() {
+        rule.selection.cluster = call.settings.clusters.only().cloned();
     }
     if let Some(fault) = rule.selectors.iter().find_map(Selector::fault) {
         return Err(Refusal::invalid(fault));
@@ -194,6 +202,36 @@ async fn fitting(view: &Arc<View>, rule: Rule) -> Result<Rule, Refusal> {
         )))
     });
     trying.await.map_err(Refusal::internal)?
+}
+
+/// What a line of audit says of a rule that is to be: as flags of the command line would say it.
+fn about(rule: &v1::Rule) -> Result<About, Refusal> {
+    let label = |label: &v1::LabelMatch| match &label.value {
+        Some(value) => format!("{}={value}", label.key),
+        None => label.key.clone(),
+    };
+    let of = |one: &String| if one.is_empty() { Vec::new() } else { vec![one.clone()] };
+    let seconds = |ttl: u64| if ttl == 0 { Vec::new() } else { vec![format!("{ttl}s")] };
+    let parts = [
+        ("spiffe-id", of(&rule.spiffe_id)),
+        ("dns", rule.dns_names.clone()),
+        ("cluster", of(&rule.cluster)),
+        ("namespace", rule.namespaces.clone()),
+        ("service-account", rule.service_accounts.clone()),
+        ("namespace-label", rule.namespace_labels.iter().map(label).collect()),
+        ("pod-label", rule.pod_labels.iter().map(label).collect()),
+        ("selector", rule.selectors.clone()),
+        ("federates-with", rule.federates_with.clone()),
+        ("ttl", seconds(rule.x509_ttl)),
+        ("jwt-ttl", seconds(rule.jwt_ttl)),
+        ("wit-ttl", seconds(rule.wit_ttl)),
+        ("hint", of(&rule.hint)),
+        ("key-type", of(&rule.key_type)),
+    ];
+    let flags = parts.iter().flat_map(|(name, values)| values.iter().map(move |value| format!("--{name} {value}")));
+    let jti = rule.jti.then(|| "--jti".to_owned());
+    let content = flags.chain(jti).collect::<Vec<_>>().join(" ");
+    Ok(About { content: Some(content), ..About::object(RuleId::parse(&rule.id)?) })
 }
 
 fn to_wire(rule: &Held<Rule>) -> v1::RuleStatus {

@@ -52,15 +52,17 @@ fn event() -> impl Strategy<Value = Event> {
     ]
 }
 
-/// A kind, a CA life in seconds, and that of a leaf: from the shortest to ten years.
+/// A kind, a CA life in seconds, and that of a leaf: from the shortest to ten years; and how long some do not ask.
 fn lives() -> impl Strategy<Value = Lives> {
     let kind = prop_oneof![Just(Kind::X509), Just(Kind::Jwt), Just(Kind::Wit)];
-    prop_oneof![Just(60u64), 10u64..200, Just(3600), Just(30 * 86_400), Just(315_360_000)]
-        .prop_flat_map(move |ca| (kind.clone(), Just(ca), prop_oneof![1..=ca / 2, Just(ca / 6), Just(ca / 2)]))
+    prop_oneof![Just(60u64), 10u64..200, Just(3600), Just(30 * 86_400), Just(315_360_000)].prop_flat_map(move |ca| {
+        let asked_within = prop_oneof![Just(0), Just(ca / 6), 0..=ca];
+        (kind.clone(), Just(ca), prop_oneof![1..=ca / 2, Just(ca / 6), Just(ca / 2)], asked_within)
+    })
 }
 
-/// What is signed, how long a CA lives, and how long what it signs.
-type Lives = (Kind, u64, u64);
+/// What is signed, how long a CA lives, how long what it signs, and within how long everyone has asked.
+type Lives = (Kind, u64, u64, u64);
 
 /// One round: before, what happened, the steps, after.
 struct Round<'a> {
@@ -118,12 +120,13 @@ struct World {
 }
 
 impl World {
-    fn new((kind, ca, leaf): Lives) -> Self {
+    fn new((kind, ca, leaf, asked_within): Lives) -> Self {
+        let policy = Policy::new(kind, "me".into(), secs(ca), secs(leaf)).unwrap();
         Self {
             authorities: Vec::new(),
             keys: BTreeSet::new(),
             acknowledged: BTreeSet::new(),
-            policy: Policy::new(kind, "me".into(), secs(ca), secs(leaf)).unwrap(),
+            policy: Policy { asked_within: secs(asked_within), ..policy },
             now: START,
             made: 0,
         }
@@ -203,7 +206,7 @@ impl World {
                 return;
             }
             Event::Prepare => prepare(&self.facts(), &self.policy, self.now),
-            Event::Activate(index) => activate(&self.facts(), &self.policy, &self.id(*index), self.now),
+            Event::Activate(index) => activate(&self.facts(), &self.policy, &self.id(*index), false, self.now),
             Event::Taint(index) => taint(&self.facts(), &self.id(*index)),
             Event::Revoke(index) => revoke(&self.facts(), &self.id(*index), self.now),
         };
@@ -270,7 +273,10 @@ proptest! {
             for step in round.steps {
                 prop_assert_ne!(step.name(), "start");
                 if let Step::Activate { id, .. } = step {
-                    prop_assert!(round.acknowledged.contains(id) || round.now >= deadline, "{:?}", round.steps);
+                    let next = round.before.iter().find(|next| next.id == *id).unwrap();
+                    let asked = round.now >= next.prepared_at.plus(round.policy.asked_within);
+                    let known = round.acknowledged.contains(id) && asked;
+                    prop_assert!(known || round.now >= deadline, "{:?}", round.steps);
                 }
             }
             Ok(())
@@ -389,7 +395,7 @@ fn planned(world: &mut World) -> Vec<&'static str> {
 
 #[test]
 fn a_life_of_a_minute() {
-    let mut world = World::new((Kind::X509, 60, 10));
+    let mut world = World::new((Kind::X509, 60, 10, 0));
     let mut seen = Vec::new();
     while world.now < START.plus(secs(115)) {
         let at = world.now.since(START).as_secs();
@@ -421,7 +427,7 @@ fn a_life_of_a_minute() {
 
 #[test]
 fn without_an_acknowledgement_the_deadline_decides() {
-    let mut world = World::new((Kind::X509, 60, 10));
+    let mut world = World::new((Kind::X509, 60, 10, 0));
     planned(&mut world);
     world.now = START.plus(secs(30));
     assert_eq!(planned(&mut world), ["prepare"]);
@@ -433,7 +439,7 @@ fn without_an_acknowledgement_the_deadline_decides() {
 
 #[test]
 fn below_one_upstream_root_a_successor_is_known_from_the_start() {
-    let mut world = World::new((Kind::X509, 60, 10));
+    let mut world = World::new((Kind::X509, 60, 10, 0));
     planned(&mut world);
     world.now = START.plus(secs(30));
     planned(&mut world);
@@ -451,7 +457,7 @@ fn below_one_upstream_root_a_successor_is_known_from_the_start() {
 
 #[test]
 fn a_lost_key_starts_another_and_says_so() {
-    let mut world = World::new((Kind::Jwt, 3600, 60));
+    let mut world = World::new((Kind::Jwt, 3600, 60, 0));
     planned(&mut world);
     world.keys.clear();
     let steps = plan(&world.facts(), &world.policy, world.now);
@@ -461,23 +467,59 @@ fn a_lost_key_starts_another_and_says_so() {
 }
 
 #[test]
+fn what_proxies_have_had_no_time_to_ask_for_waits_unless_it_cannot() {
+    let mut world = World::new((Kind::X509, 3600, 60, 600));
+    planned(&mut world);
+    let first = world.now;
+    world.happen(&Event::Prepare);
+    world.happen(&Event::Acknowledge);
+    let second = world.authorities[1].clone();
+    let activate = |world: &World, cannot_wait| {
+        activate(&world.facts(), &world.policy, &second.id, cannot_wait, world.now).map(|steps| steps.len())
+    };
+    world.now = first.plus(secs(599));
+    let refused = activate(&world, false).unwrap_err();
+    assert_eq!(refused, Refusal::NotAsked { id: second.id.clone(), at: first.plus(secs(600)) });
+    assert!(refused.to_string().contains("Wait, or activate it with --now"), "{refused}");
+    assert_eq!(activate(&world, true), Ok(2));
+    world.now = first.plus(secs(600));
+    assert_eq!(activate(&world, false), Ok(2));
+
+    // By itself: no sooner either, where it was prepared late.
+    let mut world = World::new((Kind::X509, 3600, 60, 600));
+    planned(&mut world);
+    world.now = first.plus(secs(2100));
+    world.happen(&Event::Prepare);
+    world.happen(&Event::Acknowledge);
+    let next = world.authorities[1].clone();
+    let (facts, policy) = (world.facts(), &world.policy);
+    assert_eq!(next_change(&next, &facts, policy, world.now), Some(first.plus(secs(2700))));
+    assert_eq!(plan(&facts, policy, first.plus(secs(2699))), vec![]);
+    assert_eq!(plan(&facts, policy, first.plus(secs(2700))).len(), 2);
+
+    // Where nothing else can sign, nobody waits.
+    world.keys.remove(&world.authorities[0].id.clone());
+    assert_eq!(planned(&mut world)[..2], ["retire", "activate"]);
+}
+
+#[test]
 fn operators_are_told_why_not() {
-    let mut world = World::new((Kind::Jwt, 3600, 60));
+    let mut world = World::new((Kind::Jwt, 3600, 60, 0));
     planned(&mut world);
     let first = world.id(0);
     let why = |result: Result<Vec<Step>, Refusal>| result.unwrap_err().to_string();
     let (policy, now) = (world.policy.clone(), world.now);
     assert!(why(taint(&world.facts(), &first)).contains("is active: prepare and activate another first"));
     assert!(why(revoke(&world.facts(), &first, now)).contains("is active: prepare and activate another first"));
-    assert!(why(activate(&world.facts(), &policy, &first, now)).contains("is active: only a prepared one"));
-    assert!(why(activate(&world.facts(), &policy, "x", now)).contains("there is no authority x"));
+    assert!(why(activate(&world.facts(), &policy, &first, false, now)).contains("is active: only a prepared one"));
+    assert!(why(activate(&world.facts(), &policy, "x", false, now)).contains("there is no authority x"));
 
     world.happen(&Event::Prepare);
     let second = world.authorities[1].id.clone();
     assert!(why(prepare(&world.facts(), &policy, now)).contains("is prepared already"));
     assert!(why(taint(&world.facts(), &second)).contains("revoke it instead"));
     world.happen(&Event::Activate(1));
-    assert!(why(activate(&world.facts(), &policy, &first, now)).contains("is retired: only a prepared one"));
+    assert!(why(activate(&world.facts(), &policy, &first, false, now)).contains("is retired: only a prepared one"));
     assert!(why(revoke(&world.facts(), &first, now)).contains("taint it first"));
     world.happen(&Event::Taint(0));
     assert!(world.authorities[0].tainted);
@@ -488,7 +530,7 @@ fn operators_are_told_why_not() {
 
     world.happen(&Event::Foreign);
     let foreign = world.authorities[1].id.clone();
-    assert!(why(activate(&world.facts(), &policy, &foreign, now)).contains("is at the server other"));
+    assert!(why(activate(&world.facts(), &policy, &foreign, false, now)).contains("is at the server other"));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use futures_util::StreamExt as _;
 use spiffe::crypto::generate_key;
 use spiffe::entry::KeyType;
 use spiffe::time::System;
@@ -76,10 +77,24 @@ async fn an_api_server_that_does_not_answer_costs_its_time_and_no_more() {
     let (cluster, held) = silent().await;
     let ask = || cluster.ask::<serde_json::Value>(Request::get(NAMESPACES).body(Vec::new()).unwrap());
     let silent = ask().await.unwrap_err();
-    assert!(matches!(silent, ApiError::TimedOut(_) | ApiError::Unreachable(_)), "{silent}");
+    let has_ended = matches!(silent, ApiError::TimedOut(_) | ApiError::Exceeded(_) | ApiError::Unreachable(_));
+    assert!(has_ended, "{silent}");
     drop(held);
     let gone = ask().await.unwrap_err();
     assert!(matches!(gone, ApiError::Unreachable(_)), "{gone}");
+}
+
+#[tokio::test]
+async fn what_kube_itself_asks_of_an_api_server_ends_too() {
+    let (cluster, _held) = silent().await;
+    let client = cluster.client().await.unwrap();
+    let api = ::kube::Api::<k8s_openapi::api::core::v1::Namespace>::all(client);
+    let error = api.list(&::kube::api::ListParams::default()).await.unwrap_err();
+    let error = ApiError::from(error);
+    assert!(error.to_string().contains("the API server of cluster main did not answer"), "{error}");
+    let watched = ::kube::runtime::watcher(api, ::kube::runtime::watcher::Config::default());
+    let first: Vec<_> = std::pin::pin!(watched).take(2).collect().await;
+    assert!(first.iter().any(Result::is_err), "a listing that hangs is told of: {first:?}");
 }
 
 #[test]

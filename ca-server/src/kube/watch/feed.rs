@@ -26,8 +26,9 @@ use super::{Place, is_suspicious};
 use crate::kube::client::{ApiError, Cluster, Watched};
 use crate::kube::object::Object;
 
-/// How many objects come at once in a list.
+/// How many objects come at once in a list; and where they are so large that an answer cannot hold them.
 const PAGE: usize = 500;
+const LEAST: usize = 6;
 /// How much longer than its length a watch may be silent.
 const MARGIN: Duration = Duration::from_secs(5);
 /// Between failures: at first, and at most.
@@ -133,12 +134,21 @@ impl Feed {
         read: fn(T, &mut Interned) -> Option<S>,
         tell: fn(Change<S>) -> Told,
     ) -> Result<String, Stop> {
-        let (mut all, mut next) = (Vec::new(), String::new());
+        let (mut all, mut next, mut size) = (Vec::new(), String::new(), PAGE);
         loop {
-            let List::<T> { metadata, items } = self.cluster.ask(self.request(&page(&next), WHO_LIST)?).await?;
-            self.heard();
-            all.extend(items.into_iter().flatten().filter_map(|object| read(object, interned)));
+            let asked = self.cluster.ask(self.request(&page(&next, size), WHO_LIST)?).await;
+            let List::<T> { metadata, items } = match asked {
+                // Large objects: fewer at once, down to as many as fit however large they are.
+                Err(error) if error.is_too_large() && size > LEAST => {
+                    size = (size / 8).max(LEAST);
+                    continue;
+                }
+                asked => asked?,
+            };
+            all.extend(items.into_iter().flatten().filter_map(|object| read(self.cut(object), interned)));
+            self.cluster.refuse_too_many(self.of, all.len())?;
             if metadata.next.is_empty() {
+                self.heard();
                 self.tell(tell(Change::All(all))).await?;
                 return Ok(metadata.resource_version);
             }
@@ -168,12 +178,13 @@ impl Feed {
             let next = tokio::time::timeout(length + MARGIN, events.try_next()).await;
             let change = match next.map_err(|_| ApiError::TimedOut(length + MARGIN))?? {
                 Some(WatchEvent::Added(object) | WatchEvent::Modified(object)) => {
+                    self.cluster.refuse_too_many(self.of, self.cluster.known(self.of))?;
                     version.clone_from(&object.metadata().resource_version);
-                    read(object, interned).map(Change::Put)
+                    read(self.cut(object), interned).map(Change::Put)
                 }
                 Some(WatchEvent::Deleted(object)) => {
                     version.clone_from(&object.metadata().resource_version);
-                    read(object, interned).map(Change::Gone)
+                    read(self.cut(object), interned).map(Change::Gone)
                 }
                 Some(WatchEvent::Bookmark(bookmark)) => {
                     *version = bookmark.metadata.resource_version;
@@ -191,6 +202,16 @@ impl Feed {
                 self.tell(tell(change)).await?;
             }
         }
+    }
+
+    /// `object` with no more than can be kept of it, and a word where that is less than there was.
+    fn cut<T: Object>(&self, mut object: T) -> T {
+        if object.cut() {
+            let (cluster, path, meta) = (self.cluster.name(), self.path, object.metadata());
+            let (namespace, name) = (&meta.namespace, &meta.name);
+            warn!(%cluster, path, namespace, name, "its labels are too large to be kept: it counts as having none, a pod as not being there");
+        }
+        object
     }
 
     fn request(&self, query: &str, accept: &'static str) -> Result<Request<Vec<u8>>, ApiError> {
@@ -211,12 +232,12 @@ impl Feed {
     }
 }
 
-/// The query of a page; `next` is from the page before it.
-fn page(next: &str) -> String {
+/// The query of a page of so many objects; `next` is from the page before it.
+fn page(next: &str, size: usize) -> String {
     let hexadecimal =
         |byte: u8| if byte.is_ascii_alphanumeric() { char::from(byte).to_string() } else { format!("%{byte:02X}") };
     let next: String = next.bytes().map(hexadecimal).collect();
-    format!("limit={PAGE}&continue={next}")
+    format!("limit={size}&continue={next}")
 }
 
 #[cfg(test)]
@@ -229,7 +250,7 @@ mod tests {
         let list = r#"{"kind":"PodList","metadata":{"resourceVersion":"7","continue":"eyJ+/="},"items":[{"metadata":{"name":"a"}}]}"#;
         let list: List<Pod> = serde_json::from_str(list).unwrap();
         assert_eq!((&*list.metadata.resource_version, list.items.unwrap().len()), ("7", 1));
-        assert_eq!(page(&list.metadata.next), "limit=500&continue=eyJ%2B%2F%3D");
+        assert_eq!(page(&list.metadata.next, PAGE), "limit=500&continue=eyJ%2B%2F%3D");
         let empty: List<Pod> = serde_json::from_str(r#"{"metadata":{"resourceVersion":"7"},"items":null}"#).unwrap();
         assert!(empty.items.is_none() && empty.metadata.next.is_empty());
         let bookmark = r#"{"type":"BOOKMARK","object":{"kind":"PartialObjectMetadata","apiVersion":"meta.k8s.io/v1","metadata":{"resourceVersion":"12746"}}}"#;

@@ -150,9 +150,9 @@ impl Picture {
         }
     }
 
-    /// How many pods are known, those that wait included.
-    pub(super) fn count(&self) -> usize {
-        self.pods.len()
+    /// How many pods, nodes and namespaces are known, those pods that wait included.
+    pub(super) fn counts(&self) -> [usize; 3] {
+        [self.pods.len(), self.nodes.count(), self.namespaces.len()]
     }
 
     /// When the next pod or node is over that was deleted, or a node is to be looked up again: [`Picture::pass`] wants to be

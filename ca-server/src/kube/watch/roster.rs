@@ -37,6 +37,11 @@ impl Roster {
         self.by_name.get(name)
     }
 
+    /// How many nodes there are.
+    pub(super) fn count(&self) -> usize {
+        self.by_name.len()
+    }
+
     /// When the watch of nodes was last heard.
     pub(super) fn heard(&mut self, now: Timestamp) {
         if let Some(nodes) = &mut self.nodes {

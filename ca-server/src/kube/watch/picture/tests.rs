@@ -98,7 +98,7 @@ fn a_pod_waits() {
     assert_eq!(short(&picture.after(Told::Nodes(Change::Put(node("n3", "u3"))), NOW)), ["+1@u3/a"]);
     assert_eq!(short(&picture.after(Told::Namespaces(Change::Gone(namespace("shop", "a"))), NOW)), ["-1"]);
     assert_eq!(short(&picture.after(Told::Namespaces(Change::Put(namespace("shop", "b"))), NOW)), ["+1@u3/b"]);
-    assert_eq!(picture.count(), 1);
+    assert_eq!(picture.counts()[0], 1);
 }
 
 #[test]
@@ -185,7 +185,7 @@ fn ended_is_gone() {
     assert_eq!((picture.next_end(), picture.ends.len()), (Some(sooner), 1));
     assert!(picture.pass(NOW).is_empty());
     assert_eq!(short(&picture.pass(sooner)), ["-2"]);
-    assert_eq!((picture.next_end(), picture.count()), (None, 0));
+    assert_eq!((picture.next_end(), picture.counts()[0]), (None, 0));
     assert_eq!(short(&picture.after(Told::Pods(Change::Gone(pod("2", "n1"))), NOW)), [""; 0]);
 }
 

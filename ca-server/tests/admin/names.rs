@@ -1,0 +1,122 @@
+//! What operators are told and kept from around the names of clusters and of the server: rules that name no cluster, entries
+//! with the server's own DNS names, clusters that are silent.
+
+use ca_server::view::pods::{Labels, Pod, PodEvent};
+
+use super::*;
+
+/// The house, with one cluster `prod`, which was last heard of then.
+fn with_one_cluster(house: &House, last_heard: Option<Timestamp>) -> AdminDoor {
+    let clusters = Clusters::new([("prod".into(), Arc::new(move || last_heard) as LastHeard)]);
+    let settings = AdminSettings { clusters, ..(*house.door.settings).clone() };
+    AdminDoor { settings: Arc::new(settings), ..house.door.clone() }
+}
+
+fn rule(id: &str) -> v1::Rule {
+    v1::Rule { id: id.into(), namespaces: vec!["shop".into()], ..v1::Rule::default() }
+}
+
+#[tokio::test]
+async fn a_rule_is_for_the_cluster_that_there_was_when_it_was_made() {
+    let house = House::new().await;
+    let door = with_one_cluster(&house, None);
+    let told = v1::Rule { spiffe_id: "spiffe://example.org/{{cluster}}/{{sa}}".into(), ..rule("told") };
+    for rule in [rule("pods"), told] {
+        door.create_rule(house.ask(v1::CreateRuleRequest { rule: Some(rule) })).await.unwrap();
+    }
+    let clusters = async || {
+        let rules = door.list_rules(house.ask(v1::ListRulesRequest {})).await.unwrap().into_inner().rules;
+        rules.into_iter().map(|status| status.rule.unwrap().cluster).collect::<Vec<_>>()
+    };
+    assert_eq!(clusters().await, ["prod", ""], "the other one says by itself which pods are whose");
+    let changed = v1::Rule { hint: "x".into(), spiffe_id: "spiffe://example.org/{{sa}}".into(), ..rule("told") };
+    door.update_rule(house.ask(v1::UpdateRuleRequest { rule: Some(changed) })).await.unwrap();
+    assert_eq!(clusters().await, ["prod", "prod"]);
+}
+
+#[tokio::test]
+async fn the_record_says_what_a_rule_was_made_or_was_to_be_made_like() {
+    let house = House::new().await;
+    let good = v1::Rule {
+        cluster: "prod".into(),
+        pod_labels: vec![v1::LabelMatch { key: "app".into(), value: Some("web".into()) }],
+        x509_ttl: 60,
+        ..rule("pods")
+    };
+    let bad = v1::Rule { dns_names: vec!["{{nonsense}}".into()], ..good.clone() };
+    house.door.create_rule(house.ask(v1::CreateRuleRequest { rule: Some(good) })).await.unwrap();
+    house.door.update_rule(house.ask(v1::UpdateRuleRequest { rule: Some(bad) })).await.unwrap_err();
+    let House { door, writer, audit, .. } = house;
+    drop(door);
+    writer.finish();
+    let text = std::fs::read_to_string(audit.path()).unwrap();
+    let lines: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let template = "--spiffe-id spiffe://example.org/ns/{{ns}}/sa/{{sa}}";
+    let made = format!("{template} --cluster prod --namespace shop --pod-label app=web --ttl 60s");
+    assert_eq!((&lines[0]["outcome"], &lines[0]["object"]), (&"changed".into(), &"pods".into()));
+    assert_eq!(lines[0]["content"], *made);
+    let hash = spiffe::crypto::hex(&spiffe::crypto::sha256(made.as_bytes()));
+    assert_eq!(lines[0]["content_sha256"], *hash);
+    let refused = "--dns {{nonsense}} --cluster prod --namespace shop --pod-label app=web --ttl 60s";
+    assert_eq!((&lines[1]["outcome"], &lines[1]["content"]), (&"refused".into(), &refused.into()));
+}
+
+#[tokio::test]
+async fn an_entry_has_a_name_of_the_server_only_where_that_is_said() {
+    let house = House::new().await;
+    let named = |id: &str, name: &str| v1::Entry { dns_names: vec![name.into()], ..entry(id) };
+    for name in ["ca.example.org", "*.example.org"] {
+        let refused = house.create(vec![named("a", name)]).await.remove(0).unwrap_err();
+        assert!(refused.contains(&format!("the DNS name {name} is this server's own")), "{refused}");
+    }
+    house.create(vec![named("a", "web.example.org")]).await.remove(0).unwrap();
+    house.update(named("a", "ca.example.org")).await.unwrap_err();
+
+    let entries = vec![named("istiod", "ca.example.org")];
+    let request = house.ask(v1::CreateEntriesRequest { entries, allow_server_names: true });
+    outcomes(house.door.create_entries(request).await.unwrap().into_inner()).remove(0).unwrap();
+    // It has it, and keeps it whatever else is changed.
+    house.update(v1::Entry { hint: "x".into(), ..named("istiod", "ca.example.org") }).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_said_of_a_silent_cluster_says_so() {
+    let house = House::new().await;
+    let now = house.clock.now();
+    let pod = Pod {
+        cluster: "prod".into(),
+        uid: "1".into(),
+        namespace: "shop".into(),
+        name: "web-1".into(),
+        service_account: "web".into(),
+        node_name: "n1".into(),
+        agent: SpiffeId::parse(AGENT).unwrap(),
+        labels: Labels::default(),
+        namespace_labels: Labels::default(),
+    };
+    house.tell.send(PodEvent::All { cluster: "prod".into(), pods: vec![pod] }).await.unwrap();
+    while house.door.doors.views.load().pods().count() == 0 {
+        tokio::task::yield_now().await;
+    }
+    let create = v1::CreateRuleRequest { rule: Some(v1::Rule { cluster: "prod".into(), ..rule("pods") }) };
+    house.door.create_rule(house.ask(create)).await.unwrap();
+    let asked = |name: &str| v1::ExplainPodRequest {
+        namespace: "shop".into(),
+        name: name.into(),
+        ..v1::ExplainPodRequest::default()
+    };
+    let since = |seconds| now.minus(Duration::from_secs(seconds));
+    for (last_heard, at) in [(Some(since(60)), None), (Some(since(600)), Some(since(600).unix())), (None, Some(0))] {
+        let door = with_one_cluster(&house, last_heard);
+        let expected: Vec<_> =
+            at.into_iter().map(|heard_at| v1::SilentCluster { cluster: "prod".into(), heard_at }).collect();
+        let explained = door.explain_pod(house.ask(asked("web-1"))).await.unwrap().into_inner();
+        assert_eq!(explained.silent, expected);
+        let shown = door.show_rule(house.ask(v1::ShowRuleRequest { id: "pods".into() })).await.unwrap().into_inner();
+        assert_eq!((shown.pods, shown.silent), (1, expected.clone()));
+        let listed = door.list_rules(house.ask(v1::ListRulesRequest {})).await.unwrap().into_inner();
+        assert_eq!(listed.silent, expected);
+        let unknown = words(door.explain_pod(house.ask(asked("web-2"))).await);
+        assert_eq!(unknown.contains("never since this server has started: prod"), !expected.is_empty(), "{unknown}");
+    }
+}
