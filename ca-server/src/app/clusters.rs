@@ -54,8 +54,8 @@ pub(super) fn publishers(
 
 /// The clusters, for what operators are told of them.
 pub(super) fn told(clusters: &[Arc<Cluster>]) -> Clusters {
-    Clusters::new(clusters.iter().cloned().map(|cluster| {
-        let last_heard = Arc::clone(&cluster);
+    Clusters::new(clusters.iter().map(|cluster| {
+        let last_heard = Arc::clone(cluster);
         (Arc::clone(cluster.name()), Arc::new(move || last_heard.last_heard()) as LastHeard)
     }))
 }

@@ -50,7 +50,7 @@ impl Clusters {
         let silent = meant.filter_map(|(name, last_heard)| {
             let (told, heard) = (!pods.awaits(name), last_heard());
             let is_fresh = heard.is_some_and(|at| now.since(at) <= SILENCE);
-            let heard_at = heard.filter(|_| told).map_or(0, |at| at.unix());
+            let heard_at = heard.filter(|_| told).map_or(0, Timestamp::unix);
             (!told || !is_fresh).then(|| v1::SilentCluster { cluster: name.to_string(), heard_at })
         });
         silent.collect()
