@@ -18,6 +18,7 @@
 //! | `binary` | the real binary as processes, and where its judges are |
 //! | `chart` | the Helm chart as Helm renders it, and the configs in it |
 //! | `cluster` | a Kubernetes cluster without nodes: a real kube-apiserver and etcd |
+//! | `kubelet` | a kubelet as far as an agent sees one |
 //! | `cgroup` | processes in cgroups as container runtimes shape them |
 //! | `proxies` | Envoy and others as the real programs, with the configs of `docs/proxies` |
 #![allow(
@@ -37,6 +38,7 @@ pub mod chart;
 pub mod cluster;
 pub mod endpoint;
 pub mod house;
+pub mod kubelet;
 pub mod node;
 pub mod operator;
 pub mod paper_cluster;

@@ -85,7 +85,9 @@ impl Answer {
             return Ok(Self { body, chunk: Bytes::new(), splitter, most: u64::MAX, left: u64::MAX });
         }
         let said = Limited::new(body, MOST_REFUSAL).collect().await.map(Collected::to_bytes).unwrap_or_default();
-        let words = serde_json::from_slice(&said).map(|Refusal { message }| message).unwrap_or_default();
+        // A kubelet says it in plain words.
+        let plain = || String::from_utf8_lossy(&said).trim().to_owned();
+        let words = serde_json::from_slice(&said).map_or_else(|_| plain(), |Refusal { message }| message);
         Err(AnswerError::Refused { code, words: words.chars().take(MOST_WORDS).collect() })
     }
 

@@ -176,6 +176,15 @@ async fn who_waits_in_vain_is_told_who_does_not_know_him() {
     }
 }
 
+#[test]
+fn a_refusal_says_what_to_do() {
+    for (code, words) in [(401, "see token_file"), (403, "needs get of nodes/pods"), (500, "refuses (500")] {
+        let code = http::StatusCode::from_u16(code).unwrap();
+        let error = LookError::from(AnswerError::Refused { code, words: "no".into() }).to_string();
+        assert!(error.starts_with("the kubelet refuses") && error.contains(words), "{error}");
+    }
+}
+
 #[tokio::test]
 async fn an_answer_has_an_end() {
     let api = Api::default();
