@@ -45,7 +45,7 @@ fn a_list_is_believed_if_it_can_be_all_that_there_is() {
         assert!(error.contains("kubelet of node \"node-b\": set address"), "{error}");
     }
     list(&[]).verdict(false).unwrap();
-    list(&[fixed.clone()]).verdict(false).unwrap();
+    list(std::slice::from_ref(&fixed)).verdict(false).unwrap();
     for young in [list(&[]), list(&[fixed])] {
         let error = young.verdict(true).unwrap_err().to_string();
         assert!(error.contains("has just started"), "{error}");
