@@ -61,11 +61,15 @@ impl Settings {
 fn text(status: &v1::ShowAgentStatusResponse, now: Timestamp) -> String {
     let revision = if status.revision > 0 { format!(", revision {} applied", status.revision) } else { String::new() };
     let server = if status.connected { "connected" } else { "not connected: what is held is served on" };
-    let mut text = Sheet::default()
+    let mut sheet = Sheet::default()
         .line("id", &status.id)
         .line("svid", moments::expiry(status.svid_expires_at, now))
-        .line("server", format!("{server}{revision}"))
-        .text();
+        .line("server", format!("{server}{revision}"));
+    if status.pods_told_at > 0 {
+        let told = moments::relative(Timestamp::from_unix(status.pods_told_at), now);
+        sheet = sheet.line("pods", format!("{}, last told of {told}", status.pods));
+    }
+    let mut text = sheet.text();
     for part in [svids(status, now), proxies(status, now), deliveries(status, now)].into_iter().flatten() {
         text.push('\n');
         text.push_str(&part.text());
@@ -141,6 +145,8 @@ mod tests {
         let failure = |words: &str| Some(v1::Failure { at: 999_700, words: words.into() });
         let status = v1::ShowAgentStatusResponse {
             connected: false,
+            pods: 110,
+            pods_told_at: 999_700,
             svids: vec![v1::HeldSvid {
                 entry_id: "web".into(),
                 spiffe_id: "spiffe://example.org/web".into(),
@@ -164,6 +170,7 @@ mod tests {
         let whole = text(&status, now);
         let line = |word: &str| whole.lines().find(|line| line.contains(word)).unwrap_or_default().to_owned();
         assert!(line("server").contains("not connected"), "{whole}");
+        assert!(line("pods").ends_with("110, last told of 5m ago"), "{whole}");
         assert!(line("web").ends_with("in 60s"), "{whole}");
         let proxy = line("front");
         assert!(

@@ -16,8 +16,8 @@ use tracing::{error, info, warn};
 use crate::api::broker::{self, Sockets};
 use crate::api::operator::{self, Operator};
 use crate::api::{self, ApiError, Endpoint, Listener};
-use crate::attestor::k8s::client::{AccessError, ApiServer};
-use crate::attestor::k8s::{self, KnownPods};
+use crate::attestor::k8s::client::AccessError;
+use crate::attestor::k8s::{self, KnownPods, Source};
 use crate::attestor::systemd::Systemd;
 use crate::attestor::unix::Unix;
 use crate::attestor::{Attestors, WorkloadAttestor};
@@ -43,7 +43,7 @@ pub enum AppError {
     /// The Node door cannot be set up.
     #[error(transparent)]
     Client(#[from] ClientError),
-    /// There is no way to the API server of the cluster.
+    /// There is no way to the API server of the cluster, or to the kubelet.
     #[error(transparent)]
     Kubernetes(#[from] AccessError),
     /// The workload socket or the broker endpoint cannot be served.
@@ -313,12 +313,8 @@ fn attestors(
     let Some(k8s) = &config.k8s else {
         return Ok(Attesting { attestors: Arc::new(Attestors::new(list, Arc::clone(clock))), pods: None, k8s: None });
     };
-    let (cluster, of_files) = (k8s.cluster.clone(), Arc::clone(clock));
-    let api_server = ApiServer::new(Box::new(move || k8s::client::connect(&cluster, &of_files)));
-    // What files say that are no good should be said at the start.
-    api_server.client()?;
     let (attestor, known, loops) = k8s::new(k8s::Parts {
-        api_server,
+        source: Source::of(k8s, clock)?,
         node: k8s.node_name.clone(),
         wait: k8s.wait,
         own_cgroup: std::fs::read("/proc/self/cgroup").unwrap_or_default(),

@@ -17,6 +17,7 @@ pub mod attestors;
 pub mod broker;
 pub mod deliver;
 pub mod jwt;
+pub mod kubelet;
 pub mod sds;
 
 use attestors::{AttestorError, Attestors};
@@ -448,12 +449,8 @@ impl Config {
 
     /// Reads a document with `variables` laid over it.
     pub fn parse(text: &str, variables: impl IntoIterator<Item = (String, String)>) -> Result<Self, ConfigError> {
-        let mut node_name = None;
-        let variables = variables.into_iter().inspect(|(name, value)| {
-            if name == attestors::NODE_NAME {
-                node_name = Some(value.clone());
-            }
-        });
+        let mut around = attestors::Surroundings::default();
+        let variables = variables.into_iter().inspect(|(name, value)| around.note(name, value));
         let document: Document = settings::parse(text, ENVIRONMENT_PREFIX, variables)?;
         let bootstrap = match (document.bootstrap_bundle, document.ca_fingerprint) {
             (Some(path), None) => Some(Bootstrap::Bundle(path)),
@@ -471,7 +468,7 @@ impl Config {
             }
             AttestTable::K8sPsat { cluster, token_path } => Attest::K8sPsat { cluster, token_path },
         };
-        let attestors = document.attestors.parse(node_name.as_deref())?;
+        let attestors = document.attestors.parse(&around)?;
         let knows_pods = attestors.k8s.is_some();
         let broker = document.broker.map(|table| table.parse(&document.trust_domain, knows_pods)).transpose()?;
         let status_socket = match document.status_socket {
@@ -526,7 +523,7 @@ mod tests {
     fn a_short_config_has_defaults_and_hides_its_token() {
         let config = parse(&format!("{LEAST}{TOKEN}")).unwrap();
         assert_eq!(config.workload_socket_mode, 0o777);
-        assert_eq!(config.attestors, attestors::Tables::default().parse(None).unwrap());
+        assert_eq!(config.attestors, attestors::Tables::default().parse(&attestors::Surroundings::default()).unwrap());
         assert_eq!(config.bootstrap, Some(Bootstrap::Bundle("/b.pem".into())));
         assert_eq!(config.status_socket, Path::new("/d/status.sock"));
         // What an earlier start has stored will do.

@@ -45,8 +45,10 @@ pub struct Metrics {
     pub sds_rejected: Counter,
     /// Proxies that were refused what they asked for.
     pub sds_refused: Counter,
-    /// Whether the pods of this node are watched at the API server: 1 or 0.
+    /// Whether the pods of this node are watched at the API server, or were in the last answer of the kubelet: 1 or 0.
     pub k8s_watching: Gauge,
+    /// When the API server or the kubelet last told of pods, in Unix seconds.
+    pub k8s_told: Gauge,
     /// Pods of this node that are known.
     pub k8s_pods: Gauge,
     /// Calls of processes that seem to be in a pod, in cgroups that are not believed.
@@ -112,6 +114,7 @@ impl Metrics {
         registry.register("sds_rejected", "Responses that a proxy has rejected", self.sds_rejected.clone());
         registry.register("sds_refused", "Proxies that were refused what they asked for", self.sds_refused.clone());
         registry.register("k8s_watching", "Whether the pods of this node are watched", self.k8s_watching.clone());
+        registry.register("k8s_told_timestamp_seconds", "When pods were last told of", self.k8s_told.clone());
         registry.register("k8s_pods", "Pods of this node that are known", self.k8s_pods.clone());
         let misplaced = "Calls of processes that seem to be in a pod, in cgroups that are not believed";
         registry.register("k8s_misplaced", misplaced, self.k8s_misplaced.clone());

@@ -31,6 +31,7 @@ server:
 agent:
   socketDir: /run/spiffe
   unixAttestor: true
+  kubelet: { enabled: true, right: nodes/proxy, extraToml: 'every = \"2s\"' }
   extraToml: |
     [limits]
     streams = 100
@@ -42,6 +43,7 @@ publish: { namespaces: all, istio: true, clusterTrustBundle: prod.example.org }
 istio: { enabled: true, service: { enabled: true } }
 networkPolicy:
   apiServer: [{ ipBlock: { cidr: 192.0.2.0/24 } }]
+  nodes: [{ ipBlock: { cidr: 192.0.2.0/24 } }]
   serverFrom: [{ ipBlock: { cidr: 198.51.100.0/24 } }]
   serverEgress: [{ to: [{ ipBlock: { cidr: 0.0.0.0/0 } }], ports: [{ port: 443 }] }]
 ";
@@ -166,12 +168,14 @@ pub fn configs(documents: &[Value]) -> (ca_server::config::Config, node_agent::c
     )
 }
 
-/// The environment of the one container of the `kind`; what the cluster fills in is `node-1`.
+/// The environment of the one container of the `kind`; what the cluster fills in is `node-1`, at 192.0.2.7.
 fn variables(documents: &[Value], kind: &str) -> Vec<(String, String)> {
     let found = containers(documents).into_iter().find(|(of, ..)| of["kind"] == kind).expect("a container");
     let variables = found.2["env"].as_array().into_iter().flatten();
-    let text = |value: &Value| value.as_str().map(str::to_owned);
-    variables
-        .map(|one| (text(&one["name"]).expect("a name"), text(&one["value"]).unwrap_or_else(|| "node-1".into())))
-        .collect()
+    let value = |one: &Value| match (&one["value"], &one["valueFrom"]["fieldRef"]["fieldPath"]) {
+        (Value::String(value), _) => value.clone(),
+        (_, path) if path == "status.hostIP" => "192.0.2.7".into(),
+        _ => "node-1".into(),
+    };
+    variables.map(|one| (one["name"].as_str().expect("a name").to_owned(), value(one))).collect()
 }

@@ -18,6 +18,7 @@
 //! | `binary` | the real binary as processes, and where its judges are |
 //! | `chart` | the Helm chart as Helm renders it, and the configs in it |
 //! | `cluster` | a Kubernetes cluster without nodes: a real kube-apiserver and etcd |
+//! | `kubelet` | a kubelet as far as an agent sees one |
 //! | `cgroup` | processes in cgroups as container runtimes shape them |
 //! | `contained` | a process in the container of a pod, which knocks for a test |
 //! | `proxies` | Envoy and others as the real programs, with the configs of `docs/proxies` |
@@ -39,6 +40,7 @@ pub mod cluster;
 pub mod contained;
 pub mod endpoint;
 pub mod house;
+pub mod kubelet;
 pub mod node;
 pub mod operator;
 pub mod paper_cluster;

@@ -46,6 +46,7 @@ fn values_that_are_not_known_or_make_no_sense_are_refused() {
         ("server: { env: { PATH: x } }", "PATH"),
         ("agent: { serviceAccounts: [chancery] }", "serviceAccounts"),
         ("agent: { socketDir: run }", "socketDir"),
+        ("agent: { kubelet: { right: nodes } }", "right"),
         ("agent: { runAsUser: 1000, unixAttestor: true }", "runAsUser"),
         ("publish: { istio: true }", "namespaces"),
         ("image: { digest: latest }", "digest"),
@@ -76,7 +77,7 @@ fn the_values_of_the_page_give_configs_that_are_taken() {
     let page = include_str!("../../docs/kubernetes.md");
     let values: Vec<&str> =
         page.split("```yaml values.yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
-    assert_eq!(values.len(), 2);
+    assert_eq!(values.len(), 3);
     for values in values {
         let text = Chart::try_with(values).succeeded().stdout;
         let made = documents(&text);
@@ -145,6 +146,32 @@ fn names_are_looked_up_in_kube_system_alone_unless_the_values_say_otherwise() {
     assert_eq!(default[0]["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"], "kube-system");
     let anywhere = Chart::try_with("networkPolicy: { dns: [] }").succeeded().stdout;
     assert_eq!(dns(&documents(&anywhere)), Value::Null);
+}
+
+#[test]
+fn a_kubelet_is_asked_by_its_own_right_and_only_where_the_values_say_so() {
+    let made = |values: &str| documents(&Chart::try_with(values).succeeded().stdout);
+    let rights = |made: &[Value]| {
+        let rules = &find(made, "ClusterRole", "chancery-chancery-agent").unwrap()["rules"];
+        format!("{} {}", rules[0]["resources"], rules[0]["verbs"])
+    };
+    let leads_there = |made: &[Value]| {
+        let policy = find(made, "NetworkPolicy", "chancery-agent").unwrap();
+        policy["spec"]["egress"].as_array().unwrap().iter().any(|rule| rule["ports"][0]["port"] == 10250)
+    };
+    let default = made("");
+    assert_eq!(configs(&default).1.attestors.k8s.unwrap().kubelet, None);
+    assert_eq!((rights(&default).as_str(), leads_there(&default)), ("[\"pods\"] [\"list\",\"watch\"]", false));
+    for (right, values) in [("nodes/pods", ""), ("nodes/proxy", ", right: nodes/proxy")] {
+        let made = made(&format!("agent: {{ kubelet: {{ enabled: true{values} }} }}"));
+        let kubelet = configs(&made).1.attestors.k8s.unwrap().kubelet.unwrap();
+        assert_eq!(kubelet.address, "https://192.0.2.7:10250", "the kubelet of the pod's own node");
+        assert_eq!((rights(&made), leads_there(&made)), (format!("[\"{right}\"] [\"get\"]"), true));
+        // Its token and CA are what the kubelet puts into each pod that wants an account.
+        let pod = &find(&made, "DaemonSet", "chancery-agent").unwrap()["spec"]["template"]["spec"];
+        let account = std::path::Path::new("/var/run/secrets/kubernetes.io/serviceaccount");
+        assert_eq!((pod["automountServiceAccountToken"] == true, kubelet.token_file), (true, account.join("token")));
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests say what is wrong by panicking")]
 
 use serde_json::{Value, json};
-use tests::chart::{Chart, documents};
+use tests::chart::{Chart, documents, find};
 use tests::cluster::{Cluster, collection};
 
 #[test]
@@ -39,6 +39,7 @@ fn a_real_api_server_takes_every_object_and_the_rights_are_the_least() {
     }
     server_may(&cluster);
     agent_may(&cluster);
+    agent_beside_a_kubelet_may(&cluster);
 
     // Where the pods may run.
     let pod_of = |kind: &str| {
@@ -110,6 +111,32 @@ fn agent_may(cluster: &Cluster) {
         ("patch", ["", "configmaps", "chancery", "chancery-bundle"]),
         ("create", ["authentication.k8s.io", "tokenreviews", "", ""]),
         ("create", ["", "serviceaccounts/token", "chancery", "chancery-agent"]),
+    ] {
+        assert!(!may(verb, at), "{verb} {at:?}");
+    }
+}
+
+/// What the chart gives an agent that asks its kubelet, for an account of another name.
+#[track_caller]
+fn agent_beside_a_kubelet_may(cluster: &Cluster) {
+    let made = documents(&Chart::try_with("agent: { kubelet: { enabled: true } }").succeeded().stdout);
+    for kind in ["ClusterRole", "ClusterRoleBinding"] {
+        let mut object = find(&made, kind, "chancery-chancery-agent").unwrap().clone();
+        object["metadata"]["name"] = "beside-a-kubelet".into();
+        if kind == "ClusterRoleBinding" {
+            object["roleRef"]["name"] = "beside-a-kubelet".into();
+            object["subjects"][0]["name"] = "beside-a-kubelet".into();
+        }
+        cluster.create(&object);
+    }
+    let may = |verb: &str, at: [&str; 4]| may(cluster, "beside-a-kubelet", verb, at);
+    assert!(may("get", ["", "nodes/pods", "", "node-a"]));
+    assert!(may("get", ["apps", "replicasets", "shop", "web-1"]));
+    for (verb, at) in [
+        ("get", ["", "nodes/proxy", "", "node-a"]),
+        ("create", ["", "nodes/proxy", "", "node-a"]),
+        ("get", ["", "nodes", "", "node-a"]),
+        ("list", ["", "pods", "", ""]),
     ] {
         assert!(!may(verb, at), "{verb} {at:?}");
     }

@@ -22,6 +22,10 @@ pub(crate) struct AgentStatus {
     pub(crate) proxies: Vec<Proxy>,
     /// The deliveries.
     pub(crate) deliveries: Vec<Delivery>,
+    /// How many pods of this node are known.
+    pub(crate) pods: u64,
+    /// When the API server, or the kubelet, last told of pods; null: never, or nobody is asked.
+    pub(crate) pods_told_at: Moment,
 }
 
 /// An SVID in `agent status`.
@@ -110,6 +114,8 @@ impl From<v1::ShowAgentStatusResponse> for AgentStatus {
             svids: wire.svids.into_iter().map(svid).collect(),
             proxies: wire.proxies.into_iter().map(proxy).collect(),
             deliveries: wire.deliveries.into_iter().map(delivery).collect(),
+            pods: wire.pods,
+            pods_told_at: Moment(wire.pods_told_at),
         }
     }
 }

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use prometheus_client::metrics::gauge::Gauge;
 use spiffe::id::SpiffeId;
 use spiffe::proto::v1;
 use spiffe::proto::v1::agent_status_server::{AgentStatus, AgentStatusServer};
@@ -70,14 +71,17 @@ impl AgentStatus for Operator {
             spiffe_id: entry.spiffe_id.to_string(),
             expires_at: expires_at.unix(),
         };
+        let measured = |gauge: &Gauge| u64::try_from(gauge.get()).unwrap_or_default();
         Ok(Response::new(v1::ShowAgentStatusResponse {
             id: self.id.to_string(),
-            svid_expires_at: u64::try_from(self.metrics.own_expiry.get()).unwrap_or_default(),
+            svid_expires_at: measured(&self.metrics.own_expiry),
             connected,
             revision,
             svids: svids.into_iter().map(svid).collect(),
             proxies: self.status.proxies(self.clock.now()).into_iter().map(Proxy::into).collect(),
             deliveries: self.status.deliveries().into_iter().map(Delivery::into).collect(),
+            pods: measured(&self.metrics.k8s_pods),
+            pods_told_at: measured(&self.metrics.k8s_told),
         }))
     }
 }
@@ -129,6 +133,8 @@ mod tests {
         let (cache, mut mailbox) = mailbox();
         let (status, metrics, shutdown) = (Status::default(), Metrics::default(), CancellationToken::new());
         metrics.own_expiry.set(1_800_003_600);
+        metrics.k8s_pods.set(110);
+        metrics.k8s_told.set(1_800_000_001);
         let id = SpiffeId::parse("spiffe://example.org/chancery/agent/join_token/1").unwrap();
         let clock = Arc::new(Fake::new(NOW));
         let operator = Operator { id, cache, status: status.clone(), metrics, clock };
@@ -152,6 +158,7 @@ mod tests {
         });
         let shown = shown.unwrap().into_inner();
         assert_eq!((shown.svid_expires_at, shown.connected, shown.revision), (1_800_003_600, true, 9));
+        assert_eq!((shown.pods, shown.pods_told_at), (110, 1_800_000_001));
         assert_eq!((shown.svids[0].entry_id.as_str(), shown.svids[0].expires_at), ("web", ends.unix()));
         assert_eq!((shown.proxies[0].pid, shown.proxies[0].node.as_str()), (7, "front"));
         assert_eq!(shown.proxies[0].rejection.as_ref().unwrap().words, "no such pid");

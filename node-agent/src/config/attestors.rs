@@ -7,6 +7,7 @@ use serde::Deserialize;
 use spiffe::settings;
 
 use super::Size;
+use super::kubelet::{self, Kubelet, KubeletError};
 
 /// The variable that names the node, as the downward API sets it.
 pub const NODE_NAME: &str = "CHANCERY_NODE_NAME";
@@ -35,6 +36,9 @@ pub enum AttestorError {
     /// Which context, of what?
     #[error("[attestors.k8s] has context and no kubeconfig: a context is a part of one")]
     ContextAlone,
+    /// The kubelet cannot be asked like that.
+    #[error(transparent)]
+    Kubelet(#[from] KubeletError),
 }
 
 /// The attestors that work.
@@ -75,6 +79,8 @@ pub struct K8sAttestor {
     pub node_name: String,
     /// Where.
     pub cluster: Cluster,
+    /// Who is asked for them instead; the API server is then asked for owners alone.
+    pub kubelet: Option<Kubelet>,
     /// How long a process waits for its container to be known.
     pub wait: Duration,
 }
@@ -111,6 +117,25 @@ struct K8sTable {
     context: Option<String>,
     #[serde(default = "default_wait", with = "settings::duration")]
     wait: Duration,
+    kubelet: Option<kubelet::Table>,
+}
+
+/// What the environment says of this node.
+#[derive(Default)]
+pub(super) struct Surroundings {
+    name: Option<String>,
+    ip: Option<String>,
+}
+
+impl Surroundings {
+    /// Remembers a variable, if it is of that.
+    pub(super) fn note(&mut self, variable: &str, value: &str) {
+        match variable {
+            NODE_NAME => self.name = Some(value.to_owned()),
+            kubelet::NODE_IP => self.ip = Some(value.to_owned()),
+            _ => {}
+        }
+    }
 }
 
 /// A kubelet tells the API server of a container about a second after it has started it; and the workload is told to come
@@ -120,17 +145,17 @@ fn default_wait() -> Duration {
 }
 
 impl Tables {
-    /// `node_name` is what the environment says.
-    pub(super) fn parse(self, node_name: Option<&str>) -> Result<Attestors, AttestorError> {
-        let k8s = self.k8s.map(|table| table.parse(node_name)).transpose()?;
+    /// Reads them, with what the environment says.
+    pub(super) fn parse(self, around: &Surroundings) -> Result<Attestors, AttestorError> {
+        let k8s = self.k8s.map(|table| table.parse(around)).transpose()?;
         Ok(Attestors { unix: self.unix, systemd: self.systemd, k8s })
     }
 }
 
 impl K8sTable {
-    fn parse(self, node_name: Option<&str>) -> Result<K8sAttestor, AttestorError> {
-        let Self { node_name: given, kubeconfig, context, wait } = self;
-        let node_name = given.or_else(|| node_name.map(str::to_owned)).filter(|name| !name.is_empty());
+    fn parse(self, around: &Surroundings) -> Result<K8sAttestor, AttestorError> {
+        let Self { node_name, kubeconfig, context, wait, kubelet } = self;
+        let node_name = node_name.or_else(|| around.name.clone()).filter(|name| !name.is_empty());
         let node_name = node_name.ok_or(AttestorError::NoNode)?;
         let is_name = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.');
         if node_name.len() > MAX_NAME_BYTES || !node_name.bytes().all(is_name) {
@@ -142,7 +167,8 @@ impl K8sTable {
         if context.is_some() && kubeconfig.is_none() {
             return Err(AttestorError::ContextAlone);
         }
-        Ok(K8sAttestor { node_name, cluster: Cluster { kubeconfig, context }, wait })
+        let kubelet = kubelet.map(|table| table.parse(around.ip.as_deref())).transpose()?;
+        Ok(K8sAttestor { node_name, cluster: Cluster { kubeconfig, context }, kubelet, wait })
     }
 }
 
@@ -152,12 +178,17 @@ mod tests {
 
     fn parse(text: &str, node_name: Option<&str>) -> Result<Attestors, String> {
         let tables: Tables = toml::from_str(text).map_err(|error| error.to_string())?;
-        tables.parse(node_name).map_err(|error| error.to_string())
+        let mut around = Surroundings::default();
+        around.note(kubelet::NODE_IP, "192.0.2.7");
+        if let Some(name) = node_name {
+            around.note(NODE_NAME, name);
+        }
+        tables.parse(&around).map_err(|error| error.to_string())
     }
 
     #[test]
     fn only_what_is_named_works() {
-        let none = Tables::default().parse(None).unwrap();
+        let none = Tables::default().parse(&Surroundings::default()).unwrap();
         assert!(none.unix.is_some() && none.systemd.is_none() && none.k8s.is_none());
         let systemd = parse("[systemd]", None).unwrap();
         assert!(systemd.unix.is_none() && systemd.systemd.is_some());
@@ -171,7 +202,9 @@ mod tests {
         assert_eq!(found.cluster, Cluster::default());
         let found = k8s("node_name = 'b.example'\nkubeconfig = '/k'\ncontext = 'c'\nwait = '2s'", Some("a")).unwrap();
         assert_eq!((found.node_name.as_str(), found.wait), ("b.example", Duration::from_secs(2)));
-        assert_eq!(found.cluster.context.as_deref(), Some("c"));
+        assert_eq!((found.cluster.context.as_deref(), found.kubelet), (Some("c"), None));
+        let kubelet = k8s("[k8s.kubelet]", Some("a")).unwrap().kubelet.unwrap();
+        assert_eq!(kubelet.address, "https://192.0.2.7:10250");
         for (text, variable, words) in [
             ("", None, "set the variable CHANCERY_NODE_NAME"),
             ("", Some(""), "set the variable CHANCERY_NODE_NAME"),
@@ -179,7 +212,8 @@ mod tests {
             ("wait = '11s'", Some("a"), "use \"1s\" to \"10s\""),
             ("wait = '0s'", Some("a"), "use \"1s\""),
             ("context = 'c'", Some("a"), "no kubeconfig"),
-            ("kubelet = true", Some("a"), "unknown field `kubelet`"),
+            ("kubelets = true", Some("a"), "unknown field `kubelets`"),
+            ("kubelet = { every = '0s' }", Some("a"), "every is 0s"),
         ] {
             let error = k8s(text, variable).unwrap_err();
             assert!(error.contains(words), "{error}\n(wanted: {words})");

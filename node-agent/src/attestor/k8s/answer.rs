@@ -1,4 +1,4 @@
-//! What the API server answers, read object by object.
+//! What the API server, or the kubelet, answers, read object by object.
 //!
 //! - Nothing of it is held whole (`split`), and nothing of it is ever logged: pods hold secrets. Of its refusals, what it
 //!   says in so many words.
@@ -10,6 +10,7 @@ use bytes::Bytes;
 use http::header::ACCEPT;
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt as _, Collected, Limited};
+use hyper::body::Body as _;
 use kube::Client;
 use kube::client::Body;
 use serde::Deserialize;
@@ -27,17 +28,17 @@ pub(super) const WHO: &str = "application/json;as=PartialObjectMetadata;g=meta.k
 const MOST_REFUSAL: usize = 16 << 10;
 const MOST_WORDS: usize = 256;
 
-/// Why the API server has no answer.
+/// Why there is no answer; what stands before it is who was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum AnswerError {
     /// It cannot be reached.
-    #[error("the API server: {}", in_words(.0))]
+    #[error("cannot be asked: {}", in_words(.0))]
     Kube(#[from] kube::Error),
     /// Nothing was asked.
-    #[error("the API server cannot be asked: {0}")]
+    #[error("cannot be asked: {0}")]
     Request(#[from] http::Error),
     /// It refuses.
-    #[error("the API server refuses ({code}): {words:?}")]
+    #[error("refuses ({code}): {words:?}")]
     Refused {
         /// How.
         code: StatusCode,
@@ -45,13 +46,16 @@ pub enum AnswerError {
         words: String,
     },
     /// The connection broke.
-    #[error("the API server broke off: {0}")]
+    #[error("broke off: {0}")]
     Broken(String),
     /// It answers something else.
-    #[error("the API server: what it sends is no answer to what was asked")]
+    #[error("sends what is no answer to what was asked")]
     Malformed,
+    /// There is no end to it.
+    #[error("sends more than {0} bytes")]
+    TooLarge(u64),
     /// It took too long.
-    #[error("the API server does not answer within {} seconds", .0.as_secs())]
+    #[error("does not answer within {} seconds", .0.as_secs())]
     TooLong(Duration),
 }
 
@@ -66,6 +70,9 @@ pub(super) struct Answer {
     body: Body,
     chunk: Bytes,
     splitter: Splitter,
+    most: u64,
+    /// How much of that may still come.
+    left: u64,
 }
 
 impl Answer {
@@ -75,11 +82,22 @@ impl Answer {
         let response = client.send(request).await?;
         let (code, body) = (response.status(), response.into_body());
         if code.is_success() {
-            return Ok(Self { body, chunk: Bytes::new(), splitter });
+            return Ok(Self { body, chunk: Bytes::new(), splitter, most: u64::MAX, left: u64::MAX });
         }
         let said = Limited::new(body, MOST_REFUSAL).collect().await.map(Collected::to_bytes).unwrap_or_default();
-        let words = serde_json::from_slice(&said).map(|Refusal { message }| message).unwrap_or_default();
+        // A kubelet says it in plain words.
+        let plain = || String::from_utf8_lossy(&said).trim().to_owned();
+        let words = serde_json::from_slice(&said).map_or_else(|_| plain(), |Refusal { message }| message);
         Err(AnswerError::Refused { code, words: words.chars().take(MOST_WORDS).collect() })
+    }
+
+    /// The same answer, of which no more than so many bytes are read.
+    pub(super) fn at_most(mut self, most: u64) -> Result<Self, AnswerError> {
+        if self.body.size_hint().lower() > most {
+            return Err(AnswerError::TooLarge(most));
+        }
+        (self.most, self.left) = (most, most);
+        Ok(self)
     }
 
     /// The next object; `None`: that was all. Cancel safe.
@@ -101,7 +119,11 @@ impl Answer {
                 Some(Piece::TooLarge) => warn!("an object is larger than any can be: it is passed over"),
                 None => match self.body.frame().await {
                     None => return Ok(None),
-                    Some(Ok(frame)) => self.chunk = frame.into_data().unwrap_or_default(),
+                    Some(Ok(frame)) => {
+                        self.chunk = frame.into_data().unwrap_or_default();
+                        let length = u64::try_from(self.chunk.len()).unwrap_or(u64::MAX);
+                        self.left = self.left.checked_sub(length).ok_or(AnswerError::TooLarge(self.most))?;
+                    }
                     Some(Err(error)) => return Err(AnswerError::Broken(error.to_string())),
                 },
             }

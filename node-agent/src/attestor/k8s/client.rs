@@ -1,7 +1,7 @@
-//! The API server of the cluster: where it is, what it is known by, and who the agent is to it.
+//! The API server of the cluster, and the kubelet of the node: where it is, what it is known by, and who the agent is to it.
 //!
 //! - **TLS** always, by our own provider, and known by the CA that the files name: neither the web's roots nor a server that
-//!   is not verified will do. No program is run to log in, and no proxy is used.
+//!   is not verified will do, but for a kubelet at a loopback address. No program is run to log in, and no proxy is used.
 //! - **Files are read again** after each failure ([`ApiServer::forget`]): CAs and client certificates rotate while an agent
 //!   runs. A token in a file of its own is read each minute anyway.
 //! - A connection at whose other end nobody is any more is noticed within a minute, by the kernel.
@@ -27,7 +27,9 @@ use spiffe::time::{Clock, TlsTime};
 use tower::BoxError;
 use zeroize::Zeroizing;
 
+use super::unverified::Unverified;
 use crate::config::attestors::Cluster;
+use crate::config::kubelet::{Kubelet, Trust};
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 const ALIVE_EVERY: Duration = Duration::from_secs(20);
@@ -51,12 +53,15 @@ pub enum AccessError {
         /// What is wrong with it, and what to do.
         reason: String,
     },
+    /// Something that the kubelet is to be asked by is no good.
+    #[error("[attestors.k8s.kubelet]: {0}")]
+    Kubelet(String),
 }
 
-/// Makes a client of the API server, of files as they are now.
+/// Makes a client, of files as they are now.
 pub type Connect = Box<dyn Fn() -> Result<Client, AccessError> + Send + Sync>;
 
-/// The API server, through a client that is made anew after a failure.
+/// The API server, or the kubelet, through a client that is made anew after a failure.
 pub struct ApiServer {
     connect: Connect,
     client: Mutex<Option<Client>>,
@@ -100,6 +105,26 @@ pub fn connect(cluster: &Cluster, clock: &Arc<dyn Clock>) -> Result<Client, Acce
     }
 }
 
+/// A client of `kubelet`, of its files as they are now. Must be called within a tokio runtime.
+pub fn connect_kubelet(kubelet: &Kubelet, clock: &Arc<dyn Clock>) -> Result<Client, AccessError> {
+    let wrong = |reason: BoxError| AccessError::Kubelet(reason.to_string());
+    let mut config = Config::new(kubelet.address.clone());
+    // Read here, too: kube's own error does not say which file it is of.
+    let token = kubelet.token_file.display();
+    let readable = std::fs::File::open(&kubelet.token_file).map(drop);
+    readable.map_err(|error| AccessError::Kubelet(format!("token_file {token} cannot be read: {error}")))?;
+    config.auth_info.token_file = Some(token.to_string());
+    let tls = match &kubelet.trust {
+        Trust::Ca { file, server_name } => {
+            config.root_cert = Some(roots(file).map_err(AccessError::Kubelet)?);
+            config.tls_server_name.clone_from(server_name);
+            tls(&config, Arc::clone(clock))
+        }
+        Trust::Loopback => unverified(clock),
+    };
+    through(&config, tls.map_err(wrong)?).map_err(wrong)
+}
+
 /// An error of kube's and what is below it: the outermost alone says little.
 pub(super) fn in_words(error: &kube::Error) -> String {
     let mut words = error.to_string();
@@ -137,6 +162,11 @@ fn client(config: &Config, clock: &Arc<dyn Clock>) -> Result<Client, BoxError> {
                      account (token or tokenFile), or a client certificate";
         return Err(words.into());
     }
+    through(config, tls(config, Arc::clone(clock))?)
+}
+
+/// A client that is secured by `tls`.
+fn through(config: &Config, tls: ClientConfig) -> Result<Client, BoxError> {
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
@@ -144,8 +174,7 @@ fn client(config: &Config, clock: &Arc<dyn Clock>) -> Result<Client, BoxError> {
     tcp.set_keepalive(Some(ALIVE_EVERY));
     tcp.set_keepalive_interval(Some(ALIVE_AGAIN));
     tcp.set_keepalive_retries(Some(ALIVE_TRIES));
-    let mut https =
-        hyper_rustls::HttpsConnectorBuilder::new().with_tls_config(tls(config, Arc::clone(clock))?).https_only();
+    let mut https = hyper_rustls::HttpsConnectorBuilder::new().with_tls_config(tls).https_only();
     if let Some(name) = &config.tls_server_name {
         let name = ServerName::try_from(name.clone())?;
         https = https.with_server_name_resolver(hyper_rustls::FixedServerNameResolver::new(name));
@@ -179,6 +208,29 @@ fn tls(config: &Config, clock: Arc<dyn Clock>) -> Result<ClientConfig, BoxError>
     // A resumed session would skip the verifier.
     tls.resumption = rustls::client::Resumption::disabled();
     Ok(tls)
+}
+
+/// Whoever answers is taken for it.
+fn unverified(clock: &Arc<dyn Clock>) -> Result<ClientConfig, BoxError> {
+    let mut tls = ClientConfig::builder_with_details(crypto::provider(), Arc::new(TlsTime(Arc::clone(clock))))
+        .with_protocol_versions(&[&TLS13, &TLS12])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Unverified(crypto::provider())))
+        .with_no_client_auth();
+    tls.resumption = rustls::client::Resumption::disabled();
+    Ok(tls)
+}
+
+/// The certificates in the file of a kubelet's CAs.
+fn roots(file: &Path) -> Result<Vec<Vec<u8>>, String> {
+    let pem = std::fs::read(file).map_err(|error| format!("ca {} cannot be read: {error}", file.display()))?;
+    let roots: Result<Vec<_>, _> =
+        CertificateDer::pem_slice_iter(&pem).map(|found| found.map(|der| der.to_vec())).collect();
+    let roots = roots.map_err(|error| format!("ca {}: {error}", file.display()))?;
+    if roots.is_empty() {
+        return Err(format!("ca {} holds no certificate: name the CAs of the kubelet's, as PEM", file.display()));
+    }
+    Ok(roots)
 }
 
 type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);

@@ -32,7 +32,8 @@ const AT_ONCE: usize = 8;
 pub(super) struct Keeper {
     pub(super) events: mpsc::Receiver<Event>,
     pub(super) told: watch::Sender<Arc<Pods>>,
-    pub(super) api_server: Arc<ApiServer>,
+    /// Who tells what owns an owner; `None`: nobody.
+    pub(super) api_server: Option<Arc<ApiServer>>,
     pub(super) clock: Arc<dyn Clock>,
     /// How many pods are known.
     pub(super) count: Gauge,
@@ -63,7 +64,11 @@ impl Keeper {
                 Some(_) = lookups.join_next() => continue,
             }
             asked.retain(|uid, _| pods.owners().any(|owner| owner.uid == *uid));
-            for owner in pods.wanted() {
+            if self.api_server.is_none() {
+                let unknown: Vec<_> = pods.wanted().map(|owner| Arc::clone(&owner.uid)).collect();
+                unknown.iter().for_each(|uid| pods.settle(uid, Vec::new()));
+            }
+            for (owner, api_server) in pods.wanted().zip(self.api_server.iter().cycle()) {
                 if asked.contains_key(&owner.uid) {
                     continue;
                 }
@@ -71,7 +76,7 @@ impl Keeper {
                 asked.insert(Arc::clone(&owner.uid), needless.clone().drop_guard());
                 let lookup = Lookup {
                     owner: owner.clone(),
-                    api_server: Arc::clone(&self.api_server),
+                    api_server: Arc::clone(api_server),
                     at_once: Arc::clone(&at_once),
                     clock: Arc::clone(&self.clock),
                     to: to.clone(),

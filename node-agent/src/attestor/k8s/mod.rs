@@ -18,14 +18,14 @@
 //! | `pods` | what is known of this node's pods (a value) |
 //! | `presence` | a pod on which answers rest, as long as what was found of it is true |
 //! | `owners` | what owns the owner of a pod |
-//! | `client` | the API server |
-//! | `answer`, `split` | what it answers, object by object, and never more of it than one (`split` is pure) |
-//! | `watch`, `keep` | the loops |
+//! | `client` | the API server and the kubelet; `unverified`, a kubelet on this machine that nothing vouches for |
+//! | `answer`, `split` | what they answer, object by object, and never more of it than one (`split` is pure) |
+//! | `watch` or `kubelet`, `keep` | the loops |
 //!
 //! - A process in no container has no such selectors, at once.
-//! - One in a container that is not known yet waits until it is, woken by the watch, and no longer than `wait`: then the
-//!   attestor fails, and it is to come again.
-//! - What is known stays known when the API server is lost.
+//! - One in a container that is not known yet waits until it is, woken by what is told of pods, and no longer than `wait`: then
+//!   the attestor fails, and it is to come again.
+//! - What is known stays known when the API server, or the kubelet, is lost.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -38,28 +38,32 @@ use spiffe::time::Clock;
 use tokio::sync::mpsc;
 use tokio::sync::watch::Receiver;
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{info, warn};
 
 use self::cgroup::{Container, Top};
-use self::client::ApiServer;
+use self::client::{AccessError, ApiServer};
 use self::keep::Keeper;
+use self::kubelet::{Looks, Waiting};
 use self::object::Pod;
 use self::pods::{Found, Pods};
 pub use self::presence::{Departure, Presence};
 use self::watch::Watch;
 use super::process_file::Credentials;
 use super::{AttestError, Peer, WorkloadAttestor, peer};
+use crate::config::attestors::K8sAttestor;
 use crate::metrics::Metrics;
 
 pub mod answer;
 pub mod cgroup;
 pub mod client;
 mod keep;
+mod kubelet;
 pub mod object;
 pub mod owners;
 pub mod pods;
 mod presence;
 mod split;
+mod unverified;
 mod watch;
 
 const KIND: &str = "k8s";
@@ -77,13 +81,15 @@ pub enum K8sError {
     /// What is known of pods contradicts itself, or its cgroup.
     #[error(transparent)]
     Pod(#[from] pods::PodError),
-    /// The API server does not tell of it.
+    /// Nobody tells of it.
     #[error(
-        "container {} of pod {} is not known on this node: {}", .container.id, .container.pod_uid, .lack.hint()
+        "container {} of pod {} is not known on this node: {}", .container.id, .container.pod_uid, .lack.hint(*.teller)
     )]
     Unknown {
         /// Where the process is.
         container: Container,
+        /// Who should tell of it.
+        teller: Teller,
         /// What is not known of it.
         lack: Lack,
     },
@@ -92,7 +98,7 @@ pub enum K8sError {
 /// What is not known of a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lack {
-    /// Anything: the API server has told of no pods yet.
+    /// Anything: no pods were told of yet.
     Everything,
     /// Whose it is.
     Pod,
@@ -101,19 +107,73 @@ pub enum Lack {
 }
 
 impl Lack {
-    fn hint(self) -> &'static str {
+    fn hint(self, teller: Teller) -> String {
+        let who = match teller {
+            Teller::ApiServer => "the API server",
+            Teller::Kubelet => "the kubelet",
+        };
         match self {
-            Self::Everything => "the API server could not be asked for pods yet: see the agent's log",
-            Self::Pod => "its pod has no such running container by the API server, which may be behind; try again",
-            Self::Owner => "its pod's owner is still being looked up; try again",
+            Self::Everything => format!("{who} could not be asked for pods yet: see the agent's log"),
+            Self::Pod => format!("its pod has no such running container by {who}, which may be behind; try again"),
+            Self::Owner => "its pod's owner is still being looked up; try again".into(),
         }
+    }
+}
+
+/// Who tells of the pods of this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Teller {
+    /// The API server.
+    ApiServer,
+    /// The kubelet.
+    Kubelet,
+}
+
+/// How the pods of this node are known.
+pub enum Source {
+    /// By a watch of the API server.
+    Watch(Arc<ApiServer>),
+    /// By asking the kubelet.
+    Kubelet {
+        /// Where it is.
+        kubelet: Arc<ApiServer>,
+        /// How often it is asked, if nobody waits.
+        every: Duration,
+        /// Who knows what owns the owner of a pod: a kubelet does not. `None`: nobody does.
+        owners: Option<Arc<ApiServer>>,
+    },
+}
+
+impl Source {
+    /// As the config has it. What its files say that is no good is said at once.
+    pub fn of(config: &K8sAttestor, clock: &Arc<dyn Clock>) -> Result<Self, AccessError> {
+        let (cluster, of_files) = (config.cluster.clone(), Arc::clone(clock));
+        let api_server = ApiServer::new(Box::new(move || client::connect(&cluster, &of_files)));
+        let is_reached = api_server.client().map(drop);
+        let Some(kubelet) = config.kubelet.clone() else {
+            return is_reached.map(|()| Self::Watch(api_server));
+        };
+        let owners = match is_reached {
+            Ok(()) => Some(api_server),
+            Err(AccessError::NoPod(_)) => {
+                info!(
+                    "no API server is named beside the kubelet: no selector has the Deployment or the CronJob of a pod"
+                );
+                None
+            }
+            Err(error) => return Err(error),
+        };
+        let (every, of_files) = (kubelet.every, Arc::clone(clock));
+        let kubelet = ApiServer::new(Box::new(move || client::connect_kubelet(&kubelet, &of_files)));
+        kubelet.client()?;
+        Ok(Self::Kubelet { kubelet, every, owners })
     }
 }
 
 /// What the attestor and its loops are made of.
 pub struct Parts {
     /// Where pods are asked for.
-    pub api_server: Arc<ApiServer>,
+    pub source: Source,
     /// The name of this node.
     pub node: String,
     /// How long a process waits for its container to be known.
@@ -128,37 +188,54 @@ pub struct Parts {
 
 /// The attestor, what it reads, and the loops that keep that.
 pub fn new(parts: Parts) -> (K8s, KnownPods, Loops) {
-    let Parts { api_server, node, wait, own_cgroup, clock, metrics } = parts;
+    let Parts { source, node, wait, own_cgroup, clock, metrics } = parts;
     let (to, events) = mpsc::channel(WAITING);
     let (told, pods) = tokio::sync::watch::channel(Arc::default());
-    let watch = Watch {
-        api_server: Arc::clone(&api_server),
-        node,
-        to,
-        clock: Arc::clone(&clock),
-        watching: metrics.k8s_watching,
+    let (waiting, waited_for) = Waiting::new();
+    let (watching, told_at) = (metrics.k8s_watching, metrics.k8s_told);
+    let (teller, asking, api_server) = match source {
+        Source::Watch(api_server) => {
+            let owners = Some(Arc::clone(&api_server));
+            let watch = Watch { api_server, node, to, clock: Arc::clone(&clock), watching, told: told_at };
+            (Teller::ApiServer, Asking::Watch(watch), owners)
+        }
+        Source::Kubelet { kubelet, every, owners } => {
+            let (waiting, clock) = (waited_for, Arc::clone(&clock));
+            let looks = Looks { kubelet, node, every, waiting, to, clock, watching, told: told_at };
+            (Teller::Kubelet, Asking::Kubelet(looks), owners)
+        }
     };
     let keeper = Keeper { events, told, api_server, clock: Arc::clone(&clock), count: metrics.k8s_pods };
-    let known = KnownPods { pods, wait, clock };
+    let known = KnownPods { pods, waiting, teller, wait, clock };
     let attestor = K8s {
         top: Top::of_agent(&own_cgroup),
         known: known.clone(),
         misplaced: metrics.k8s_misplaced,
         layouts: Mutex::default(),
     };
-    (attestor, known, Loops { watch, keeper })
+    (attestor, known, Loops { asking, keeper })
 }
 
 /// What keeps the attestor up to date.
 pub struct Loops {
-    watch: Watch,
+    asking: Asking,
     keeper: Keeper,
+}
+
+/// The loop that asks for pods.
+enum Asking {
+    Watch(Watch),
+    Kubelet(Looks),
 }
 
 impl Loops {
     /// Runs until `shutdown`.
     pub async fn run(self, shutdown: CancellationToken) {
-        tokio::join!(self.watch.run(shutdown.clone()), self.keeper.run(shutdown));
+        let keeping = self.keeper.run(shutdown.clone());
+        match self.asking {
+            Asking::Watch(watch) => tokio::join!(watch.run(shutdown), keeping),
+            Asking::Kubelet(looks) => tokio::join!(looks.run(shutdown), keeping),
+        };
     }
 }
 
@@ -241,6 +318,9 @@ fn known(pods: &Pods, container: &Container) -> Result<Option<Vec<Selector>>, K8
 #[derive(Clone)]
 pub struct KnownPods {
     pods: Receiver<Arc<Pods>>,
+    /// Whoever waits says so here.
+    waiting: Waiting,
+    teller: Teller,
     wait: Duration,
     clock: Arc<dyn Clock>,
 }
@@ -250,13 +330,18 @@ impl KnownPods {
     pub async fn pod(&self, means: impl Fn(&Pod) -> bool) -> Option<(Presence, Selectors)> {
         let mut pods = self.pods.clone();
         let waiting = async {
+            let mut waiter = None;
             loop {
                 let known = Arc::clone(&pods.borrow_and_update());
                 let now = self.clock.now();
                 let is_meant = |pod: &&Arc<Pod>| means(pod) && !pod.life.is_over(now);
                 let found = known.all().find(is_meant).and_then(|pod| Some((pod.uid.clone(), known.of_pod(pod)?)));
-                if found.is_some() || pods.changed().await.is_err() {
+                if found.is_some() {
                     return found;
+                }
+                waiter.get_or_insert_with(|| self.waiting.one());
+                if pods.changed().await.is_err() {
+                    return None;
                 }
             }
         };
@@ -276,6 +361,7 @@ impl KnownPods {
 
     async fn until_known(&self, container: &Container) -> Result<Vec<Selector>, K8sError> {
         let mut pods = self.pods.clone();
+        let _waiter = self.waiting.one();
         let waiting = async {
             loop {
                 let now = Arc::clone(&pods.borrow_and_update());
@@ -300,7 +386,7 @@ impl KnownPods {
                 _ => Lack::Everything,
             }
         };
-        found.ok_or_else(|| K8sError::Unknown { container: container.clone(), lack: lack() })
+        found.ok_or_else(|| K8sError::Unknown { container: container.clone(), teller: self.teller, lack: lack() })
     }
 }
 

@@ -52,7 +52,8 @@ pub struct OwnerReference {
     pub(super) controller: Option<bool>,
 }
 
-/// Set on the API object of a static pod, to the UID that the kubelet calls it by.
+/// The first two are set on the API object of a static pod, to the UID that the kubelet calls it by; the third by the kubelet, to
+/// where it has a pod from.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 struct Annotations {
@@ -60,6 +61,8 @@ struct Annotations {
     mirror: Option<String>,
     #[serde(rename = "kubernetes.io/config.hash")]
     hash: Option<String>,
+    #[serde(rename = "kubernetes.io/config.source")]
+    source: Option<String>,
 }
 
 /// An object of which no more is needed than who it is.
@@ -76,6 +79,19 @@ pub struct PodObject {
     pub(super) metadata: Meta,
     spec: PodSpec,
     status: Option<PodStatus>,
+}
+
+impl PodObject {
+    /// The name of its node.
+    pub(super) fn node(&self) -> Option<&str> {
+        self.spec.node_name.as_deref()
+    }
+
+    /// Whether the kubelet has it from a manifest of its own, and not from the API server.
+    pub(super) fn is_static(&self) -> bool {
+        let source = self.metadata.annotations.as_ref().and_then(|annotations| annotations.source.as_deref());
+        matches!(source, Some("file" | "http"))
+    }
 }
 
 impl From<PodObject> for Named {
@@ -249,7 +265,7 @@ pub(super) fn of_owner(kind: &str, name: &str, uid: &str) -> impl Iterator<Item 
 
 /// The UID that the kubelet has for a static pod, of which `metadata` is the mirror.
 fn static_uid(metadata: &Meta) -> Option<&str> {
-    let Annotations { mirror, hash } = metadata.annotations.as_ref()?;
+    let Annotations { mirror, hash, .. } = metadata.annotations.as_ref()?;
     hash.as_deref().filter(|hash| mirror.as_deref() == Some(hash) && !hash.is_empty())
 }
 

@@ -52,7 +52,7 @@ pub enum OwnerError {
     #[error(transparent)]
     Access(#[from] AccessError),
     /// The API server said so, or did not answer.
-    #[error(transparent)]
+    #[error("the API server {0}")]
     Answer(#[from] AnswerError),
 }
 

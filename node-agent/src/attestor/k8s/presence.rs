@@ -44,7 +44,7 @@ impl Presence {
         &self.uid
     }
 
-    /// Returns when it is so no longer, by what the API server has said. Cancel safe.
+    /// Returns when it is so no longer, by what was told of pods. Cancel safe.
     pub async fn ended(&self) -> Departure {
         let mut pods = self.pods.clone();
         loop {

@@ -1,4 +1,5 @@
 //! For tests: an API server that behaves, and one that does not: lists, watches and owners, as a service under kube's client.
+//! It answers as the kubelet of the node, too.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -32,6 +33,8 @@ pub(super) enum Mood {
     Hanging,
     /// It ends each watch at once.
     Flapping,
+    /// It answers everything with these words.
+    Saying(&'static str),
 }
 
 #[derive(Default)]
@@ -114,7 +117,15 @@ impl Api {
         match mood {
             Mood::Refusing(code) => return refusal(code),
             Mood::Hanging => std::future::pending().await,
+            Mood::Saying(words) => return Response::new(Full::new(Bytes::from(words)).boxed_unsync()),
             Mood::Well | Mood::Flapping => {}
+        }
+        if path == "/pods" {
+            let pods: Vec<Value> = self.state().pods.values().cloned().collect();
+            return whole(
+                StatusCode::OK,
+                &json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": pods}),
+            );
         }
         if !path.starts_with("/api/v1/pods") {
             let owner = self.state().owners.get(path.split('?').next().unwrap()).cloned();

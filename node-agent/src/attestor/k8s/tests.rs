@@ -9,25 +9,30 @@ use super::object::tests::{NODE, document, id};
 use super::test_api::{Api, Mood};
 use super::*;
 
-const POD: &str = "2c48913c-b29f-11e7-9350-020968147796";
-const OTHER: &str = "a2830d0d-b0f0-4ff0-81b5-0ee4e299cf80";
+pub(super) const POD: &str = "2c48913c-b29f-11e7-9350-020968147796";
+pub(super) const OTHER: &str = "a2830d0d-b0f0-4ff0-81b5-0ee4e299cf80";
 const WAIT: Duration = Duration::from_secs(5);
 
 /// A node's attestor and the API server that it asks.
-struct Node {
-    api: Api,
-    clock: Fake,
-    attestor: Arc<K8s>,
-    known: KnownPods,
-    metrics: Metrics,
+pub(super) struct Node {
+    pub(super) api: Api,
+    pub(super) clock: Fake,
+    pub(super) attestor: Arc<K8s>,
+    pub(super) known: KnownPods,
+    pub(super) metrics: Metrics,
     _stop: DropGuard,
 }
 
 impl Node {
     fn new(api: Api) -> Self {
+        let source = Source::Watch(api.server());
+        Self::of(api, source)
+    }
+
+    pub(super) fn of(api: Api, source: Source) -> Self {
         let (clock, metrics) = (Fake::new(Timestamp::from_unix(1_800_000_000)), Metrics::default());
         let parts = Parts {
-            api_server: api.server(),
+            source,
             node: NODE.into(),
             wait: WAIT,
             own_cgroup: Vec::new(),
@@ -41,7 +46,7 @@ impl Node {
     }
 
     /// Attests a process in `container` of `pod`, in a task of its own.
-    fn attest(&self, pod: &str, container: char) -> tokio::task::JoinHandle<Result<Vec<String>, String>> {
+    pub(super) fn attest(&self, pod: &str, container: char) -> tokio::task::JoinHandle<Result<Vec<String>, String>> {
         let (attestor, file) = (Arc::clone(&self.attestor), format!("0::/kubepods/pod{pod}/{}\n", id(container)));
         tokio::spawn(async move {
             let found = attestor.of_cgroup(file.as_bytes()).await.map_err(|error| error.to_string())?;
@@ -49,17 +54,17 @@ impl Node {
         })
     }
 
-    async fn found(&self, pod: &str, container: char) -> Result<Vec<String>, String> {
+    pub(super) async fn found(&self, pod: &str, container: char) -> Result<Vec<String>, String> {
         soon(self.attest(pod, container)).await.unwrap()
     }
 
-    async fn until(&self, what: impl Fn(&Pods) -> bool) {
+    pub(super) async fn until(&self, what: impl Fn(&Pods) -> bool) {
         let mut pods = self.known.pods.clone();
         soon(pods.wait_for(|pods| what(pods))).await.unwrap();
     }
 
     /// Lets time pass until `what` is so.
-    async fn tick_until(&self, what: impl Fn() -> bool) {
+    pub(super) async fn tick_until(&self, what: impl Fn() -> bool) {
         soon(async {
             while !what() {
                 self.clock.advance(Duration::from_secs(1));
@@ -71,18 +76,18 @@ impl Node {
 }
 
 #[expect(clippy::disallowed_methods, reason = "a test that hangs should say so")]
-async fn soon<T>(future: impl Future<Output = T>) -> T {
+pub(super) async fn soon<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(20), future).await.expect("it takes too long")
 }
 
 /// A pod that nothing owns.
-fn bare(uid: &str, container: char) -> Value {
+pub(super) fn bare(uid: &str, container: char) -> Value {
     let mut pod = document(uid, &id(container));
     pod["metadata"]["ownerReferences"] = json!([]);
     pod
 }
 
-fn has(found: &[String], selector: &str) -> bool {
+pub(super) fn has(found: &[String], selector: &str) -> bool {
     found.iter().any(|found| found == selector)
 }
 
@@ -97,6 +102,7 @@ async fn a_process_is_known_by_its_container() {
     }
     assert_eq!(node.attestor.of_cgroup(b"0::/user.slice\n").await.unwrap(), [], "at once: it is in no container");
     assert_eq!((node.metrics.k8s_pods.get(), node.metrics.k8s_watching.get()), (1, 1));
+    assert_eq!(node.metrics.k8s_told.get(), 1_800_000_000);
     assert_eq!(node.metrics.k8s_misplaced.get(), 0);
     let elsewhere = format!("0::/x/kubepods/pod{POD}/{}\n", id('a'));
     assert_eq!(node.attestor.of_cgroup(elsewhere.as_bytes()).await.unwrap(), []);

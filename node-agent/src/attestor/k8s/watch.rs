@@ -47,7 +47,7 @@ const PATH: &str = "/api/v1/pods";
 enum WatchError {
     #[error(transparent)]
     Access(#[from] AccessError),
-    #[error(transparent)]
+    #[error("the API server {0}")]
     Answer(AnswerError),
     #[error("the API server ends the watch ({code}): {message:?}")]
     Ended { code: u16, message: String },
@@ -119,6 +119,8 @@ pub(super) struct Watch {
     pub(super) clock: Arc<dyn Clock>,
     /// 1 while the watch is open.
     pub(super) watching: Gauge,
+    /// When something was last told, in Unix seconds.
+    pub(super) told: Gauge,
 }
 
 impl Watch {
@@ -169,6 +171,7 @@ impl Watch {
                 if version.is_empty() {
                     return Err(WatchError::NoVersion);
                 }
+                self.hear();
                 self.tell(Event::All(pods)).await?;
                 *is_told = true;
                 let later = LIST_AFTER.mul_f64(1.0 + f64::from(chance()) / f64::from(u32::MAX));
@@ -228,6 +231,9 @@ impl Watch {
             let event = tokio::time::timeout(SILENCE_LIMIT, events.next()).await.map_err(|_| WatchError::Silent)?;
             let Some(event) = event? else { return Ok(has_brought) };
             has_brought = true;
+            if !matches!(event, Told::Error(_)) {
+                self.hear();
+            }
             let reached = match event {
                 Told::Added(object) | Told::Modified(object) => {
                     let reached = object.metadata.resource_version.clone();
@@ -259,6 +265,10 @@ impl Watch {
             warn!(%namespace, %name, count, "this pod has too many containers: those that do not run are left out first");
         }
         Some(pod)
+    }
+
+    fn hear(&self) {
+        self.told.set(i64::try_from(self.clock.now().unix()).unwrap_or(i64::MAX));
     }
 
     async fn tell(&self, event: Event) -> Result<(), WatchError> {
