@@ -49,7 +49,7 @@ async fn measure(nodes: usize) -> Result<()> {
     cluster.create_all((0..NAMESPACES).map(|number| plain("Namespace", &namespace(number), None)));
     cluster.create_all(
         (0..NAMESPACES * PODS_OF_A_NODE)
-            .map(|number| plain("ServiceAccount", &account(number / NAMESPACES), Some(namespace(number)))),
+            .map(|number| plain("ServiceAccount", &account(number / NAMESPACES), Some(&namespace(number)))),
     );
     cluster.create_all((0..nodes).map(|number| plain("Node", &format!("node-{number}"), None)));
     let count = nodes * PODS_OF_A_NODE;
@@ -115,7 +115,7 @@ fn account(number: usize) -> String {
     format!("account-{}", number % PODS_OF_A_NODE)
 }
 
-fn plain(kind: &str, name: &str, namespace: Option<String>) -> Value {
+fn plain(kind: &str, name: &str, namespace: Option<&str>) -> Value {
     json!({ "apiVersion": "v1", "kind": kind, "metadata": { "name": name, "namespace": namespace } })
 }
 

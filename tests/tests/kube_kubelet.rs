@@ -2,15 +2,14 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests say what is wrong by panicking")]
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use spiffe::proto::v1;
-use tests::binary::{Process, wait_for};
 use tests::certificates::{self, Ca};
 use tests::cgroup::{Cgroup, Shape};
 use tests::cluster::{Cluster, Container, Pod, uid};
+use tests::contained::Contained;
 use tests::house::text;
 use tests::kubelet::{Kubelet, Mood};
 use tests::operator::entry;
@@ -87,17 +86,12 @@ impl Scene {
     /// A process in the container of a pod.
     fn process(&self, shape: Shape, of: &Running) -> Contained {
         let group = Cgroup::of(shape, uid(&of.pod), &of.container.id);
-        let number = std::fs::read_dir(self.house.path("")).unwrap().count();
-        let near = self.house.path(&format!("near{number}.sock"));
-        let command = group.command(relay()).args([text(&near), text(self.node.socket())]);
-        let process = Process::start(command, &self.house.path(""), &format!("relay{number}"));
-        assert!(wait_for(10, || near.exists().then_some(())).is_some(), "{}", process.tail());
-        Contained { _process: process, near, _group: group }
+        Contained::start(group, &self.house.path(""), self.node.socket())
     }
 
     /// What the process asks for by itself.
     async fn workload(&self, of: &Contained) -> Workload {
-        Workload::open(&of.near, self.house.clock()).await
+        of.workload(self.house.clock()).await
     }
 
     /// Waits until a workload has exactly these identities.
@@ -142,21 +136,6 @@ impl Scene {
 struct Running {
     pod: Value,
     container: Container,
-}
-
-/// A process in a container, which hands on what asks at `near`.
-struct Contained {
-    // Ended before its group is removed.
-    _process: Process,
-    near: PathBuf,
-    _group: Cgroup,
-}
-
-fn relay() -> PathBuf {
-    let beside = std::env::current_exe().unwrap();
-    let built = beside.ancestors().nth(2).unwrap().join("examples/relay");
-    assert!(built.exists(), "{} is not there: build it with `cargo build -p tests --examples`", built.display());
-    built
 }
 
 /// A UID that no other pod has.
