@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests say what is wrong by panicking")]
 
 use serde_json::{Value, json};
+use tests::binary::wait_for;
 use tests::chart::{Chart, documents, find};
 use tests::cluster::{Cluster, collection};
 
@@ -65,6 +66,7 @@ fn a_real_api_server_takes_every_object_and_the_rights_are_the_least() {
 
 #[track_caller]
 fn server_may(cluster: &Cluster) {
+    comes_to_hold(cluster, "chancery-server", ("create", ["", "configmaps", "chancery", ""]));
     let may = |verb: &str, at: [&str; 4]| may(cluster, "chancery-server", verb, at);
     assert!(may("create", ["authentication.k8s.io", "tokenreviews", "", ""]));
     for resource in ["pods", "nodes", "namespaces"] {
@@ -93,6 +95,7 @@ fn server_may(cluster: &Cluster) {
 
 #[track_caller]
 fn agent_may(cluster: &Cluster) {
+    comes_to_hold(cluster, "chancery-agent", ("list", ["", "pods", "", ""]));
     let may = |verb: &str, at: [&str; 4]| may(cluster, "chancery-agent", verb, at);
     for (verb, at) in [
         ("list", ["", "pods", "", ""]),
@@ -129,6 +132,7 @@ fn agent_beside_a_kubelet_may(cluster: &Cluster) {
         }
         cluster.create(&object);
     }
+    comes_to_hold(cluster, "beside-a-kubelet", ("get", ["", "nodes/pods", "", "node-a"]));
     let may = |verb: &str, at: [&str; 4]| may(cluster, "beside-a-kubelet", verb, at);
     assert!(may("get", ["", "nodes/pods", "", "node-a"]));
     assert!(may("get", ["apps", "replicasets", "shop", "web-1"]));
@@ -140,6 +144,13 @@ fn agent_beside_a_kubelet_may(cluster: &Cluster) {
     ] {
         assert!(!may(verb, at), "{verb} {at:?}");
     }
+}
+
+/// Waits until an account may do this: the API server hears of roles by a watch of its own, a moment after they were made.
+#[track_caller]
+fn comes_to_hold(cluster: &Cluster, account: &str, (verb, at): (&str, [&str; 4])) {
+    let holds = wait_for(30, || may(cluster, account, verb, at).then_some(()));
+    assert!(holds.is_some(), "{account} may not {verb} {at:?}");
 }
 
 /// Whether the account of that name in `chancery` may do it to `[group, resource, namespace, name]`.
