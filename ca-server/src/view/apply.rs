@@ -139,7 +139,10 @@ impl View {
         }
         concerned.sort_unstable();
         concerned.dedup();
-        let visits = concerned.iter().flat_map(|agent| differences(&self.pods, &view.pods, agent)).collect();
+        let mut visits: Vec<Visit> =
+            concerned.iter().flat_map(|agent| differences(&self.pods, &view.pods, agent)).collect();
+        // What goes first, so that nothing is over a limit on the way that is within it at the end.
+        visits.sort_by_key(|(_, is)| is.is_some());
         let law = view.law(Arc::clone(&view.book));
         Rework::new(view, Vec::new(), law.clone(), law, visits)
     }

@@ -32,7 +32,9 @@ impl Nodes {
     /// Whether it is certain at `now` that the node which has attested as `node` was deleted.
     pub fn has_lost(&self, node: &Node, now: Timestamp) -> bool {
         let settled = self.since.max(node.attested_at).plus(GRACE);
-        self.as_of >= settled && now.since(self.as_of) <= FRESH && !self.agents.contains(&node.id)
+        // A word of the future is one of a clock that has been put back since.
+        let is_fresh = self.as_of <= now && now.since(self.as_of) <= FRESH;
+        self.as_of >= settled && is_fresh && !self.agents.contains(&node.id)
     }
 }
 
@@ -68,6 +70,8 @@ mod tests {
         let known = nodes(ago(3600), ago(10));
         assert!(known.has_lost(&gone, NOW) && !known.has_lost(&here, NOW));
         assert!(!nodes(ago(3600), ago(181)).has_lost(&gone, NOW), "nobody has heard of the cluster for a while");
+        let later = NOW.plus(Duration::from_secs(1));
+        assert!(!nodes(ago(3600), later).has_lost(&gone, NOW), "the clock was ahead when it was heard of last");
         assert!(!nodes(ago(200), ago(10)).has_lost(&gone, NOW), "the server has just started");
         assert!(!known.has_lost(&node("2", ago(200)), NOW), "it was there when it attested");
     }

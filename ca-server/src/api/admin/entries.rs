@@ -67,7 +67,8 @@ pub(super) async fn create(call: &Call<'_>, request: v1::CreateEntriesRequest) -
             "there are {stored} entries, and {most} are allowed: delete some, or raise limits.entries in the server's config"
         )));
     }
-    let mut operators = Operators::new(view, &request.entries, call.settings.gives_service_accounts);
+    let newest = call.newest(&request.entries).await?;
+    let mut operators = Operators::new(&newest, &request.entries, call.settings.gives_service_accounts);
     let allowed = request.allow_server_names;
     let plan = |(at, mut wire): (usize, v1::Entry)| {
         if wire.id.is_empty() {
@@ -87,7 +88,8 @@ pub(super) async fn create(call: &Call<'_>, request: v1::CreateEntriesRequest) -
 }
 
 pub(super) async fn update(call: &Call<'_>, request: v1::UpdateEntriesRequest) -> Result<v1::EntryResults, Refusal> {
-    let mut operators = Operators::new(&call.admitted.view, &request.entries, call.settings.gives_service_accounts);
+    let newest = call.newest(&request.entries).await?;
+    let mut operators = Operators::new(&newest, &request.entries, call.settings.gives_service_accounts);
     let allowed = request.allow_server_names;
     let plan = |mut wire: v1::Entry| {
         let before = find_stored(&call.admitted.view, &wire.id)?;

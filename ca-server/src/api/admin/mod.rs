@@ -35,6 +35,7 @@ use crate::authority::{Authority, Kind, State};
 use crate::federation::Federation;
 use crate::rotate::Rotator;
 use crate::store::Revision;
+use crate::view::{View, keys};
 
 /// The longest that WaitApplied waits.
 const LONGEST_WAIT: Duration = Duration::from_secs(600);
@@ -113,6 +114,16 @@ impl Call<'_> {
         };
         event.revision = self.admitted.view.revision();
         event
+    }
+
+    /// The View by which entries may make operators: one with every rule that is stored. Such a View can be seconds behind the
+    /// store, while a rule is held against many pods.
+    async fn newest(&self, entries: &[v1::Entry]) -> Result<Arc<View>, Refusal> {
+        if !entries.iter().any(|entry| entry.admin) {
+            return Ok(Arc::clone(&self.admitted.view));
+        }
+        let (_, revision) = self.doors.store.range(keys::RULES).await?;
+        Ok(self.doors.views.reached(revision).await)
     }
 
     /// Makes one change and records it; answers when this server's View has it.

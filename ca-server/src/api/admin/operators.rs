@@ -96,7 +96,10 @@ fn alias(id: &SpiffeId) -> Refusal {
 }
 
 fn marked(id: &SpiffeId, other: &EntryId) -> Refusal {
-    let first = if other.is_derived() { "change the rule that it comes from" } else { "delete that entry first" };
+    let first = match other.is_derived() {
+        true => "change the rule that it comes from",
+        false => "delete that entry first, and wait until the last SVID that it gave has ended",
+    };
     Refusal::precondition(format_args!(
         "entry {other} has the SPIFFE ID {id} too and is not marked admin: whoever gets its SVID would be an operator. \
          Give operators an ID of their own, or {first}"

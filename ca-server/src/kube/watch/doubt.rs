@@ -65,7 +65,7 @@ impl Doubt {
 
     /// Nodes were heard of at `now`: the pods that wait no longer.
     pub(super) fn heard(&mut self, now: Timestamp) -> Vec<Arc<str>> {
-        self.heard = self.heard.max(now);
+        self.heard = now;
         self.vouched.retain(|_, (_, at)| *at > self.heard);
         self.asked.retain(|_, answered| answered.is_none());
         std::mem::take(&mut self.waiting).into_values().flatten().collect()

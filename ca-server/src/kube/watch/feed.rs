@@ -99,11 +99,12 @@ impl Feed {
         let (mut backoff, mut failures) = (Backoff::new(FIRST, MOST), 0);
         loop {
             let turn = match &mut place {
-                Place::Nowhere => self.list(&mut interned, read, tell).await.map(|version| place = Place::At(version)),
+                Place::Nowhere => self.list(&mut interned, read, tell).await.map(Place::At),
                 Place::At(version) => self.watch(version, &mut interned, read, tell).await,
             };
             let error = match turn {
-                Ok(()) => {
+                Ok(next) => {
+                    place = next;
                     backoff.reset();
                     failures = 0;
                     continue;
@@ -134,7 +135,7 @@ impl Feed {
         read: fn(T, &mut Interned) -> Option<S>,
         tell: fn(Change<S>) -> Told,
     ) -> Result<String, Stop> {
-        let (mut all, mut next, mut size) = (Vec::new(), String::new(), PAGE);
+        let (mut all, mut next, mut size, mut told) = (Vec::new(), String::new(), PAGE, 0);
         loop {
             let asked = self.cluster.ask(self.request(&page(&next, size), WHO_LIST)?).await;
             let List::<T> { metadata, items } = match asked {
@@ -145,8 +146,14 @@ impl Feed {
                 }
                 asked => asked?,
             };
-            all.extend(items.into_iter().flatten().filter_map(|object| read(self.cut(object), interned)));
-            self.cluster.refuse_too_many(self.of, all.len())?;
+            let items = items.unwrap_or_default();
+            // Each page brings something, and all of it counts: there is an end to them.
+            if items.is_empty() && !metadata.next.is_empty() {
+                return Err(ApiError::Unreachable("it sends an empty page, and says that more follow".into()).into());
+            }
+            told += items.len();
+            self.cluster.refuse_too_many(self.of, told)?;
+            all.extend(items.into_iter().filter_map(|object| read(self.cut(object), interned)));
             if metadata.next.is_empty() {
                 self.heard();
                 self.tell(tell(Change::All(all))).await?;
@@ -156,14 +163,14 @@ impl Feed {
         }
     }
 
-    /// Watches from `version` on, which goes along, until the API server ends it.
+    /// Watches from `version` on, which goes along, until the API server ends it. Returns where to go on.
     async fn watch<T: Object + DeserializeOwned + Clone, S>(
         &self,
         version: &mut String,
         interned: &mut Interned,
         read: fn(T, &mut Interned) -> Option<S>,
         tell: fn(Change<S>) -> Told,
-    ) -> Result<(), Stop> {
+    ) -> Result<Place, Stop> {
         let length = self.cluster.watch_timeout();
         let (began, mut brought) = (self.clock.now(), false);
         let query = format!(
@@ -194,7 +201,9 @@ impl Feed {
                 None if is_suspicious(brought, began, self.clock.now(), length) => {
                     return Err(ApiError::Unreachable("the watch ended before its time".into()).into());
                 }
-                None => return Ok(()),
+                // Not even a bookmark: a version that is not there yet (etcd was set back) is watched without a word.
+                None if !brought => return Ok(Place::Nowhere),
+                None => return Ok(Place::At(std::mem::take(version))),
             };
             brought = true;
             self.heard();

@@ -45,7 +45,7 @@ impl Roster {
     /// When the watch of nodes was last heard.
     pub(super) fn heard(&mut self, now: Timestamp) {
         if let Some(nodes) = &mut self.nodes {
-            nodes.as_of = nodes.as_of.max(now);
+            nodes.as_of = now;
         }
     }
 

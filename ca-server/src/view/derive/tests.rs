@@ -250,6 +250,19 @@ fn is_bounded(view: &View, rules: &[v1::Rule], pods: &Pods) {
 }
 
 #[test]
+fn a_pod_for_another_is_within_the_limit_in_whatever_order_they_are() {
+    let rules = ["a", "b"].map(|id| rule(id, &format!("spiffe://example.org/{id}/{{{{pod-uid}}}}"), 1));
+    let terms = crate::view::Terms { most: 32, ..crate::view::Terms::default() };
+    let (view, _) = after(&View::empty(domain()).on_terms(terms), rules.into_iter().map(put_rule).collect());
+    let pods = (10..26).map(|uid| PodEvent::Put(pod(&uid.to_string(), "n1", &[])));
+    let view = view.told(pods).0;
+    assert_eq!((view.derived_count(), view.rules_over_limit().count()), (32, 0));
+    let gone = PodEvent::Gone { cluster: "prod".into(), uid: "25".into() };
+    let (view, _) = view.told([gone, PodEvent::Put(pod("09", "n1", &[]))]);
+    assert_eq!((view.derived_count(), view.rules_over_limit().count()), (32, 0));
+}
+
+#[test]
 fn above_the_limit_the_youngest_rules_give_nothing() {
     let rules = ["a", "b", "c"].map(|id| rule(id, &format!("spiffe://example.org/{id}/{{{{pod-uid}}}}"), 1));
     let writes = rules.iter().cloned().map(put_rule).collect();
