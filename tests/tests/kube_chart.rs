@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests say what is wrong by panicking")]
 
 use serde_json::Value;
+use tests::binary::House;
 use tests::chart::{Chart, configs, containers, documents, find};
 
 /// The oldest and the newest Kubernetes that the schemas are held against, and the API server of our tests.
@@ -50,6 +51,9 @@ fn values_that_are_not_known_or_make_no_sense_are_refused() {
         ("agent: { runAsUser: 1000, unixAttestor: true }", "runAsUser"),
         ("publish: { istio: true }", "namespaces"),
         ("image: { digest: latest }", "digest"),
+        // Forgotten, as by an upgrade without the file of the installation.
+        ("trustDomain: null", "trustDomain"),
+        ("image: { repository: null }", "repository"),
     ] {
         let output = Chart::try_with(values);
         output.failed(1, &[word]);
@@ -57,19 +61,29 @@ fn values_that_are_not_known_or_make_no_sense_are_refused() {
 }
 
 #[test]
-fn the_chart_takes_the_values_of_the_page() {
+fn a_service_for_istio_has_a_name_of_the_server_only_while_there_is_one() {
+    for (enabled, has) in [("true", true), ("false", false)] {
+        let values = format!("istio: {{ enabled: {enabled}, service: {{ enabled: true }} }}");
+        let made = documents(&Chart::try_with(&values).succeeded().stdout);
+        let is_named = configs(&made).0.dns_names.iter().any(|name| name.to_string() == "istiod.chancery.svc");
+        assert_eq!((find(&made, "Service", "istiod").is_some(), is_named), (has, has), "{values}");
+    }
+}
+
+#[test]
+fn the_installation_of_the_page_has_all_that_an_upgrade_needs() {
     let page = include_str!("../../docs/kubernetes.md");
-    let words = page.split_whitespace().collect::<Vec<_>>();
-    let set = words.windows(2).filter(|pair| pair[0] == "--set").map(|pair| pair[1]);
-    let value = |pair: &str| pair.replacen('.', ": { ", usize::from(pair.split('=').next().unwrap().contains('.')));
-    let values = set.map(|pair| {
-        let close = if value(pair).contains('{') { " }" } else { "" };
-        format!("{}{close}\n", value(pair).replacen('=', ": ", 1))
-    });
-    let values: String = values.collect();
-    assert!(values.contains("clusterName: main") && values.contains("image: { repository: "), "{values}");
-    let rendered = Chart::try_with(&values).succeeded();
-    rendered.says(&["image: \"registry.example.org/chancery:0.1.0\"", "trust_domain = \"example.org\""]);
+    let upgrade = include_str!("../../docs/kubernetes-upgrade.md");
+    let values = page.split("```yaml values.yaml\n").nth(1).unwrap().split("```").next().unwrap();
+    let rendered = Chart::try_with(values).succeeded();
+    rendered.says(&["image: \"registry.example.org/chancery:0.1.0\"", "trust_domain = \"example.org\"", "[kubernetes.\"main\"]"]);
+    for required in ["trustDomain: ", "clusterName: ", "image: { repository: "] {
+        assert!(values.contains(required), "{required}: {values}");
+    }
+    for (verb, page) in [("install", page), ("upgrade", upgrade)] {
+        let command = page.lines().find(|line| line.starts_with(&format!("helm {verb} "))).unwrap();
+        assert!(command.ends_with("--values values.yaml"), "{command}");
+    }
 }
 
 #[test]
@@ -77,7 +91,7 @@ fn the_values_of_the_page_give_configs_that_are_taken() {
     let page = include_str!("../../docs/kubernetes.md");
     let values: Vec<&str> =
         page.split("```yaml values.yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
-    assert_eq!(values.len(), 3);
+    assert_eq!(values.len(), 4);
     for values in values {
         let text = Chart::try_with(values).succeeded().stdout;
         let made = documents(&text);
@@ -133,6 +147,23 @@ fn the_config_of_the_page_on_istio_is_taken_and_has_the_name_that_proxies_are_gi
     let (folder, key) = file.rsplit_once('/').unwrap();
     assert_eq!((&ztunnel["volumeMounts"][0]["mountPath"], key), (&folder.into(), "root-cert.pem"));
     assert_eq!(ztunnel["volumes"][0]["configMap"]["name"], "chancery-bundle");
+    let of_page = page.split("## 3. ztunnel").nth(1).unwrap().split("```yaml\n").nth(1).unwrap();
+    assert_eq!(&documents(of_page.split("```").next().unwrap())[0], ztunnel);
+}
+
+#[test]
+fn service_accounts_are_taken_in_both_spellings() {
+    for mark in [":", "/"] {
+        let accounts = format!(
+            "agent: {{ serviceAccounts: ['a{mark}b'] }}\nistio: {{ enabled: true, nodeAccounts: ['c{mark}d'] }}"
+        );
+        let made = documents(&Chart::try_with(&accounts).succeeded().stdout);
+        let server = configs(&made).0;
+        let agents = &server.attest.k8s_psat.values().next().unwrap().service_accounts[0];
+        let nodes = &server.istio.unwrap().trusted_node_accounts[0];
+        let named = [&agents.namespace, &agents.name, &nodes.namespace, &nodes.name].map(ToString::to_string);
+        assert_eq!(named, ["a", "b", "c", "d"], "{mark}");
+    }
 }
 
 #[test]
@@ -265,10 +296,46 @@ fn no_role_has_a_wildcard_or_a_secret_and_changes_are_bound_to_names() {
 }
 
 #[test]
+fn each_command_of_the_pages_and_of_the_notes_is_one_that_chancery_knows() {
+    let house = House::empty("");
+    let notes = include_str!("../../deploy/helm/chancery/templates/NOTES.txt");
+    let pages = ["kubernetes.md", "kubernetes-upgrade.md", "istio.md", "rules.md", "proxies/istio.md"];
+    let pages = pages.map(|page| (page, std::fs::read_to_string(tests::chart::deploy("../docs").join(page)).unwrap()));
+    let samples = include_str!("../../deploy/istio/README.md");
+    let texts = pages.into_iter().chain([("NOTES.txt", notes.into()), ("istio/README.md", samples.into())]);
+    let mut known = Vec::new();
+    for (name, text) in texts {
+        for command in commands(&text) {
+            let words: Vec<&str> = command.split_whitespace().collect();
+            let said = house.run(&words);
+            // 2: the command line is wrong. There is no server, so nothing comes of those that are right.
+            assert!([Some(0), Some(1), Some(3)].contains(&said.code), "{name}: {said}");
+            known.push((name, command));
+        }
+    }
+    for name in ["kubernetes.md", "rules.md", "proxies/istio.md", "NOTES.txt", "istio/README.md"] {
+        assert!(known.contains(&(name, "rule create pods".into())), "{name}: {known:?}");
+    }
+}
+
+#[test]
 fn the_dockerfile_is_in_order() {
     let hadolint = tests::binary::place("CHANCERY_HELM").join("hadolint");
     let dockerfile = tests::chart::deploy("Dockerfile").display().to_string();
     tests::binary::Command::new(hadolint).args([dockerfile]).run().succeeded();
+}
+
+/// What stands behind `chancery` where it is called: at the start of a line or a code span, or behind `--` of `kubectl exec`
+/// or variables.
+fn commands(text: &str) -> Vec<String> {
+    let text = text.replace("\\\n", " ");
+    let is_called = |before: &str| {
+        let word = before.rsplit(['\n', '`', ' ']).find(|word| !word.is_empty()).unwrap_or_default();
+        let is_first = before.is_empty() || before.ends_with(['\n', '`']);
+        is_first || (before.ends_with(' ') && (word == "--" || word.starts_with("CHANCERY_")))
+    };
+    let calls = text.match_indices("chancery ").filter(|(at, _)| is_called(&text[..*at]));
+    calls.map(|(at, name)| text[at + name.len()..].split(['\n', '`']).next().unwrap().trim().to_owned()).collect()
 }
 
 /// The volume of `pod` in which its container sees the file at `path`.

@@ -6,8 +6,9 @@
     chart.py manifests > deploy/kubernetes/chancery.yaml
     chart.py validate VERSION < MANIFESTS
 
-`render` and `manifests` print YAML, for the release and namespace `chancery`; `documents` prints YAML as a JSON array. Whatever Helm or a schema refuses
-is a line on stderr and exit status 1.
+`render` and `manifests` print YAML, for the release and namespace `chancery`; `documents` prints YAML as a JSON array. What the
+chart has no default for is that of REQUIRED, where the values do not say otherwise (`null`: nothing). Whatever Helm or a schema
+refuses is a line on stderr and exit status 1.
 """
 
 import json
@@ -19,6 +20,8 @@ import kubernetes_validate
 import yaml
 
 CHART = pathlib.Path(__file__).resolve().parents[3] / "deploy" / "helm" / "chancery"
+
+REQUIRED = {"trustDomain": "example.org", "image": {"repository": "chancery"}}
 
 HEADER = """\
 # Chancery without Helm: what the chart in deploy/helm/chancery makes of its defaults, in the namespace chancery.
@@ -34,7 +37,14 @@ metadata:
 """
 
 
+def over(base, values):
+    """`values` over `base`, as Helm lays one file over another."""
+    both = {key for key in values if isinstance(base.get(key), dict) and isinstance(values[key], dict)}
+    return {**base, **values, **{key: over(base[key], values[key]) for key in both}}
+
+
 def render(values):
+    values = over(REQUIRED, values)
     with helm_python.Chart.load(str(CHART)) as chart:
         return chart.render(values, name="chancery", namespace="chancery")
 
@@ -45,7 +55,7 @@ def joined(rendered, *before):
 
 
 def lint():
-    found = helm_python.lint(str(CHART), strict=True)
+    found = helm_python.lint(str(CHART), REQUIRED, strict=True)
     # An icon is for shop windows.
     wrong = [one["error"] for one in found["messages"] if one["error"] != "icon is recommended"]
     return wrong + list(found["errors"])

@@ -37,5 +37,5 @@ readOnlyRootFilesystem: true
 {{- end }}
 
 {{- define "chancery.agent-accounts" -}}
-{{- .Values.agent.serviceAccounts | default (list (printf "%s:%s" .Release.Namespace (include "chancery.agent" .))) | toJson }}
+{{- .Values.agent.serviceAccounts | default (list (printf "%s:%s" .Release.Namespace (include "chancery.agent" .))) | toJson | replace "/" ":" }}
 {{- end }}
