@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use spiffe::bundle::Bundle;
 use spiffe::id::SpiffeId;
 use spiffe::mtls::{CurrentBundles, CurrentSvid};
-use spiffe::time::Clock;
+use spiffe::time::{Clock, System};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -24,14 +24,14 @@ use crate::attestor::{Attestors, WorkloadAttestor};
 use crate::cache::tokens::machine::Bounds;
 use crate::cache::{self, run};
 use crate::client::{self, Client, ClientError};
-use crate::config::{self, Bootstrap, Config};
+use crate::config::{self, Attest, Bootstrap, Config};
 use crate::deliver::{Watchers, deliver};
 use crate::health::{self, Health};
 use crate::metrics::Metrics;
 use crate::node::attest::{Attestor, read_bundle};
 use crate::node::folder::Folder;
 use crate::node::keep::{Keeper, attest_until_done};
-use crate::node::{NodeError, NodeIdentity};
+use crate::node::{NodeError, NodeIdentity, k8s_psat};
 use crate::status::Status;
 
 /// Why the agent does not start, or has stopped.
@@ -74,10 +74,20 @@ pub struct Agent {
     shutdown: CancellationToken,
 }
 
-/// Whether an agent could start by `config`, as far as the roots go that it is to know its server by. Changes nothing.
+/// Whether an agent could start by `config`, as far as files go: the roots that it is to know its server by, the token of
+/// its service account, and what leads to the API server or the kubelet. Changes nothing, and asks nobody. Must be called
+/// within a tokio runtime.
 pub fn check(config: &Config) -> Result<(), AppError> {
     if let Some(Bootstrap::Bundle(path)) = &config.bootstrap {
         read_bundle(path, &config.trust_domain)?;
+    }
+    if let Attest::K8sPsat { cluster, token_path } = &config.attest {
+        k8s_psat::evidence(cluster, token_path)?;
+    }
+    if let Some(k8s) = &config.attestors.k8s {
+        // The clock is for connections, and there is none.
+        let clock: Arc<dyn Clock> = Arc::new(System);
+        Source::of(k8s, &clock)?;
     }
     Ok(())
 }

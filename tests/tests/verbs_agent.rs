@@ -35,6 +35,25 @@ fn agent_validate() {
 }
 
 #[test]
+fn agent_validate_looks_at_what_leads_to_a_cluster() {
+    let house = House::empty("");
+    let socket = house.path("a.sock").display().to_string();
+    let base = "trust_domain = 'example.org'\nservers = ['127.0.0.1:1']\ndata_dir = 'a'\n";
+    let token = house.path("token").display().to_string();
+    let attest = format!("[attest]\nkind = 'k8s_psat'\ncluster = 'main'\ntoken_path = '{token}'\n");
+    let validate = |more: &str| {
+        house.write("pod.toml", &format!("{base}workload_socket = '{socket}'\n{attest}{more}"));
+        house.run(&["agent", "validate", "--config", "pod.toml"])
+    };
+    validate("").failed(1, &[&format!("{token}: there is no such file"), "mount a projected token"]);
+    house.write("token", "e.y.J");
+    validate("").succeeded();
+    let pods = "[attestors.k8s]\nnode_name = 'one'\n";
+    validate(pods).failed(1, &["this agent is no pod", "KUBERNETES_SERVICE_HOST is not set", "kubeconfig"]);
+    validate(&format!("{pods}kubeconfig = '/nope'\n")).failed(1, &["kubeconfig /nope: "]);
+}
+
+#[test]
 fn agents_are_shown_evicted_banned_and_purged() {
     let mut house = House::with_agent("", "");
     let list = house.run(&["agent", "list", "--connected"]).succeeded();

@@ -68,7 +68,7 @@ fn tick(house: &House) -> DropGuard {
     let until = stop.clone();
     tokio::spawn(async move {
         while !until.is_cancelled() {
-            spiffe::time::System.sleep(Duration::from_millis(2)).await;
+            System.sleep(Duration::from_millis(2)).await;
             clock.advance(Duration::from_secs(1));
         }
     });
@@ -107,7 +107,7 @@ async fn soon<T>(future: impl Future<Output = T>) -> T {
 async fn until(what: impl Fn() -> bool) {
     soon(async {
         while !what() {
-            spiffe::time::System.sleep(Duration::from_millis(5)).await;
+            System.sleep(Duration::from_millis(5)).await;
         }
     })
     .await;
@@ -188,7 +188,7 @@ async fn a_restart_needs_no_token_and_no_server() {
     assert_eq!(*agent.id(), id);
     // Nobody is told "no" by an agent that knows nothing yet.
     let server_is_back = async {
-        spiffe::time::System.sleep(Duration::from_millis(100)).await;
+        System.sleep(Duration::from_millis(100)).await;
         (house.serve(Some(&address)).await, tick(&house))
     };
     let (mut workload, (_serving, ticking)) = tokio::join!(Workload::open(&agent), server_is_back);

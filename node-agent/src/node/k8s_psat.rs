@@ -20,7 +20,7 @@ struct Evidence<'a> {
 }
 
 /// What is sent: with the token that is in the file now.
-pub(super) fn evidence(cluster: &str, token_path: &Path) -> Result<Zeroizing<Vec<u8>>, NodeError> {
+pub fn evidence(cluster: &str, token_path: &Path) -> Result<Zeroizing<Vec<u8>>, NodeError> {
     let wrong = |why: &str| NodeError::Content { path: token_path.to_owned(), why: why.into() };
     let content = folder::read(token_path)?.ok_or_else(|| {
         wrong("there is no such file: mount a projected token for the audience that the server's config names, and give its path as attest.token_path")

@@ -31,6 +31,8 @@ use super::unverified::Unverified;
 use crate::config::attestors::Cluster;
 use crate::config::kubelet::{Kubelet, Trust};
 
+/// Where the kubelet puts the token of a pod's account, and the CA of the API server.
+const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 const ALIVE_EVERY: Duration = Duration::from_secs(20);
 const ALIVE_AGAIN: Duration = Duration::from_secs(10);
@@ -94,6 +96,8 @@ impl ApiServer {
 pub fn connect(cluster: &Cluster, clock: &Arc<dyn Clock>) -> Result<Client, AccessError> {
     match &cluster.kubeconfig {
         None => {
+            let missing = missing_in_pod(|name| std::env::var_os(name).is_some(), Path::new(ACCOUNT));
+            missing.map_or(Ok(()), |what| Err(AccessError::NoPod(what)))?;
             let config = Config::incluster().map_err(|error| AccessError::NoPod(error.to_string()))?;
             client(&config, clock).map_err(|error| AccessError::NoPod(error.to_string()))
         }
@@ -103,6 +107,15 @@ pub fn connect(cluster: &Cluster, clock: &Arc<dyn Clock>) -> Result<Client, Acce
             client(&config, clock).map_err(|error| wrong(error.to_string()))
         }
     }
+}
+
+/// What a pod with a service account has, and this one has not. kube's own errors name neither the variable nor the file.
+fn missing_in_pod(is_set: impl Fn(&str) -> bool, account: &Path) -> Option<String> {
+    if let Some(name) = ["KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"].into_iter().find(|name| !is_set(name)) {
+        return Some(format!("{name} is not set"));
+    }
+    let file = ["token", "ca.crt"].map(|name| account.join(name)).into_iter().find(|file| !file.exists())?;
+    Some(format!("{} is not there: set automountServiceAccountToken: true for the pod", file.display()))
 }
 
 /// A client of `kubelet`, of its files as they are now. Must be called within a tokio runtime.
@@ -266,5 +279,27 @@ fn part(data: Option<&str>, path: Option<&str>, name: &str) -> Result<Option<Zer
             Ok(Some(Zeroizing::new(bytes)))
         }
         (None, None) => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_in_a_pod_is_named() {
+        let account = tempfile::tempdir().unwrap();
+        let missing = |set: &[&str]| missing_in_pod(|name| set.contains(&name), account.path());
+        assert_eq!(missing(&[]).unwrap(), "KUBERNETES_SERVICE_HOST is not set");
+        assert_eq!(missing(&["KUBERNETES_SERVICE_HOST"]).unwrap(), "KUBERNETES_SERVICE_PORT is not set");
+        let both = ["KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"];
+        for file in ["token", "ca.crt"] {
+            let path = account.path().join(file);
+            let said = missing(&both).unwrap();
+            assert!(said.starts_with(&format!("{} is not there: ", path.display())), "{said}");
+            assert!(said.contains("automountServiceAccountToken: true"), "{said}");
+            std::fs::write(&path, "x").unwrap();
+        }
+        assert_eq!(missing(&both), None);
     }
 }
