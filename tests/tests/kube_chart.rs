@@ -76,7 +76,11 @@ fn the_installation_of_the_page_has_all_that_an_upgrade_needs() {
     let upgrade = include_str!("../../docs/kubernetes-upgrade.md");
     let values = page.split("```yaml values.yaml\n").nth(1).unwrap().split("```").next().unwrap();
     let rendered = Chart::try_with(values).succeeded();
-    rendered.says(&["image: \"registry.example.org/chancery:0.1.0\"", "trust_domain = \"example.org\"", "[kubernetes.\"main\"]"]);
+    rendered.says(&[
+        "image: \"registry.example.org/chancery:0.1.0\"",
+        "trust_domain = \"example.org\"",
+        "[kubernetes.\"main\"]",
+    ]);
     for required in ["trustDomain: ", "clusterName: ", "image: { repository: "] {
         assert!(values.contains(required), "{required}: {values}");
     }
