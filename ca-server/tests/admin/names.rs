@@ -12,6 +12,31 @@ fn with_one_cluster(house: &House, last_heard: Option<Timestamp>) -> AdminDoor {
     AdminDoor { settings: Arc::new(settings), ..house.door.clone() }
 }
 
+impl House {
+    /// Tells of the pod `shop/web-1` in the cluster `prod`, and waits until the server knows it.
+    async fn tell_of_a_pod(&self) {
+        let pod = Pod {
+            cluster: "prod".into(),
+            uid: "1".into(),
+            namespace: "shop".into(),
+            name: "web-1".into(),
+            service_account: "web".into(),
+            node_name: "n1".into(),
+            agent: SpiffeId::parse(AGENT).unwrap(),
+            labels: Labels::default(),
+            namespace_labels: Labels::default(),
+        };
+        self.tell.send(PodEvent::All { cluster: "prod".into(), pods: vec![pod] }).await.unwrap();
+        while self.door.doors.views.load().pods().count() == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+fn asked(name: &str) -> v1::ExplainPodRequest {
+    v1::ExplainPodRequest { namespace: "shop".into(), name: name.into(), ..v1::ExplainPodRequest::default() }
+}
+
 fn rule(id: &str) -> v1::Rule {
     v1::Rule { id: id.into(), namespaces: vec!["shop".into()], ..v1::Rule::default() }
 }
@@ -32,6 +57,31 @@ async fn a_rule_is_for_the_cluster_that_there_was_when_it_was_made() {
     let changed = v1::Rule { hint: "x".into(), spiffe_id: "spiffe://example.org/{{sa}}".into(), ..rule("told") };
     door.update_rule(house.ask(v1::UpdateRuleRequest { rule: Some(changed) })).await.unwrap();
     assert_eq!(clusters().await, ["prod", "prod"]);
+}
+
+#[tokio::test]
+async fn of_two_rules_made_in_one_second_the_first_is_the_older() {
+    let house = House::new().await;
+    let door = with_one_cluster(&house, None);
+    for id in ["b", "a"] {
+        door.create_rule(house.ask(v1::CreateRuleRequest { rule: Some(rule(id)) })).await.unwrap();
+    }
+    house.tell_of_a_pod().await;
+    let explained = door.explain_pod(house.ask(asked("web-1"))).await.unwrap().into_inner();
+    let verdicts: Vec<_> = explained.verdicts.iter().map(|it| (it.rule.as_str(), it.outcome.as_str())).collect();
+    assert_eq!(verdicts, [("b", "gives"), ("a", "same")]);
+    // A clock that was set back makes none older.
+    let status = async |id: &str| {
+        let status = door.show_rule(house.ask(v1::ShowRuleRequest { id: id.into() })).await.unwrap();
+        status.into_inner().rule.unwrap().created_at
+    };
+    let before = status("a").await;
+    door.delete_rule(house.ask(v1::DeleteRuleRequest { id: "b".into() })).await.unwrap();
+    let mut late = house.ask(v1::CreateRuleRequest { rule: Some(rule("0")) });
+    let admitted = late.extensions_mut().get_mut::<Admitted>().unwrap();
+    admitted.now = admitted.now.minus(DAY);
+    door.create_rule(late).await.unwrap();
+    assert!(status("0").await > before);
 }
 
 #[tokio::test]
@@ -83,28 +133,9 @@ async fn an_entry_has_a_name_of_the_server_only_where_that_is_said() {
 async fn what_is_said_of_a_silent_cluster_says_so() {
     let house = House::new().await;
     let now = house.clock.now();
-    let pod = Pod {
-        cluster: "prod".into(),
-        uid: "1".into(),
-        namespace: "shop".into(),
-        name: "web-1".into(),
-        service_account: "web".into(),
-        node_name: "n1".into(),
-        agent: SpiffeId::parse(AGENT).unwrap(),
-        labels: Labels::default(),
-        namespace_labels: Labels::default(),
-    };
-    house.tell.send(PodEvent::All { cluster: "prod".into(), pods: vec![pod] }).await.unwrap();
-    while house.door.doors.views.load().pods().count() == 0 {
-        tokio::task::yield_now().await;
-    }
+    house.tell_of_a_pod().await;
     let create = v1::CreateRuleRequest { rule: Some(v1::Rule { cluster: "prod".into(), ..rule("pods") }) };
     house.door.create_rule(house.ask(create)).await.unwrap();
-    let asked = |name: &str| v1::ExplainPodRequest {
-        namespace: "shop".into(),
-        name: name.into(),
-        ..v1::ExplainPodRequest::default()
-    };
     let since = |seconds| now.minus(Duration::from_secs(seconds));
     for (last_heard, at) in [(Some(since(60)), None), (Some(since(600)), Some(since(600).unix())), (None, Some(0))] {
         let door = with_one_cluster(&house, last_heard);

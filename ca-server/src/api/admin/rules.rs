@@ -2,12 +2,14 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use prost::Message as _;
 use spiffe::entry::RuleId;
 use spiffe::proto::v1;
 use spiffe::rule::{Rule, Template};
 use spiffe::selector::Selector;
+use spiffe::time::Timestamp;
 
 use super::entries::{check_federated, check_lives};
 use super::{About, Call};
@@ -30,7 +32,7 @@ pub(super) async fn create(call: &Call<'_>, request: v1::CreateRuleRequest) -> R
     }
     let about = about(&wire)?;
     let work = async {
-        wire.created_at = call.admitted.now.unix();
+        wire.created_at = youngest(view, call.admitted.now).unix();
         let rule = read(call, wire)?;
         if view.rule(&rule.id).is_some() {
             return Err(Refusal::already_exists(format_args!(
@@ -138,6 +140,13 @@ pub(super) fn reason(verdict: &Verdict) -> String {
             )
         }
     }
+}
+
+/// When a rule counts as created: now, and after each that there is, whatever the clock says. Which of two is the older
+/// one is not left to their names.
+fn youngest(view: &View, now: Timestamp) -> Timestamp {
+    let newest = view.rules().map(|rule| rule.created_at).max();
+    newest.map_or(now, |newest| now.max(newest.plus(Duration::from_secs(1))))
 }
 
 fn find<'a>(view: &'a View, id: &str) -> Result<&'a Arc<Held<Rule>>, Refusal> {
