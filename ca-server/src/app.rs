@@ -7,6 +7,7 @@ mod listeners;
 mod lives;
 mod observe;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -168,9 +169,10 @@ impl Server {
             let (path, asked) = (config.data_dir.as_path().to_owned(), config.trust_domain);
             return Err(AppError::TrustDomain { path, held, asked });
         }
-        for rule in view.rules().filter(|rule| config.kubernetes.len() > 1 && !rule.tells_clusters_apart()) {
-            warn!(rule = %rule.id, "the rule is for every cluster, and gives equal names in each of them one identity");
-        }
+        let told_clusters = clusters::told(&clusters);
+        // Each once: of all rules is said that there is no cluster.
+        let notes: BTreeSet<String> = view.rules().filter_map(|rule| told_clusters.note(rule, view.pods())).collect();
+        notes.iter().for_each(|note| warn!("{note}"));
         let terms = Terms { most: config.limits.derived_entries, own_names: config.own_names().into() };
         let awaited = clusters.iter().map(|cluster| Arc::clone(cluster.name()));
         let views = Views::new(view.on_terms(terms).awaiting(awaited));
@@ -272,7 +274,7 @@ impl Server {
             address: advertised,
             most_entries: config.limits.entries,
             most_rules: config.limits.rules,
-            clusters: clusters::told(&clusters),
+            clusters: told_clusters,
             gives_service_accounts: config.istio.is_some(),
             most_tokens: config.limits.join_tokens,
             token_max_ttl: config.attest.join_token.max_ttl,
@@ -318,12 +320,15 @@ impl Server {
         loops.spawn(listen::accept_unix(listeners.admin, operators.clone(), arrivals.clone()));
         let guard = Guard { views, operators, clock };
         let request_timeout = config.limits.request_timeout;
-        let istio = listeners.istio.as_ref().and_then(|port| port.local_addr().ok());
+        let istio_address = listeners.istio.as_ref().and_then(|port| port.local_addr().ok());
         if let (Some(port), Some(istio)) = (listeners.istio, &config.istio) {
             let settings = Arc::new(istio::settings(&config, istio, reviewers, guard.clock.now())?);
             let (to, connections) = mpsc::channel(64);
             let room = NetworkRoom::of_proxies(istio.connections);
             loops.spawn(listen::accept_tls(port, tls, room, Arrivals { to, ..arrivals }));
+            if let Some(address) = &istio_address {
+                info!(%address, "Istio's proxies are answered");
+            }
             let door = IstioDoor { doors: Arc::clone(&doors), settings };
             loops.spawn(istio::serve(door, guard.clone(), request_timeout, connections));
         }
@@ -344,7 +349,7 @@ impl Server {
             address,
             health_address,
             web,
-            istio,
+            istio: istio_address,
             admin_socket: config.admin_socket.as_path().to_owned(),
             doors,
             stop,

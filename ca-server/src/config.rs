@@ -169,6 +169,24 @@ pub enum ConfigError {
     /// The cluster of proxies that name none is none of those that are known.
     #[error("istio.default_cluster = {0:?} is none of the clusters in istio.clusters: name one of ours, on the right")]
     IstioCluster(String),
+    /// Proxies of no cluster.
+    #[error("istio.clusters is missing: clusters = {{ Kubernetes = \"main\" }} calls [kubernetes.main] as Istio does")]
+    NoIstioClusters,
+    /// Agents of a cluster, and none that may be one.
+    #[error(
+        "attest.k8s_psat.{0}.service_accounts is empty: name what the agents run as, for example \"chancery:chancery-agent\""
+    )]
+    NoAgentAccounts(ClusterName),
+    /// Two listeners in one place.
+    #[error("{one} and {other} both take port {port}: give each one of its own")]
+    ListenTwice {
+        /// The one key.
+        one: &'static str,
+        /// The other.
+        other: &'static str,
+        /// The port.
+        port: u16,
+    },
     /// One ConfigMap for two things.
     #[error(
         "kubernetes.{0}.publish has istio = true and config_map = \"istio-ca-root-cert\": choose another config_map, that one is Istio's"

@@ -62,10 +62,12 @@ impl Explain {
 
 fn text(pod: &v1::ExplainPodResponse, now: Timestamp) -> String {
     let agent = match (pod.attested, pod.banned, pod.connected) {
-        (_, true, _) => "banned: it gets nothing. \"chancery agent evict\" lifts that",
-        (false, ..) => "not attested: no agent serves this node yet",
-        (true, _, false) => "attested, not connected to the server that answers",
-        (true, _, true) => "attested and connected",
+        (_, true, _) => "banned: it gets nothing. \"chancery agent evict\" lifts that".to_owned(),
+        (false, ..) => {
+            format!("not attested: no agent serves this node yet, look at the agent's pod on node {}", pod.node_name)
+        }
+        (true, _, false) => "attested, not connected to the server that answers".to_owned(),
+        (true, _, true) => "attested and connected".to_owned(),
     };
     let sheet = Sheet::default()
         .line("pod", format!("{}/{}", pod.namespace, pod.name))
@@ -115,6 +117,12 @@ mod tests {
             silent: vec![v1::SilentCluster { cluster: "prod".into(), heard_at: 1_000_000 }],
             ..v1::ExplainPodResponse::default()
         };
+        let alone = v1::ExplainPodResponse { attested: false, node_name: "one".into(), ..pod.clone() };
+        let said = text(&alone, Timestamp::from_unix(1_000_600));
+        assert!(
+            said.contains("not attested: no agent serves this node yet, look at the agent's pod on node one\n"),
+            "{said}"
+        );
         let said = text(&pod, Timestamp::from_unix(1_000_600));
         assert!(said.contains("\nnote  cluster prod was last heard of 10m ago: what is said of its pods"), "{said}");
         assert!(said.starts_with("pod   shop/web-1\n      attested, not connected"), "{said}");

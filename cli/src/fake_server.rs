@@ -273,7 +273,7 @@ impl Admin for FakeServer {
     }
 
     async fn list_rules(&self, _: Request<v1::ListRulesRequest>) -> Answer<v1::ListRulesResponse> {
-        Ok(Response::new(v1::ListRulesResponse { rules: vec![v1::RuleStatus::default()], silent: Vec::new() }))
+        Ok(Response::new(v1::ListRulesResponse { rules: vec![v1::RuleStatus::default()], ..Default::default() }))
     }
 
     async fn show_rule(&self, request: Request<v1::ShowRuleRequest>) -> Answer<v1::RuleStatus> {

@@ -92,21 +92,28 @@ impl Verb {
                 let mut admin = connect::admin(globals).await?;
                 let made = admin.create_rule(v1::CreateRuleRequest { rule: Some(rule) }).await;
                 let revision = made.map_err(|status| refusal::failure(&status))?.into_inner().revision;
+                // The rule is made, whatever is to be known of it.
+                let status = if output == Output::Text { show(&mut admin, &id).await.ok() } else { None };
                 let said = |named: &Named| {
                     let name = plain(&named.id);
-                    format!("rule {name} is in force: \"chancery rule show {name}\" says for which pods")
+                    let now = status.as_ref().map_or_else(String::new, |v1::RuleStatus { pods, entries, .. }| {
+                        format!(" (pods now: {pods}, entries: {entries})")
+                    });
+                    format!("rule {name} is in force{now}: \"chancery rule show {name}\" says for which pods")
                 };
-                wait.and_show(&mut admin, output, (Named { id: id.to_string() }, revision), said).await
+                let outcome = wait.and_show(&mut admin, output, (Named { id: id.to_string() }, revision), said).await;
+                status.iter().flat_map(|status| &status.notes).for_each(|note| remark(note));
+                outcome
             }
             Self::List => {
                 let answer = connect::admin(globals).await?.list_rules(v1::ListRulesRequest {}).await;
                 let found = answer.map_err(|status| refusal::failure(&status))?.into_inner();
                 let text = table(&found.rules);
-                let notes = Silent::notes(&found.silent, moments::now());
+                let notes = [found.notes.clone(), Silent::notes(&found.silent, moments::now())].concat();
                 let rules = found.rules.into_iter().map(|status| Rule::from(status).without_pods()).collect();
-                output.show(&Rules { rules, silent: Silent::all(found.silent) }, || text)?;
+                output.show(&Rules { rules, silent: Silent::all(found.silent), notes: found.notes }, || text)?;
                 if output == Output::Text {
-                    notes.iter().for_each(|note| crate::output::remark(&format!("note: {note}")));
+                    notes.iter().for_each(|note| remark(note));
                 }
                 Ok(())
             }
@@ -138,6 +145,11 @@ impl Verb {
             }
         }
     }
+}
+
+/// Says what is to be known, beside what was asked for.
+fn remark(note: &str) {
+    crate::output::remark(&format!("note: {note}"));
 }
 
 async fn show(admin: &mut Admin, id: &RuleId) -> Outcome<v1::RuleStatus> {
@@ -190,6 +202,9 @@ fn sheet(status: &v1::RuleStatus, now: Timestamp) -> String {
     };
     let created = Timestamp::from_unix(rule.created_at);
     let refusals = status.refusals.iter().map(|one| format!("{}/{}: {}", one.namespace, one.name, one.reason));
+    let same = status.same.iter().map(|v1::SamePods { rule: older, pods }| {
+        format!("{pods}: the older rule {older} gives these pods the same identity: delete {older}, or narrow it")
+    });
     let more = status.refused.saturating_sub(status.refusals.len() as u64);
     Sheet::default()
         .line("name", &rule.id)
@@ -205,9 +220,10 @@ fn sheet(status: &v1::RuleStatus, now: Timestamp) -> String {
         .lines("federates with", &rule.federates_with)
         .line("key type", &rule.key_type)
         .line("created", format!("{} ({created})", moments::relative(created, now)))
-        .lines("note", Silent::notes(&status.silent, now))
+        .lines("note", [status.notes.clone(), Silent::notes(&status.silent, now)].concat())
         .line("pods", status.pods.to_string())
         .line("entries", status.entries.to_string())
+        .lines("same", same)
         .line("refused", status.refused.to_string())
         .lines("refusals", refusals)
         .line("", if more > 0 { format!("and {more} more") } else { String::new() })
@@ -236,18 +252,23 @@ mod tests {
         }];
         let silent = |cluster: &str, heard_at| v1::SilentCluster { cluster: cluster.into(), heard_at };
         let silent = vec![silent("prod", 999_060), silent("test", 0)];
-        let status = v1::RuleStatus { rule: Some(rule), pods: 7, entries: 4, refused: 3, refusals, silent };
+        let same = vec![v1::SamePods { rule: "zz".into(), pods: 2 }];
+        let notes = vec!["rule shop is for cluster main, which the config does not have".to_owned()];
+        let status =
+            v1::RuleStatus { rule: Some(rule), pods: 7, entries: 4, refused: 3, refusals, silent, notes, same };
         let row = table(std::slice::from_ref(&status));
         assert!(
             row.ends_with("shop  4        spiffe://example.org/{{ns}}  ns shop test, pod label app=web\n"),
             "{row}"
         );
         let sheet = sheet(&status, Timestamp::from_unix(1_000_060));
+        let older = "same       2: the older rule zz gives these pods the same identity: delete zz, or narrow it\n";
+        assert!(sheet.contains(older), "{sheet}");
         assert!(sheet.contains("refusals   shop/web-1: {{ns}} is \"\"\n           and 2 more\n"), "{sheet}");
         assert!(sheet.contains("created    60s ago"), "{sheet}");
         assert!(
             sheet.contains(
-                "note       cluster prod was last heard of 16m ago: what is said of its pods is as it was then\n"
+                "note       rule shop is for cluster main, which the config does not have\n           cluster prod was last heard of 16m ago: what is said of its pods is as it was then\n"
             ),
             "{sheet}"
         );

@@ -1,10 +1,12 @@
 //! `chancery server`: the certificate authority itself.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ca_server::app::{self, Server};
+use ca_server::config::publish::{ISTIO_CONFIG_MAP, Publish};
 use ca_server::config::{Config, PREFIX, WebCertificate};
 use clap::{Args, Subcommand};
 use serde::Serialize;
@@ -89,15 +91,31 @@ struct Valid {
     web: Vec<Served>,
     oidc_issuer: Option<String>,
     federation: Federation,
-    /// Each Kubernetes cluster, and whether its agents are taken.
+    /// Each Kubernetes cluster, and what is done there.
     kubernetes: Vec<Cluster>,
+    /// The door for Istio's proxies; null: none.
+    istio: Option<Door>,
+}
+
+/// The door for Istio's proxies.
+#[derive(Debug, Serialize)]
+struct Door {
+    listen: SocketAddr,
+    /// Our names of clusters, by Istio's.
+    clusters: BTreeMap<String, String>,
+    /// Who may ask for other pods of its node, each `namespace/name`.
+    trusted_node_accounts: Vec<String>,
+    dns_names: Vec<String>,
 }
 
 /// One Kubernetes cluster.
 #[derive(Debug, Serialize)]
 struct Cluster {
     name: String,
+    /// Whether its agents are taken.
     k8s_psat: bool,
+    /// The ConfigMaps in which the bundle is written there, and the ClusterTrustBundle.
+    publish: Vec<String>,
 }
 
 /// One listener where the bundle is served.
@@ -165,10 +183,21 @@ impl Valid {
         let relationships = config.federation.relationships.iter();
         let relationships = relationships.map(|one| one.relationship.trust_domain.to_string()).collect();
         let allow_networks = config.federation.allow_networks.iter().map(ToString::to_string).collect();
-        let clusters = config
-            .kubernetes
-            .keys()
-            .map(|name| Cluster { name: name.to_string(), k8s_psat: config.attest.k8s_psat.contains_key(name) });
+        let clusters = config.kubernetes.iter().map(|(name, cluster)| Cluster {
+            name: name.to_string(),
+            k8s_psat: config.attest.k8s_psat.contains_key(name),
+            publish: cluster.publish.as_ref().map(published).unwrap_or_default(),
+        });
+        let istio = config.istio.as_ref().map(|istio| Door {
+            listen: istio.listen,
+            clusters: istio.clusters.clone(),
+            trusted_node_accounts: istio
+                .trusted_node_accounts
+                .iter()
+                .map(|account| format!("{}/{}", account.namespace, account.name))
+                .collect(),
+            dns_names: istio.dns_names.iter().map(ToString::to_string).collect(),
+        });
         Self {
             trust_domain: config.trust_domain.to_string(),
             data_dir: config.data_dir.clone(),
@@ -183,6 +212,7 @@ impl Valid {
             oidc_issuer: config.web.oidc.as_ref().map(|oidc| oidc.issuer.as_str().to_owned()),
             federation: Federation { relationships, allow_networks },
             kubernetes: clusters.collect(),
+            istio,
         }
     }
 
@@ -192,11 +222,24 @@ impl Valid {
         let served: Vec<String> = self.web.iter().map(served).collect();
         let Federation { relationships, allow_networks } = &self.federation;
         let listed = |names: &[String], none: &str| if names.is_empty() { none.to_owned() } else { names.join(", ") };
-        let cluster = |one: &Cluster| match one.k8s_psat {
-            true => format!("{} (agents by k8s_psat)", one.name),
-            false => one.name.clone(),
+        let cluster = |one: &Cluster| {
+            let agents = one.k8s_psat.then(|| "agents by k8s_psat".to_owned());
+            let publish = (!one.publish.is_empty()).then(|| format!("publishes {}", one.publish.join(" and ")));
+            let does: Vec<String> = agents.into_iter().chain(publish).collect();
+            if does.is_empty() { one.name.clone() } else { format!("{} ({})", one.name, does.join(", ")) }
         };
         let clusters: Vec<String> = self.kubernetes.iter().map(cluster).collect();
+        let istio = self.istio.as_ref().map_or_else(
+            || vec!["none ([istio])".to_owned()],
+            |Door { listen, clusters, trusted_node_accounts, dns_names }| {
+                let clusters: Vec<_> = clusters.iter().map(|(theirs, ours)| format!("{theirs} = {ours}")).collect();
+                vec![
+                    format!("listens on {listen} for proxies of {}", clusters.join(", ")),
+                    format!("known as {}", listed(dns_names, "no name (istio.dns_names)")),
+                    format!("for others of their node ask {}", listed(trusted_node_accounts, "no accounts")),
+                ]
+            },
+        );
         let sheet = Sheet::default()
             .line("trust domain", &self.trust_domain)
             .line("state in", self.data_dir.display().to_string())
@@ -207,9 +250,18 @@ impl Valid {
             .line("oidc issuer", self.oidc_issuer.as_deref().unwrap_or("none ([web.oidc])"))
             .line("federation", listed(relationships, "no relationship in the config, others in the store"))
             .line("clusters", listed(&clusters, "none ([kubernetes.<name>])"))
+            .lines("istio", istio)
             .line("polled", [&["public addresses".to_owned()], allow_networks.as_slice()].concat().join(", "));
         format!("the config is right\n\n{}", sheet.text())
     }
+}
+
+/// What is written in a cluster.
+fn published(publish: &Publish) -> Vec<String> {
+    let istio = publish.istio.then(|| format!("ConfigMap {ISTIO_CONFIG_MAP}"));
+    let trust_bundle = publish.cluster_trust_bundle.as_ref();
+    let trust_bundle = trust_bundle.map(|name| format!("ClusterTrustBundle {}", name.as_str()));
+    [format!("ConfigMap {}", publish.config_map.as_str())].into_iter().chain(istio).chain(trust_bundle).collect()
 }
 
 async fn run(config: Config) -> Outcome {

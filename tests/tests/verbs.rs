@@ -49,6 +49,23 @@ fn server_run_and_validate() {
     let valid = house.run(&["server", "validate", "--config", "served.toml", "-o", "json"]).succeeded().json();
     assert_eq!((valid["web"][0]["profile"].as_str(), valid["oidc_issuer"].as_str()), (Some("https_spiffe"), None));
 
+    let istio = "trust_domain = 'example.org'\n[istio]\nlisten = '127.0.0.1:15012'\nclusters = { Kubernetes = 'main' }\n\
+                 trusted_node_accounts = ['istio-system:ztunnel']\n[kubernetes.main]\nkubeconfig = 'kubeconfig'\n\
+                 [kubernetes.main.publish]\nistio = true";
+    house.write("istio.toml", istio);
+    let path = house.write_kubeconfig("token: abc");
+    std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+    let valid = house.run(&["server", "validate", "--config", "istio.toml"]).succeeded();
+    assert_eq!(valid.property("istio"), "listens on 127.0.0.1:15012 for proxies of Kubernetes = main");
+    let valid = valid.says(&["known as istiod.istio-system.svc", "of their node ask istio-system/ztunnel"]);
+    let clusters = "main (publishes ConfigMap chancery-bundle and ConfigMap istio-ca-root-cert)";
+    assert_eq!(valid.property("clusters"), clusters);
+    assert!(valid.stderr.contains("kubeconfig holds a secret, and others may read it: run chmod o-r"), "{valid}");
+    let valid = house.run(&["server", "validate", "--config", "istio.toml", "-o", "json"]).succeeded().json();
+    assert_eq!(valid["istio"]["clusters"]["Kubernetes"], "main", "{valid}");
+    house.write_kubeconfig("tokenFile: /nonexistent/token");
+    house.run(&["server", "validate", "--config", "istio.toml"]).failed(1, &["tokenFile", "/nonexistent/token"]);
+
     // The files that it names are read.
     let upstream = "authority.upstream = { certificate = '/nonexistent/ca.pem', key = '/nonexistent/ca.key' }";
     house.write("bad.toml", &format!("trust_domain = 'example.org'\ndata_dir = 'x'\n{upstream}"));

@@ -1,8 +1,10 @@
 //! The Kubernetes clusters of the config: their files read, and what a server makes of them.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use spiffe::time::Clock;
+use tracing::warn;
 
 use super::AppError;
 use crate::api::admin::{Clusters, LastHeard};
@@ -18,9 +20,21 @@ use crate::view::pods::Pods;
 /// What the files of each cluster say, in the order of their names.
 pub(super) fn read(config: &Config) -> Result<Vec<Access>, AppError> {
     let read = config.kubernetes.iter().map(|(name, cluster)| {
-        Access::read(cluster).map_err(|error| AppError::Cluster { cluster: name.to_string(), error: Box::new(error) })
+        let access = Access::read(cluster)
+            .map_err(|error| AppError::Cluster { cluster: name.to_string(), error: Box::new(error) })?;
+        if let Some(path) = cluster.kubeconfig.as_deref().filter(|path| access.has_secret() && may_others_read(path)) {
+            let path = path.display();
+            warn!("kubernetes.{name}.kubeconfig: {path} holds a secret, and others may read it: run chmod o-r on it");
+        }
+        Ok(access)
     });
     read.collect()
+}
+
+/// Whether those who are neither its owner nor of its group may read `path`.
+fn may_others_read(path: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::metadata(path).is_ok_and(|found| found.permissions().mode() & 0o004 != 0)
 }
 
 /// The clusters, from what [`read`] returned.

@@ -273,6 +273,11 @@ impl TryFrom<Document> for Config {
             }
         }
         let istio = document.istio.map(|istio| istio.read(authority.ca_ttl, dns_names.len())).transpose()?;
+        let https_web = web.https_web.as_ref().map(|web| ("web.https_web.listen", web.listen));
+        let https_spiffe = web.https_spiffe.as_ref().map(|web| ("web.https_spiffe.listen", web.listen));
+        let for_istio = istio.as_ref().map(|istio| ("istio.listen", istio.listen));
+        let always = [("listen", listen), ("health_listen", health_listen)];
+        check_listeners(&always.into_iter().chain(https_web).chain(https_spiffe).chain(for_istio).collect::<Vec<_>>())?;
         check_limits(&document.limits, &document.attest)?;
         kubernetes::check(&document.kubernetes, &document.attest.k8s_psat)?;
         in_range("audit.queue", document.audit.queue, 16, 1 << 20)?;
@@ -421,6 +426,20 @@ pub(super) fn write_duration(duration: Duration) -> String {
 
 fn whole_seconds(duration: Duration) -> Duration {
     Duration::from_secs(duration.as_secs())
+}
+
+/// Refuses two listeners of which one takes the other's place.
+fn check_listeners(listeners: &[(&'static str, SocketAddr)]) -> Result<(), ConfigError> {
+    let meets = |one: SocketAddr, other: SocketAddr| {
+        let is_any = one.is_ipv4() == other.is_ipv4() && (one.ip().is_unspecified() || other.ip().is_unspecified());
+        one.port() != 0 && one.port() == other.port() && (is_any || one.ip() == other.ip())
+    };
+    for (number, (other, address)) in listeners.iter().copied().enumerate() {
+        if let Some((one, _)) = listeners.iter().take(number).find(|(_, before)| meets(*before, address)) {
+            return Err(ConfigError::ListenTwice { one, other, port: address.port() });
+        }
+    }
+    Ok(())
 }
 
 pub(super) fn in_range<N: PartialOrd + ToString + Copy>(

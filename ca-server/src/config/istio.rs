@@ -47,7 +47,7 @@ pub struct Istio {
     pub requests_burst: u32,
 }
 
-/// A service account, written `namespace/name`.
+/// A service account, written `namespace/name`, or as elsewhere in the config `namespace:name`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct NodeAccount {
@@ -61,7 +61,7 @@ impl TryFrom<String> for NodeAccount {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        match text.split_once('/') {
+        match text.split_once(['/', ':']) {
             Some((namespace, name)) if is_name(namespace) && is_name(name) => {
                 Ok(Self { namespace: namespace.to_owned(), name: name.to_owned() })
             }
@@ -120,6 +120,9 @@ impl Default for IstioDocument {
 impl IstioDocument {
     /// As a server takes it whose CAs live this long, and whose SVID has so many names already.
     pub(super) fn read(self, ca_ttl: Duration, names: usize) -> Result<Istio, ConfigError> {
+        if self.clusters.is_empty() {
+            return Err(ConfigError::NoIstioClusters);
+        }
         in_range("istio.clusters (how many)", self.clusters.len(), 1, MOST)?;
         for name in self.clusters.iter().flat_map(|(theirs, ours)| [theirs, ours]) {
             in_range("istio.clusters (bytes in a name)", name.len(), 1, MAX_CLUSTER_BYTES)?;

@@ -133,7 +133,7 @@ impl TryFrom<String> for TokenAudience {
     }
 }
 
-/// A service account: its namespace and its name.
+/// A service account: its namespace and its name, written `namespace:name`, or as for Istio `namespace/name`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct AccountName {
@@ -147,7 +147,8 @@ impl TryFrom<String> for AccountName {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        let parts = text.split_once(':').filter(|(namespace, name)| is_object_name(namespace) && is_object_name(name));
+        let parts =
+            text.split_once([':', '/']).filter(|(namespace, name)| is_object_name(namespace) && is_object_name(name));
         let (namespace, name) = parts.ok_or_else(|| {
             format!("{text:?} is no service account: write it as namespace:name, for example chancery:chancery-agent")
         })?;
@@ -213,6 +214,9 @@ pub(super) fn check(clusters: &Clusters, psat: &BTreeMap<ClusterName, K8sPsat>) 
         if !clusters.contains_key(name) {
             return Err(ConfigError::UnknownCluster(name.clone()));
         }
+        if psat.service_accounts.is_empty() {
+            return Err(ConfigError::NoAgentAccounts(name.clone()));
+        }
         in_range("attest.k8s_psat.<cluster>.service_accounts (how many)", psat.service_accounts.len(), 1, MAX_NAMES)?;
         in_range("attest.k8s_psat.<cluster>.pod_labels (how many)", psat.pod_labels.len(), 0, MAX_NAMES)?;
         in_range("attest.k8s_psat.<cluster>.node_labels (how many)", psat.node_labels.len(), 0, MAX_NAMES)?;
@@ -236,7 +240,7 @@ mod tests {
     fn clusters_and_the_accounts_of_their_agents() {
         let config = parse(
             "[kubernetes.eu-1]\n[kubernetes.'us.2']\nkubeconfig = '/etc/us'\ncontext = 'us'\nrequest_timeout = '3s'\n\
-             [attest.k8s_psat.eu-1]\nservice_accounts = ['chancery:agent']\nnode_labels = ['topology.kubernetes.io/zone']",
+             [attest.k8s_psat.eu-1]\nservice_accounts = ['chancery:agent', 'kube-system/agent']\nnode_labels = ['topology.kubernetes.io/zone']",
         )
         .unwrap();
         let names: Vec<_> = config.kubernetes.iter().map(|(name, cluster)| (name.as_str(), cluster)).collect();
@@ -244,6 +248,7 @@ mod tests {
         assert_eq!((names[0].1.kubeconfig.is_none(), names[1].1.context.as_deref()), (true, Some("us")));
         let psat = config.attest.k8s_psat.values().next().unwrap();
         assert_eq!((psat.audience.as_str(), &*psat.service_accounts[0].name), ("chancery", "agent"));
+        assert_eq!((&*psat.service_accounts[1].namespace, &*psat.service_accounts[1].name), ("kube-system", "agent"));
         assert_eq!(psat.node_labels[0].as_str(), "topology.kubernetes.io/zone");
     }
 
@@ -256,7 +261,8 @@ mod tests {
         assert!(error("[kubernetes.a]\nmax_pods = 0").contains("kubernetes.<cluster>.max_pods"));
         let psat = |rest: &str| error(&format!("[kubernetes.a]\n[attest.k8s_psat.a]\n{rest}"));
         assert!(psat("").contains("missing field `service_accounts`"));
-        assert!(psat("service_accounts = []").contains("use 1 to 64"));
+        let empty = psat("service_accounts = []");
+        assert!(empty.contains("k8s_psat.a.service_accounts is empty") && empty.contains("chancery-agent"), "{empty}");
         for bad in ["agent", "a:b:c", ":b", "a:", "A:b", "a:b/c", "a:-b"] {
             assert!(psat(&format!("service_accounts = ['{bad}']")).contains("write it as namespace:name"), "{bad}");
         }

@@ -312,7 +312,13 @@ fn the_door_for_istio_has_the_words_of_istio_and_the_limits_of_the_ca() {
         let refused = refused(&format!("[istio]\ntrusted_node_accounts = ['{bad}']"));
         assert!(refused.contains("is no service account: write namespace/name"), "{refused}");
     }
-    assert!(error("[istio]").contains("istio.clusters (how many) = 0 is not allowed"));
+    assert!(error("[istio]").contains("istio.clusters is missing: clusters = { Kubernetes = \"main\" }"));
+    let either = of("[istio]\ntrusted_node_accounts = ['istio-system:ztunnel', 'istio-system/ztunnel']").unwrap();
+    assert_eq!(either.trusted_node_accounts[0], either.trusted_node_accounts[1]);
+    let taken = refused("listen = '0.0.0.0:8443'\n[istio]\nlisten = '127.0.0.1:8443'");
+    assert!(taken.contains("listen and istio.listen both take port 8443: give each one of its own"), "{taken}");
+    assert!(of("listen = '127.0.0.2:8443'\n[istio]\nlisten = '127.0.0.1:8443'").is_ok());
+    assert!(of("listen = '127.0.0.1:0'\n[istio]\nlisten = '127.0.0.1:0'").is_ok());
     let two = parse("[istio.clusters]\na = 'main'\nb = 'east'").unwrap().istio.unwrap();
     assert_eq!(two.default_cluster, None, "nobody knows which");
 

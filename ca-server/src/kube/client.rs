@@ -89,6 +89,11 @@ impl ApiError {
         matches!(self, Self::Status { code: 404, .. })
     }
 
+    /// Whether it says that we may not ask.
+    pub fn is_forbidden(&self) -> bool {
+        matches!(self, Self::Status { code: 403, .. })
+    }
+
     /// Whether it is larger than an answer may be: less has to be asked for at once.
     pub fn is_too_large(&self) -> bool {
         matches!(self, Self::Exceeded(Exceeded::Bytes(..)))
@@ -150,7 +155,8 @@ pub enum Watched {
 }
 
 impl Watched {
-    fn name(self) -> &'static str {
+    /// As the API server calls them.
+    pub fn name(self) -> &'static str {
         match self {
             Self::Pods => "pods",
             Self::Nodes => "nodes",

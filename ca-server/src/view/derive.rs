@@ -12,7 +12,7 @@
 //! - What it costs: a rule that names namespaces is held against the pods of those alone, each other one against all.
 
 use std::collections::hash_map::Entry::{Occupied, Vacant};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use prost::Message as _;
@@ -210,7 +210,9 @@ pub struct Account {
     pub entries: usize,
     /// How many pods it selects and gives nothing.
     pub refused: usize,
-    /// The first of those, at most as many as were asked for, and why.
+    /// How many pods it selects that an older rule gives the same already, by that rule.
+    pub same: BTreeMap<RuleId, usize>,
+    /// The first of the refused, at most as many as were asked for, and why.
     pub refusals: Vec<(Arc<Pod>, Verdict)>,
 }
 
@@ -237,8 +239,12 @@ impl View {
                 }
                 let verdict = self.within_limit(rule, verdict);
                 account.pods += 1;
-                if let Verdict::Gives(entry) = &verdict {
-                    entries.insert(entry.id.clone());
+                match &verdict {
+                    Verdict::Gives(entry) => {
+                        entries.insert(entry.id.clone());
+                    }
+                    Verdict::Same(older) => *account.same.entry(older.clone()).or_default() += 1,
+                    _ => {}
                 }
                 if verdict.is_refusal() {
                     account.refused += 1;

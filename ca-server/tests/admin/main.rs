@@ -128,7 +128,7 @@ impl House {
             address: "ca.example.org:8443".into(),
             most_entries: 2000,
             most_rules: 2,
-            clusters: Clusters::new(["a", "b"].map(|name| (name.into(), Arc::new(|| None) as LastHeard))),
+            clusters: Clusters::new(["prod", "east"].map(|name| (name.into(), Arc::new(|| None) as LastHeard))),
             gives_service_accounts: true,
             most_tokens: 2,
             token_max_ttl: DAY,

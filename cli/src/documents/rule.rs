@@ -56,12 +56,25 @@ pub(crate) struct Rule {
 pub(crate) struct Selected {
     /// How many pods it selects.
     pub(crate) pods: u64,
-    /// How many of them get nothing.
+    /// Older rules that give pods of its the same identity already.
+    pub(crate) same: Vec<Same>,
+    /// How many of them a template refuses.
     pub(crate) refused: u64,
     /// The first of those.
     pub(crate) refusals: Vec<Refusal>,
     /// Clusters that it is for, of which this may be old.
     pub(crate) silent: Vec<Silent>,
+    /// What is to be known of it in the server's config, and done about it.
+    pub(crate) notes: Vec<String>,
+}
+
+/// Pods that an older rule gives the same identity: they get nothing by this one.
+#[derive(Debug, Serialize)]
+pub(crate) struct Same {
+    /// The older rule.
+    pub(crate) rule: String,
+    /// How many.
+    pub(crate) pods: u64,
 }
 
 /// A cluster of which what the server says may be old.
@@ -126,6 +139,7 @@ impl From<v1::RuleStatus> for Rule {
         let refusal =
             |v1::PodRefusal { cluster, namespace, name, reason }| Refusal { cluster, namespace, name, reason };
         let refusals = status.refusals.into_iter().map(refusal).collect();
+        let same = status.same.into_iter().map(|v1::SamePods { rule, pods }| Same { rule, pods }).collect();
         Self {
             id: rule.id,
             spiffe_id: rule.spiffe_id,
@@ -147,9 +161,11 @@ impl From<v1::RuleStatus> for Rule {
             entries: status.entries,
             selected: Some(Selected {
                 pods: status.pods,
+                same,
                 refused: status.refused,
                 refusals,
                 silent: Silent::all(status.silent),
+                notes: status.notes,
             }),
         }
     }
@@ -169,6 +185,8 @@ pub(crate) struct Rules {
     pub(crate) rules: Vec<Rule>,
     /// Clusters of which this may be old.
     pub(crate) silent: Vec<Silent>,
+    /// What is to be known of them in the server's config, and done about it.
+    pub(crate) notes: Vec<String>,
 }
 
 /// `explain`: one pod.

@@ -8,6 +8,7 @@ use super::command::{Command, Output};
 use super::patience::wait_for;
 use super::port::free_port;
 use super::process::Process;
+use crate::certificates::root;
 
 /// How long server and agent may take to be ready, in seconds.
 const READY: u64 = 60;
@@ -157,6 +158,18 @@ impl House {
         let path = self.path(name);
         std::fs::write(&path, text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         path
+    }
+
+    /// Writes `kubeconfig` of somebody who logs in by the lines `user`, to an API server where nobody listens.
+    pub fn write_kubeconfig(&self, user: &str) -> PathBuf {
+        self.write("kubernetes.pem", &root("kubernetes").pem());
+        let text = format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: it\n\
+             clusters:\n- name: it\n  cluster: {{server: 'https://127.0.0.1:1', certificate-authority: kubernetes.pem}}\n\
+             users:\n- name: it\n  user: {{{user}}}\n\
+             contexts:\n- name: it\n  context: {{cluster: it, user: it}}\n"
+        );
+        self.write("kubeconfig", &text)
     }
 
     /// Where agents connect.

@@ -1,16 +1,22 @@
-//! The clusters, as operators are told of them: how old what this server says of their pods is.
+//! The clusters, as operators are told of them: how old what this server says of their pods is, and what rules are for
+//! clusters that are not what they were.
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use spiffe::proto::v1;
+use spiffe::rule::Rule;
 use spiffe::time::Timestamp;
 
+use crate::api::status::Refusal;
 use crate::view::pods::Pods;
 
 /// How long a cluster may be silent: three watches of the length that they have where nothing is said of it.
 const SILENCE: Duration = Duration::from_secs(180);
+
+/// What is to be known without any cluster.
+pub(super) const NONE: &str = "this server's config has no [kubernetes.<name>]: no pod is known";
 
 /// Says when a cluster was last heard of; `None`: never.
 pub type LastHeard = Arc<dyn Fn() -> Option<Timestamp> + Send + Sync>;
@@ -42,6 +48,42 @@ impl Clusters {
             [(name, _)] => Some(name),
             _ => None,
         }
+    }
+
+    /// Refuses a rule for a cluster that the config does not have. Without any cluster all may be: it may come yet.
+    pub(super) fn check(&self, rule: &Rule) -> Result<(), Refusal> {
+        match (&rule.selection.cluster, self.first()) {
+            (Some(name), Some(first)) if !self.has(name) => {
+                let others = if self.count() > 1 { ", or another that it has" } else { "" };
+                Err(Refusal::invalid(format_args!("no cluster {name} in the server's config: use {first}{others}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What is to be known of `rule` where these clusters are what the config has, and these `pods` what is known.
+    pub fn note(&self, rule: &Rule, pods: &Pods) -> Option<String> {
+        let id = &rule.id;
+        let Some(first) = self.first() else { return (pods.count() == 0).then(|| NONE.to_owned()) };
+        match &rule.selection.cluster {
+            Some(name) if !self.has(name) => Some(format!(
+                "rule {id} is for cluster {name}, which the config does not have: its pods get nothing. Set \
+                 [kubernetes.{name}], or \"chancery rule update {id} --cluster {first}\""
+            )),
+            None if self.count() > 1 && !rule.tells_clusters_apart() => Some(format!(
+                "rule {id} is for every cluster, and gives equal names in each of them one identity: \"chancery rule \
+                 update {id} --cluster {first}\" holds it to one"
+            )),
+            _ => None,
+        }
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.0.iter().any(|(known, _)| **known == *name)
+    }
+
+    fn first(&self) -> Option<&Arc<str>> {
+        self.0.first().map(|(name, _)| name)
     }
 
     /// Those that have not told of all their `pods` yet, or have been silent for long; of them all, or only the one of this name.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use spiffe::proto::v1;
 
-use super::{Call, rules};
+use super::{Call, clusters, rules};
 use crate::api::status::Refusal;
 use crate::view::View;
 use crate::view::derive::Verdict;
@@ -16,9 +16,10 @@ pub(super) async fn explain(
     request: v1::ExplainPodRequest,
 ) -> Result<v1::ExplainPodResponse, Refusal> {
     let view = &call.admitted.view;
-    let silent = |only| call.settings.clusters.silent(only, view.pods(), call.admitted.now);
+    let clusters = &call.settings.clusters;
+    let silent = |only| clusters.silent(only, view.pods(), call.admitted.now);
     let asked = Some(&*request.cluster).filter(|name| !name.is_empty());
-    let pod = find(view, &request, || silent(asked))?;
+    let pod = find(view, &request, clusters.count() == 0, || silent(asked))?;
     let node = view.node(&pod.agent);
     let verdicts = view.explain(pod).into_iter().map(|(rule, verdict)| v1::RuleVerdict {
         rule: rule.id.to_string(),
@@ -65,6 +66,7 @@ fn shown(labels: &BTreeMap<String, String>) -> Vec<String> {
 fn find<'a>(
     view: &'a View,
     asked: &v1::ExplainPodRequest,
+    has_no_clusters: bool,
     silent: impl FnOnce() -> Vec<v1::SilentCluster>,
 ) -> Result<&'a Arc<Pod>, Refusal> {
     let v1::ExplainPodRequest { cluster, namespace, name, uid } = asked;
@@ -81,9 +83,10 @@ fn find<'a>(
     match (found.next(), found.next()) {
         (Some(pod), None) => Ok(pod),
         (Some(one), Some(other)) => Err(Refusal::precondition(format_args!(
-            "several pods are called so, of the clusters {} and {}: name the cluster, or the uid",
-            one.cluster, other.cluster
+            "several pods are called so, of the clusters {} and {}: say --cluster {}, or --uid",
+            one.cluster, other.cluster, one.cluster
         ))),
+        (None, _) if has_no_clusters && pods.count() == 0 => Err(Refusal::not_found(clusters::NONE)),
         (None, _) => {
             let silent: Vec<String> = silent().into_iter().map(|silent| silent.cluster).collect();
             let more = match silent.is_empty() {

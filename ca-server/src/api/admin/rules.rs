@@ -1,19 +1,21 @@
 //! Rules: created, updated and deleted one by one; listed, and shown with what they have come to.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use prost::Message as _;
-use spiffe::entry::RuleId;
+use spiffe::entry::{DnsName, RuleId};
 use spiffe::proto::v1;
-use spiffe::rule::{Rule, Template};
+use spiffe::rule::{DnsTemplate, Rule, Template};
 use spiffe::selector::Selector;
+use spiffe::time::Timestamp;
 
 use super::entries::{check_federated, check_lives};
 use super::{About, Call};
 use crate::api::status::Refusal;
 use crate::store::{Commit, Txn, Write};
-use crate::view::derive::{Account, Verdict};
+use crate::view::derive::{Account, Verdict, is_own_name};
 use crate::view::record::rule_to_record;
 use crate::view::{Held, View, keys};
 
@@ -30,8 +32,9 @@ pub(super) async fn create(call: &Call<'_>, request: v1::CreateRuleRequest) -> R
     }
     let about = about(&wire)?;
     let work = async {
-        wire.created_at = call.admitted.now.unix();
+        wire.created_at = youngest(view, call.admitted.now).unix();
         let rule = read(call, wire)?;
+        call.settings.clusters.check(&rule)?;
         if view.rule(&rule.id).is_some() {
             return Err(Refusal::already_exists(format_args!(
                 "there is a rule {0} already: change it with \"chancery rule update {0}\", or choose another name",
@@ -58,12 +61,17 @@ pub(super) async fn list(call: &Call<'_>, _: v1::ListRulesRequest) -> Result<v1:
     for rule in view.entries_after(None).filter_map(|entry| entry.rule.as_ref()) {
         *entries.entry(rule).or_default() += 1;
     }
+    let clusters = &call.settings.clusters;
     let status = |rule: &Arc<Held<Rule>>| v1::RuleStatus {
         entries: entries.get(&rule.id).copied().unwrap_or_default(),
         ..to_wire(rule)
     };
-    let silent = call.settings.clusters.silent(None, view.pods(), call.admitted.now);
-    Ok(v1::ListRulesResponse { rules: view.rules().map(status).collect(), silent })
+    let notes: BTreeSet<String> = view.rules().filter_map(|rule| clusters.note(rule, view.pods())).collect();
+    Ok(v1::ListRulesResponse {
+        rules: view.rules().map(status).collect(),
+        silent: clusters.silent(None, view.pods(), call.admitted.now),
+        notes: notes.into_iter().collect(),
+    })
 }
 
 pub(super) async fn show(call: &Call<'_>, request: v1::ShowRuleRequest) -> Result<v1::RuleStatus, Refusal> {
@@ -72,21 +80,25 @@ pub(super) async fn show(call: &Call<'_>, request: v1::ShowRuleRequest) -> Resul
     let id = rule.id.clone();
     // Every pod is looked at: tens of thousands take a while.
     let looking = tokio::task::spawn_blocking(move || view.account(&id, MOST_REFUSALS));
-    let silent =
-        call.settings.clusters.silent(rule.selection.cluster.as_deref(), call.admitted.view.pods(), call.admitted.now);
-    let Account { pods, entries, refused, refusals } = looking.await.map_err(Refusal::internal)?;
+    let (clusters, pods) = (&call.settings.clusters, call.admitted.view.pods());
+    let notes = clusters.note(&rule, pods).into_iter().collect();
+    let silent = clusters.silent(rule.selection.cluster.as_deref(), pods, call.admitted.now);
+    let Account { pods, entries, refused, same, refusals } = looking.await.map_err(Refusal::internal)?;
     let refusals = refusals.into_iter().map(|(pod, verdict)| v1::PodRefusal {
         cluster: pod.cluster.to_string(),
         namespace: pod.namespace.to_string(),
         name: pod.name.to_string(),
         reason: reason(&verdict),
     });
+    let same = same.into_iter().map(|(older, pods)| v1::SamePods { rule: older.to_string(), pods: pods as u64 });
     Ok(v1::RuleStatus {
+        same: same.collect(),
         pods: pods as u64,
         entries: entries as u64,
         refused: refused as u64,
         refusals: refusals.collect(),
         silent,
+        notes,
         ..to_wire(&rule)
     })
 }
@@ -97,7 +109,12 @@ pub(super) async fn update(call: &Call<'_>, request: v1::UpdateRuleRequest) -> R
     let work = async {
         let held = find(&call.admitted.view, &wire.id)?;
         wire.created_at = held.created_at.unix();
-        let rule = fitting(&call.admitted.view, read(call, wire)?).await?;
+        let rule = read(call, wire)?;
+        // What has lost its cluster can be changed in other ways.
+        if rule.selection.cluster != held.selection.cluster {
+            call.settings.clusters.check(&rule)?;
+        }
+        let rule = fitting(&call.admitted.view, rule).await?;
         let key = keys::rule(&rule.id);
         let txn = Txn::new().expect(key.clone(), held.revision).put(key, rule_to_record(&rule));
         Ok(((), call.doors.commit(txn).await?))
@@ -140,6 +157,13 @@ pub(super) fn reason(verdict: &Verdict) -> String {
     }
 }
 
+/// When a rule counts as created: now, and after each that there is, whatever the clock says. Which of two is the older
+/// one is not left to their names.
+fn youngest(view: &View, now: Timestamp) -> Timestamp {
+    let newest = view.rules().map(|rule| rule.created_at).max();
+    newest.map_or(now, |newest| now.max(newest.plus(Duration::from_secs(1))))
+}
+
 fn find<'a>(view: &'a View, id: &str) -> Result<&'a Arc<Held<Rule>>, Refusal> {
     let id = RuleId::parse(id)?;
     view.rule(&id)
@@ -177,9 +201,21 @@ fn read(call: &Call<'_>, wire: v1::Rule) -> Result<Rule, Refusal> {
     if let Some(fault) = rule.selectors.iter().find_map(Selector::fault) {
         return Err(Refusal::invalid(fault));
     }
+    check_names(view, &rule.dns_names)?;
     check_lives(call, [rule.x509_ttl, rule.jwt_ttl, rule.wit_ttl])?;
     check_federated(view, &rule.federates_with)?;
     Ok(rule)
+}
+
+/// Refuses a DNS name of this server that every pod would get: each would be refused it.
+fn check_names(view: &View, templates: &[DnsTemplate]) -> Result<(), Refusal> {
+    let fixed = templates.iter().filter(|template| template.variables().next().is_none());
+    let mut names = fixed.filter_map(|template| DnsName::parse(template.as_str()).ok());
+    names.find(|name| is_own_name(name, &view.terms().own_names)).map_or(Ok(()), |name| {
+        Err(Refusal::precondition(format_args!(
+            "the DNS name {name} is this server's own: no pod gets that. Choose another name"
+        )))
+    })
 }
 
 /// The rule, if what all would give with it stays within the limit. Every pod is looked at: that takes a while.

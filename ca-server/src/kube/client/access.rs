@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ::kube::Config;
-use ::kube::config::{AuthInfo, Kubeconfig};
+use ::kube::config::{AuthInfo, InClusterError, Kubeconfig};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use rustls::version::{TLS12, TLS13};
@@ -17,6 +17,9 @@ use spiffe::time::{Clock, TlsTime};
 use zeroize::Zeroizing;
 
 use crate::config::{self, ConfigError, kubernetes};
+
+/// Where a pod has the files of its service account.
+const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
 /// Why files lead to no API server.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -45,6 +48,8 @@ pub struct Access {
     config: Config,
     roots: RootCertStore,
     identity: Option<Identity>,
+    /// Whether a secret stood in the kubeconfig itself.
+    has_secret: bool,
     /// Of everything that was read, but tokens in files of their own: kube reads those again by itself.
     digest: [u8; 32],
 }
@@ -60,7 +65,7 @@ impl Access {
         match &cluster.kubeconfig {
             Some(path) => Self::from_kubeconfig(path, cluster.context.as_deref()),
             None => {
-                let config = Config::incluster().map_err(|error| AccessError::NoPod(error.to_string()))?;
+                let config = Config::incluster().map_err(|error| AccessError::NoPod(missing(&error)))?;
                 Self::new(config, b"").map_err(AccessError::NoPod)
             }
         }
@@ -104,6 +109,14 @@ impl Access {
         if roots.is_empty() {
             return Err("names no CA of the API server: set certificate-authority or certificate-authority-data".into());
         }
+        if let (None, Some(path)) = (&auth.token, &auth.token_file) {
+            let key = "the token of a service account (tokenFile)";
+            let token = Zeroizing::new(config::read_limited(key, Path::new(path)).map_err(|error| error.to_string())?);
+            if token.trim_ascii().is_empty() {
+                return Err(format!("the token file {path} is empty: put the token of a service account there"));
+            }
+        }
+        let has_secret = auth.token.is_some() || auth.client_key_data.is_some() || auth.password.is_some();
         let pem = identity_pem(auth)?;
         let identity = pem.as_ref().map(identity).transpose()?;
         let mut all = Zeroizing::new(crypto::sha256(text).to_vec());
@@ -111,10 +124,15 @@ impl Access {
             all.extend(crypto::sha256(part));
         });
         let digest = crypto::sha256(&all);
-        let access = Self { config, roots, identity, digest };
+        let access = Self { config, roots, identity, has_secret, digest };
         // What cannot be used should be said at the start.
         access.tls(Arc::new(spiffe::time::System)).map_err(|error| error.to_string())?;
         Ok(access)
+    }
+
+    /// Whether a secret stood in the kubeconfig itself: others should not read that.
+    pub fn has_secret(&self) -> bool {
+        self.has_secret
     }
 
     /// Whether both were read from the same.
@@ -143,6 +161,21 @@ impl Access {
         // A resumed session would skip the verifier.
         config.resumption = rustls::client::Resumption::disabled();
         Ok(config)
+    }
+}
+
+/// What of a pod is not there.
+fn missing(error: &InClusterError) -> String {
+    let file = |name: &str, error: &std::io::Error| {
+        format!("{ACCOUNT}/{name} cannot be read, {error}: set automountServiceAccountToken: true")
+    };
+    match error {
+        InClusterError::ReadEnvironmentVariable(_) => {
+            "KUBERNETES_SERVICE_HOST or KUBERNETES_SERVICE_PORT is not set".to_owned()
+        }
+        InClusterError::ReadDefaultNamespace(error) => file("namespace", error),
+        InClusterError::ReadCertificateBundle(error) => file("ca.crt", error),
+        other => other.to_string(),
     }
 }
 

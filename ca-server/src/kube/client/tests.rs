@@ -58,7 +58,12 @@ fn a_kubeconfig_is_taken_only_as_far_as_a_ca_may_go() {
     assert!(refusal(url, known, exec).contains("logs in by a program"));
     assert!(refusal(url, known, "client-key: ca.pem").contains("a key without a certificate"));
     assert!(refusal(url, known, "client-certificate: ca.pem, client-key: ca.pem").contains("client key is no PEM"));
-    assert!(Access::read(&config::Cluster::default()).map(|_| ()).unwrap_err().to_string().contains("is no pod"));
+    assert!(
+        refusal(url, known, "tokenFile: /nonexistent/token")
+            .contains("(tokenFile): /nonexistent/token: cannot be read")
+    );
+    let no_pod = Access::read(&config::Cluster::default()).map(|_| ()).unwrap_err().to_string();
+    assert!(no_pod.contains("is no pod") && no_pod.contains("KUBERNETES_SERVICE_HOST"), "{no_pod}");
 }
 
 /// A cluster whose API server takes connections and says nothing, as long as the listener and the folder are held.

@@ -118,7 +118,8 @@ impl Feed {
                 debug!(%cluster, path, "the API server has forgotten where this watch was: it lists anew");
                 place = Place::Nowhere;
             } else {
-                warn!(%cluster, path, %error, "what was last seen of this cluster stays as it was");
+                let meaning = meaning(&error, self.of, cluster, self.cluster.last_heard().is_some());
+                warn!(%cluster, path, %error, "{meaning}");
             }
             if failures % TRIES == 0 {
                 place = Place::Nowhere;
@@ -241,6 +242,21 @@ impl Feed {
     }
 }
 
+/// What `error` means, and what is to be done where that is known.
+fn meaning(error: &ApiError, of: Watched, cluster: &str, has_heard: bool) -> String {
+    let of = of.name();
+    let stays = match has_heard {
+        true => "what was last seen of this cluster stays as it was",
+        false => "not all of this cluster is known yet: its agents are told nothing until it is",
+    };
+    match error.is_forbidden() {
+        true => {
+            format!("the server may not list {of} in cluster {cluster}: apply the chart's ClusterRole again; {stays}")
+        }
+        false => stays.to_owned(),
+    }
+}
+
 /// The query of a page of so many objects; `next` is from the page before it.
 fn page(next: &str, size: usize) -> String {
     let hexadecimal =
@@ -253,6 +269,16 @@ fn page(next: &str, size: usize) -> String {
 mod tests {
     use super::*;
     use crate::kube::object::{Named, Pod};
+
+    #[test]
+    fn a_watch_that_is_refused_says_what_it_needs_and_what_is_known() {
+        let status = |code| ApiError::Status { code, reason: "Forbidden".into(), message: "no".into() };
+        let forbidden = meaning(&status(403), Watched::Pods, "main", false);
+        let advice = "the server may not list pods in cluster main: apply the chart's ClusterRole again; not all of";
+        assert!(forbidden.starts_with(advice), "{forbidden}");
+        let later = meaning(&status(500), Watched::Pods, "main", true);
+        assert_eq!(later, "what was last seen of this cluster stays as it was");
+    }
 
     #[test]
     fn lists_and_events_are_read_as_an_api_server_writes_them() {

@@ -187,6 +187,17 @@ fn a_pod_without_a_service_account_is_no_rules_and_no_refusal() {
 }
 
 #[test]
+fn pods_that_an_older_rule_has_are_counted_by_that_rule() {
+    let pods = vec![pod("1", "n1", &[]), pod("2", "n2", &[]), pod("3", "n2", &[("app", "web")])];
+    let own = v1::Rule { hint: "x".into(), ..rule("young", USUAL, 2) };
+    let view = with(vec![rule("old", USUAL, 1), own], pods);
+    let account = view.account(&RuleId::parse("young").unwrap(), 1);
+    assert_eq!((account.pods, account.entries, account.refused), (3, 0, 0));
+    assert_eq!(account.same, [(RuleId::parse("old").unwrap(), 3)].into());
+    assert!(view.account(&RuleId::parse("old").unwrap(), 1).same.is_empty());
+}
+
+#[test]
 fn no_name_of_ours() {
     let named = |id: &str, dns: &str, at| v1::Rule {
         dns_names: vec![dns.into()],
