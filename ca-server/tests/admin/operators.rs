@@ -102,7 +102,8 @@ async fn all_entries_of_one_spiffe_id_make_operators_or_none_does() {
     let is_not_marked = |other: &str| {
         format!(
             "FailedPrecondition: entry {other} has the SPIFFE ID {ops} too and is not marked admin: whoever gets its \
-             SVID would be an operator. Give operators an ID of their own, or delete that entry first"
+             SVID would be an operator. Give operators an ID of their own, or delete that entry first, and wait until the \
+             last SVID that it gave has ended"
         )
     };
     // Within one request, in either order.
