@@ -113,7 +113,7 @@ impl Cluster {
 
     /// Lets the API server hang: connections are taken, and nothing is answered.
     pub fn freeze(&self) {
-        self.server().signal(Signal::SIGSTOP);
+        self.server().freeze();
     }
 
     /// Lets it go on.

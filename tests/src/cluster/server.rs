@@ -5,10 +5,12 @@ use std::path::{Path, PathBuf};
 use nix::sys::signal::Signal;
 
 use super::{client, keys};
-use crate::binary::{Command, Process, free_port, place};
+use crate::binary::{Command, Process, free_port, place, wait_for};
 
 /// How long it may take to be ready, in seconds, on a machine that does other things.
 const READY: u64 = 180;
+/// How long it may take to stand still, in seconds.
+const STOPPED: u64 = 30;
 
 /// Who issues its service-account tokens, by its own word.
 const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
@@ -64,6 +66,14 @@ impl Server {
         self.process = Some(process);
     }
 
+    /// Stops it, and returns when it stands still: until the signal has reached a thread, the others still answer.
+    pub(super) fn freeze(&mut self) {
+        self.signal(Signal::SIGSTOP);
+        let pid = self.pid();
+        let stopped = wait_for(STOPPED, || is_stopped(pid).then_some(()));
+        assert!(stopped.is_some(), "the API server goes on {STOPPED} s after it was stopped");
+    }
+
     pub(super) fn signal(&mut self, signal: Signal) {
         self.process.as_mut().expect("the API server runs").signal(signal);
     }
@@ -80,6 +90,15 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// Whether each thread of the process stands still.
+fn is_stopped(pid: u32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("the process lives");
+    threads.flatten().all(|thread| {
+        let status = std::fs::read_to_string(thread.path().join("status")).unwrap_or_default();
+        status.lines().any(|line| line.starts_with("State:\tT"))
+    })
 }
 
 /// The resident memory of the process with this number, in KiB.
