@@ -47,9 +47,6 @@ const IDLE: Duration = Duration::from_secs(60);
 /// Why an API server has given no answer, or none that helps.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ApiError {
-    /// The time limit has passed.
-    #[error("the API server did not answer within {} (request_timeout)", spiffe::settings::write_duration(*.0))]
-    TimedOut(Duration),
     /// There is no connection, or it broke.
     #[error("the API server cannot be reached: {0}")]
     Unreachable(String),
@@ -238,19 +235,10 @@ impl Cluster {
         Ok(client)
     }
 
-    /// Sends `request`, whose URI is a path, and reads the answer, all within the time limit.
+    /// Sends `request`, whose URI is a path, and reads the answer.
     pub async fn ask<T: DeserializeOwned>(&self, request: Request<Vec<u8>>) -> Result<T, ApiError> {
-        let bytes = self.in_time(self.exchange(request)).await?;
+        let bytes = self.exchange(request).await?;
         serde_json::from_slice(&bytes).map_err(|error| ApiError::Unreadable(error.to_string()))
-    }
-
-    /// Lets `work` with the API server take no longer than `request_timeout`.
-    pub async fn in_time<T, E: Into<ApiError>>(&self, work: impl Future<Output = Result<T, E>>) -> Result<T, ApiError> {
-        #[expect(clippy::disallowed_methods, reason = "a time limit on input from the network")]
-        match tokio::time::timeout(self.request_timeout, work).await {
-            Ok(done) => done.map_err(Into::into),
-            Err(_) => Err(ApiError::TimedOut(self.request_timeout)),
-        }
     }
 
     /// What reviews of tokens have come to here.

@@ -25,7 +25,7 @@ pub(super) const MOST_BYTES: usize = 64 << 20;
 /// to write one. Whoever may create pods may create such: a lower bound would let him end the watch of his whole cluster.
 const MOST_OF_EVENT: usize = 10 << 20;
 /// How much longer than was asked for a watch may last.
-pub(super) const LATE: Duration = Duration::from_secs(15);
+pub(super) const LATE: Duration = Duration::from_secs(5);
 
 /// An API server has sent too much, or too late.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -29,8 +29,6 @@ use crate::kube::object::Object;
 /// How many objects come at once in a list; and where they are so large that an answer cannot hold them.
 const PAGE: usize = 500;
 const LEAST: usize = 6;
-/// How much longer than its length a watch may be silent.
-const MARGIN: Duration = Duration::from_secs(5);
 /// Between failures: at first, and at most.
 const FIRST: Duration = Duration::from_secs(1);
 const MOST: Duration = Duration::from_secs(30);
@@ -180,11 +178,9 @@ impl Feed {
         );
         let request = self.request(&query, WHO)?;
         let client = self.cluster.client().await?;
-        let mut events = pin!(self.cluster.in_time(client.request_events::<T>(request)).await?);
+        let mut events = pin!(client.request_events::<T>(request).await?);
         loop {
-            #[expect(clippy::disallowed_methods, reason = "a time limit on input from the network")]
-            let next = tokio::time::timeout(length + MARGIN, events.try_next()).await;
-            let change = match next.map_err(|_| ApiError::TimedOut(length + MARGIN))?? {
+            let change = match events.try_next().await? {
                 Some(WatchEvent::Added(object) | WatchEvent::Modified(object)) => {
                     self.cluster.refuse_too_many(self.of, self.cluster.known(self.of))?;
                     version.clone_from(&object.metadata().resource_version);
