@@ -21,7 +21,7 @@ use spiffe::settings::{self, SettingsError};
 
 use self::document::{Document, default_max_chain, default_max_rsa_bits, default_min_rsa_bits};
 pub use self::federation::{Configured, Federation, Network};
-pub use self::istio::{Istio, MAX_CLUSTER_BYTES, NodeAccount};
+pub use self::istio::{Istio, MAX_CLUSTER_BYTES};
 use self::kubernetes::{ClusterName, Clusters, K8sPsat};
 pub use self::values::{Address, MAX_SOCKET_PATH_BYTES, Mode, ServerName, SocketPath};
 pub use self::web::{Acme, CertificateFiles, HttpsSpiffe, HttpsWeb, Issuer, Oidc, Web, WebCertificate};

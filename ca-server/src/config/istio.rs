@@ -10,6 +10,7 @@ use spiffe::settings::optional_duration;
 
 use super::ConfigError;
 use super::document::{in_range, leaf_in_range, longest_leaf, write_duration};
+use super::kubernetes::AccountName;
 
 /// The most clusters, and the most accounts that may ask for others.
 const MOST: usize = 256;
@@ -34,7 +35,7 @@ pub struct Istio {
     /// The longest life that a proxy may ask for.
     pub max_ttl: Duration,
     /// Who may ask for the identities of other pods of its node.
-    pub trusted_node_accounts: Vec<NodeAccount>,
+    pub trusted_node_accounts: Vec<AccountName>,
     /// Names by which proxies know this server: they are in its SVID.
     pub dns_names: Vec<DnsName>,
     /// Whether a certificate of a service account is as good as a token.
@@ -45,34 +46,6 @@ pub struct Istio {
     pub requests_per_second: u32,
     /// Requests at once, after a quiet time.
     pub requests_burst: u32,
-}
-
-/// A service account, written `namespace/name`, or as elsewhere in the config `namespace:name`.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-pub struct NodeAccount {
-    /// Its namespace.
-    pub namespace: String,
-    /// Its name.
-    pub name: String,
-}
-
-impl TryFrom<String> for NodeAccount {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        match text.split_once(['/', ':']) {
-            Some((namespace, name)) if is_name(namespace) && is_name(name) => {
-                Ok(Self { namespace: namespace.to_owned(), name: name.to_owned() })
-            }
-            _ => Err(format!("{text:?} is no service account: write namespace/name, for example istio-system/ztunnel")),
-        }
-    }
-}
-
-fn is_name(text: &str) -> bool {
-    let legal = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.".contains(&byte);
-    (1..=253).contains(&text.len()) && text.bytes().all(legal)
 }
 
 /// The table as it is written.
@@ -87,7 +60,7 @@ pub(super) struct IstioDocument {
     ttl: Option<Duration>,
     #[serde(with = "optional_duration")]
     max_ttl: Option<Duration>,
-    trusted_node_accounts: Vec<NodeAccount>,
+    trusted_node_accounts: Vec<AccountName>,
     dns_names: Vec<DnsName>,
     client_certificates: bool,
     connections: usize,

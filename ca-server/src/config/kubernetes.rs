@@ -133,7 +133,7 @@ impl TryFrom<String> for TokenAudience {
     }
 }
 
-/// A service account: its namespace and its name, written `namespace:name`, or as for Istio `namespace/name`.
+/// A service account: its namespace and its name, written `namespace:name`, or as Istio does `namespace/name`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct AccountName {
@@ -150,7 +150,9 @@ impl TryFrom<String> for AccountName {
         let parts =
             text.split_once([':', '/']).filter(|(namespace, name)| is_object_name(namespace) && is_object_name(name));
         let (namespace, name) = parts.ok_or_else(|| {
-            format!("{text:?} is no service account: write it as namespace:name, for example chancery:chancery-agent")
+            format!(
+                "{text:?} is no service account: write it as namespace:name or namespace/name, for example chancery:chancery-agent"
+            )
         })?;
         Ok(Self { namespace: namespace.to_owned(), name: name.to_owned() })
     }

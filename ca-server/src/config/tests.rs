@@ -1,5 +1,6 @@
 //! What an operator sees of the config: its sample, its defaults, its refusals.
 
+use super::kubernetes::AccountName;
 use super::*;
 
 const SAMPLE: &str = include_str!("../../../deploy/server.toml");
@@ -42,7 +43,7 @@ fn the_sample_has_every_key_and_shows_the_defaults() {
     assert!(sample.web.https_web.is_some() && sample.web.https_spiffe.is_some() && sample.web.oidc.is_some());
     let web = Web { https_web: None, https_spiffe: None, oidc: None, ..sample.web.clone() };
     let istio = parse("[istio.clusters]\nKubernetes = 'main'").unwrap().istio.unwrap();
-    let ztunnel = NodeAccount { namespace: "istio-system".into(), name: "ztunnel".into() };
+    let ztunnel = AccountName { namespace: "istio-system".into(), name: "ztunnel".into() };
     assert_eq!(sample.istio, Some(Istio { trusted_node_accounts: vec![ztunnel], ..istio }));
     let examples = Config {
         web,
@@ -310,7 +311,7 @@ fn the_door_for_istio_has_the_words_of_istio_and_the_limits_of_the_ca() {
     assert!(refused("[istio]\ndefault_cluster = 'Kubernetes'").contains("none of the clusters in istio.clusters"));
     for bad in ["ztunnel", "istio-system/", "/ztunnel", "a/b/c", "Istio/ztunnel"] {
         let refused = refused(&format!("[istio]\ntrusted_node_accounts = ['{bad}']"));
-        assert!(refused.contains("is no service account: write namespace/name"), "{refused}");
+        assert!(refused.contains("is no service account: write it as namespace:name or namespace/name"), "{refused}");
     }
     assert!(error("[istio]").contains("istio.clusters is missing: clusters = { Kubernetes = \"main\" }"));
     let either = of("[istio]\ntrusted_node_accounts = ['istio-system:ztunnel', 'istio-system/ztunnel']").unwrap();

@@ -10,7 +10,7 @@ use spiffe::id::{SpiffeId, TrustDomain};
 
 use super::account::Account;
 use crate::attest::k8s_psat;
-use crate::config::NodeAccount;
+use crate::config::kubernetes::AccountName;
 use crate::kube::review::ServiceAccount;
 use crate::view::pods::Pods;
 
@@ -49,7 +49,7 @@ pub(super) struct Wish<'a> {
 /// The identity that was asked for, if the caller may have it now.
 pub(super) fn allowed(
     wish: Wish<'_>,
-    trusted: &[NodeAccount],
+    trusted: &[AccountName],
     trust_domain: &TrustDomain,
     pods: &Pods,
 ) -> Result<SpiffeId, Denied> {
@@ -138,7 +138,7 @@ mod tests {
     }
 
     fn ask(caller: &ServiceAccount, asked: &str) -> Result<SpiffeId, Denied> {
-        let trusted = [NodeAccount { namespace: "istio-system".into(), name: "ztunnel".into() }];
+        let trusted = [AccountName { namespace: "istio-system".into(), name: "ztunnel".into() }];
         allowed(Wish { caller, cluster: "main", asked }, &trusted, &domain(), &pods())
     }
 
@@ -206,7 +206,7 @@ mod tests {
             assert!(matches!(ask(&before, WEB), Err(Denied::OtherNode(..))), "a node of that name was made anew");
         }
         assert!(ask(&ServiceAccount { node: None, ..caller.clone() }, WEB).is_ok(), "before Kubernetes 1.32");
-        let trusted = [NodeAccount { namespace: "istio-system".into(), name: "ztunnel".into() }];
+        let trusted = [AccountName { namespace: "istio-system".into(), name: "ztunnel".into() }];
         let wish = Wish { caller: &caller, cluster: "east", asked: WEB };
         assert!(matches!(allowed(wish, &trusted, &domain(), &pods()), Err(Denied::UnknownPod(..))), "another cluster");
     }

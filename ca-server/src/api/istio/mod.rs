@@ -47,7 +47,7 @@ use super::rights::{self, Admitted};
 use super::status::Refusal;
 use crate::audit::{Event, Message, Outcome, Serial as AuditSerial, Who};
 use crate::authority::issuer::{Serial, Signed};
-use crate::config::NodeAccount;
+use crate::config::kubernetes::AccountName;
 use crate::issuance;
 use crate::issuance::service_account::{ServiceAccounts, for_service_account};
 use crate::kube::review::{Bound, ServiceAccount, TokenReviewer};
@@ -78,7 +78,7 @@ pub struct IstioSettings {
     /// What certificates look like.
     pub profile: ServiceAccounts,
     /// Who may ask for the identities of other pods of its node.
-    pub trusted_node_accounts: Vec<NodeAccount>,
+    pub trusted_node_accounts: Vec<AccountName>,
     /// Whether a certificate of a service account is as good as a token.
     pub client_certificates: bool,
     /// How often proxies may ask.
