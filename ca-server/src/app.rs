@@ -58,7 +58,7 @@ use crate::store::sled::SledStore;
 use crate::store::{Revision, Store, StoreError};
 use crate::view::follow::{self, Signers, Views};
 use crate::view::{Terms, keys};
-use crate::web::{self};
+use crate::web;
 pub use error::AppError;
 use listeners::Listeners;
 
