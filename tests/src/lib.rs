@@ -21,6 +21,7 @@
 //! | `kubelet` | a kubelet as far as an agent sees one |
 //! | `cgroup` | processes in cgroups as container runtimes shape them |
 //! | `contained` | a process in the container of a pod, which knocks for a test |
+//! | `host` | a [`Host`]: a machine whose processes are in pods, and what a test waits for there |
 //! | `proxies` | Envoy and others as the real programs, with the configs of `docs/proxies` |
 #![allow(
     clippy::unwrap_used,
@@ -39,6 +40,7 @@ pub mod chart;
 pub mod cluster;
 pub mod contained;
 pub mod endpoint;
+pub mod host;
 pub mod house;
 pub mod kubelet;
 pub mod node;
@@ -50,6 +52,7 @@ pub mod web;
 pub mod workload;
 pub mod ztunnel;
 
+pub use host::Host;
 pub use house::House;
 pub use node::Node;
 pub use operator::Operator;

@@ -2,27 +2,19 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests say what is wrong by panicking")]
 
-use std::time::Duration;
-
 use serde_json::{Value, json};
-use spiffe::proto::v1;
 use tests::cgroup::{Cgroup, Shape};
 use tests::cluster::{Cluster, Container, Pod, uid};
 use tests::contained::Contained;
+use tests::host::PATIENCE;
 use tests::house::text;
-use tests::operator::entry;
 use tests::patience::that;
-use tests::{House, Node, Workload};
-use tonic::Code;
-
-/// Longer than a process waits for its container.
-const PATIENCE: Duration = Duration::from_secs(15);
+use tests::{Host, House};
 
 /// A node of a cluster: its agent, and a namespace and an account of the same name.
 struct Scene {
     name: &'static str,
-    house: House,
-    node: Node,
+    host: Host,
 }
 
 impl Scene {
@@ -33,21 +25,8 @@ impl Scene {
         cluster.service_account(name, "agent");
         cluster.grant(name, "agent", &rights());
         let kubeconfig = text(&cluster.kubeconfig_of(name, "agent"));
-        let house = House::start(&[]).await;
-        let settings = [
-            ("attestors.unix.sha256_limit", "0B"),
-            ("attestors.k8s.node_name", name),
-            ("attestors.k8s.kubeconfig", &kubeconfig),
-        ];
-        let node = Node::start(&house, "node", &settings).await;
-        Self { name, house, node }
-    }
-
-    /// Registers what everything with `selectors` is.
-    async fn register(&self, path: &str, selectors: &[&str]) {
-        let selectors = selectors.iter().map(ToString::to_string).collect();
-        let entry = v1::Entry { selectors, ..entry(&self.node.id(), path) };
-        self.house.operator().await.register(entry).await;
+        let settings = [("attestors.k8s.kubeconfig", kubeconfig.as_str())];
+        Self { name, host: Host::start(House::start(&[]).await, name, &settings).await }
     }
 
     /// A pod of this node.
@@ -57,47 +36,7 @@ impl Scene {
 
     /// A process in this container of a pod that was created.
     fn process(&self, shape: Shape, pod: &Value, container: &Container) -> Contained {
-        self.contained(Cgroup::of(shape, uid(pod), &container.id), &[])
-    }
-
-    /// A process in a group, behind these words of a shell.
-    fn contained(&self, group: Cgroup, before: &[String]) -> Contained {
-        Contained::start_after(before, group, &self.house.path(""), self.node.socket())
-    }
-
-    /// What the process asks for by itself.
-    async fn workload(&self, of: &Contained) -> Workload {
-        of.workload(self.house.clock()).await
-    }
-
-    /// Waits until a workload has exactly these identities.
-    async fn has(&self, workload: &Workload, paths: &[&str]) {
-        self.house
-            .eventually("the identities of a pod", async || {
-                let context = workload.context()?;
-                that(context.paths() == paths, || format!("it has {:?}", context.paths()))
-            })
-            .await;
-    }
-
-    /// Asks anew and anew, until the process has exactly these identities.
-    async fn comes_to_have(&self, of: &Contained, paths: &[&str]) {
-        for _ in 0..100 {
-            let workload = self.workload(of).await;
-            let state = self.house.eventually("an answer", async || workload.state().ok_or_else(|| "none yet".into()));
-            if state.await.is_ok_and(|context| context.paths() == paths) {
-                return;
-            }
-            self.house.jump(PATIENCE);
-        }
-        panic!("it never has {paths:?}");
-    }
-
-    /// Waits until a workload is refused, and returns what it is told.
-    async fn refused(&self, workload: &Workload) -> String {
-        let status = self.house.eventually("a workload is refused", async || workload.end()).await;
-        assert_eq!(status.code(), Code::PermissionDenied, "{status}");
-        status.message().to_owned()
+        self.host.process(Cgroup::of(shape, uid(pod), &container.id))
     }
 }
 
@@ -137,15 +76,15 @@ async fn a_process_of_a_pod_has_its_identity_until_the_pod_is_gone() {
             "k8s:container-image:example/main:1".into(),
             format!("k8s:container-image-digest:{digest}"),
         ];
-        scene.register(&path, &selectors.iter().map(String::as_str).collect::<Vec<_>>()).await;
+        scene.host.register(&path, &selectors.iter().map(String::as_str).collect::<Vec<_>>()).await;
         let process = scene.process(shape, &created, &container);
-        let workload = scene.workload(&process).await;
-        scene.has(&workload, &[&path]).await;
+        let workload = scene.host.workload(&process).await;
+        scene.host.has(&workload, &[&path]).await;
         cluster.delete(&created);
-        let told = scene.refused(&workload).await;
+        let told = scene.host.refused(&workload).await;
         assert!(told.contains("is gone from this node"), "{shape:?}: {told}");
         // Who asks anew is in a container that nobody knows.
-        let told = scene.refused(&scene.workload(&process).await).await;
+        let told = scene.host.refused(&scene.host.workload(&process).await).await;
         assert!(told.contains("unix:uid:") && !told.contains("k8s:"), "{shape:?}: {told}");
     }
 }
@@ -154,12 +93,12 @@ async fn a_process_of_a_pod_has_its_identity_until_the_pod_is_gone() {
 async fn a_process_that_is_seen_before_its_container_waits_for_it() {
     let cluster = Cluster::shared();
     let scene = Scene::start(&cluster, "early").await;
-    scene.register("/web", &["k8s:ns:early", "k8s:container-name:main"]).await;
+    scene.host.register("/web", &["k8s:ns:early", "k8s:container-name:main"]).await;
     let container = Container::new("main", "example/main:1");
     let pod = scene.pod("web", &container);
     let created = cluster.pod(&pod);
     let process = scene.process(Shape::Containerd, &created, &container);
-    let workload = scene.workload(&process).await;
+    let workload = scene.host.workload(&process).await;
     // It has asked, and time stands still.
     tests::eventually("the agent has been asked", async || {
         that(std::fs::read_dir(format!("/proc/{}/task", process.pid())).unwrap().count() > 1, || "not yet".into())
@@ -167,23 +106,23 @@ async fn a_process_that_is_seen_before_its_container_waits_for_it() {
     .await;
     assert!(workload.state().is_none());
     cluster.report(&created, &pod);
-    scene.has(&workload, &["/web"]).await;
+    scene.host.has(&workload, &["/web"]).await;
 }
 
 #[tokio::test]
 async fn an_api_server_that_is_gone_hangs_or_forgets_changes_no_identity() {
     let cluster = Cluster::start();
     let scene = Scene::start(&cluster, "lost").await;
-    scene.register("/web", &["k8s:ns:lost", "k8s:sa:web"]).await;
+    scene.host.register("/web", &["k8s:ns:lost", "k8s:sa:web"]).await;
     let container = Container::new("main", "example/main:1");
     let created = cluster.run(&scene.pod("web", &container));
     let process = scene.process(Shape::Containerd, &created, &container);
-    let workload = scene.workload(&process).await;
-    scene.has(&workload, &["/web"]).await;
+    let workload = scene.host.workload(&process).await;
+    scene.host.has(&workload, &["/web"]).await;
     let still = async || {
-        scene.house.jump(PATIENCE);
+        scene.host.house.jump(PATIENCE);
         workload.context().expect("the stream goes on");
-        scene.has(&scene.workload(&process).await, &["/web"]).await;
+        scene.host.has(&scene.host.workload(&process).await, &["/web"]).await;
     };
     cluster.stop();
     still().await;
@@ -197,27 +136,27 @@ async fn an_api_server_that_is_gone_hangs_or_forgets_changes_no_identity() {
     let container = Container::new("main", "example/main:1");
     let late = cluster.run(&scene.pod("late", &container));
     let late = scene.process(Shape::Crio, &late, &container);
-    scene.comes_to_have(&late, &["/web"]).await;
+    scene.host.comes_to_have(&late, &["/web"]).await;
     cluster.delete(&created);
-    scene.refused(&workload).await;
+    scene.host.refused(&workload).await;
 }
 
 #[tokio::test]
 async fn rights_that_are_taken_away_change_nothing_for_pods_that_are_known() {
     let cluster = Cluster::shared();
     let scene = Scene::start(&cluster, "rights").await;
-    scene.register("/web", &["k8s:ns:rights"]).await;
+    scene.host.register("/web", &["k8s:ns:rights"]).await;
     let container = Container::new("main", "example/main:1");
     let created = cluster.run(&scene.pod("web", &container));
     let process = scene.process(Shape::Containerd, &created, &container);
-    let workload = scene.workload(&process).await;
-    scene.has(&workload, &["/web"]).await;
+    let workload = scene.host.workload(&process).await;
+    scene.host.has(&workload, &["/web"]).await;
     let name = json!({ "name": "rights-agent" });
     cluster.delete(&json!({
         "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": name,
     }));
-    scene.house.jump(PATIENCE);
-    scene.has(&scene.workload(&process).await, &["/web"]).await;
+    scene.host.house.jump(PATIENCE);
+    scene.host.has(&scene.host.workload(&process).await, &["/web"]).await;
     workload.context().expect("the stream goes on");
 }
 
@@ -225,13 +164,13 @@ async fn rights_that_are_taken_away_change_nothing_for_pods_that_are_known() {
 async fn a_mount_namespace_that_lies_changes_nothing() {
     let cluster = Cluster::shared();
     let scene = Scene::start(&cluster, "forged").await;
-    scene.register("/victim", &["k8s:ns:forged", "k8s:pod-label:app:victim"]).await;
-    scene.register("/thief", &["k8s:ns:forged", "k8s:pod-label:app:thief"]).await;
+    scene.host.register("/victim", &["k8s:ns:forged", "k8s:pod-label:app:victim"]).await;
+    scene.host.register("/thief", &["k8s:ns:forged", "k8s:pod-label:app:thief"]).await;
     let (victims, thiefs) = (Container::new("main", "example/main:1"), Container::new("main", "example/main:1"));
     let victim = cluster.run(&scene.pod("victim", &victims));
     let thief = cluster.run(&scene.pod("thief", &thiefs));
     let owned = scene.process(Shape::Containerd, &victim, &victims);
-    let files = scene.house.path("victim.cgroup");
+    let files = scene.host.house.path("victim.cgroup");
     std::fs::copy(format!("/proc/{}/cgroup", owned.pid()), &files).unwrap();
     let before = [
         "mount --make-rprivate /".to_owned(),
@@ -240,16 +179,16 @@ async fn a_mount_namespace_that_lies_changes_nothing() {
         format!("mount --bind /proc/{} /proc/self", owned.pid()),
     ];
     let group = Cgroup::of(Shape::Containerd, uid(&thief), &thiefs.id);
-    let process = scene.contained(group, before.get(..3).unwrap());
-    scene.has(&scene.workload(&process).await, &["/thief"]).await;
-    scene.has(&scene.workload(&owned).await, &["/victim"]).await;
+    let process = scene.host.process_after(before.get(..3).unwrap(), group);
+    scene.host.has(&scene.host.workload(&process).await, &["/thief"]).await;
+    scene.host.has(&scene.host.workload(&owned).await, &["/victim"]).await;
 }
 
 #[tokio::test]
 async fn a_cgroup_that_a_user_made_up_is_no_pod() {
     let cluster = Cluster::shared();
     let scene = Scene::start(&cluster, "made-up").await;
-    scene.register("/web", &["k8s:ns:made-up"]).await;
+    scene.host.register("/web", &["k8s:ns:made-up"]).await;
     let container = Container::new("main", "example/main:1");
     let created = cluster.run(&scene.pod("web", &container));
     let inner = Shape::Containerd.path(uid(&created), &container.id);
@@ -258,8 +197,8 @@ async fn a_cgroup_that_a_user_made_up_is_no_pod() {
         "user.slice/user-4294900000.slice/user@4294900000.service".to_owned(),
         format!("system.slice/docker-{}.scope", "b".repeat(64)),
     ] {
-        let process = scene.contained(Cgroup::new(&format!("{above}/{inner}")), &[]);
-        let told = scene.refused(&scene.workload(&process).await).await;
+        let process = scene.host.process(Cgroup::new(&format!("{above}/{inner}")));
+        let told = scene.host.refused(&scene.host.workload(&process).await).await;
         assert!(!told.contains("k8s:"), "{above}: {told}");
     }
     // What a container makes up below itself changes nothing either.
@@ -268,8 +207,8 @@ async fn a_cgroup_that_a_user_made_up_is_no_pod() {
     cluster.service_account("made-up-too", "web");
     let another = cluster.run(&Pod::new("made-up-too", "web", "web").on("made-up").container(&other));
     let below = format!("{}/{inner}", Shape::Containerd.path(uid(&another), &other.id));
-    let process = scene.contained(Cgroup::new(&below), &[]);
-    let told = scene.refused(&scene.workload(&process).await).await;
+    let process = scene.host.process(Cgroup::new(&below));
+    let told = scene.host.refused(&scene.host.workload(&process).await).await;
     assert!(told.contains("k8s:ns:made-up-too") && !told.contains("k8s:ns:made-up,"), "{told}");
 }
 
@@ -277,15 +216,15 @@ async fn a_cgroup_that_a_user_made_up_is_no_pod() {
 async fn a_container_of_two_pods_is_of_neither() {
     let cluster = Cluster::shared();
     let scene = Scene::start(&cluster, "twice").await;
-    scene.register("/web", &["k8s:ns:twice"]).await;
+    scene.host.register("/web", &["k8s:ns:twice"]).await;
     let container = Container::new("main", "example/main:1");
     let (one, other) = (cluster.run(&scene.pod("one", &container)), cluster.run(&scene.pod("other", &container)));
     for pod in [&one, &other] {
         let process = scene.process(Shape::Containerd, pod, &container);
-        let told = scene.refused(&scene.workload(&process).await).await;
+        let told = scene.host.refused(&scene.host.workload(&process).await).await;
         assert!(!told.contains("k8s:"), "{told}");
     }
     cluster.delete(&other);
     let process = scene.process(Shape::Containerd, &one, &container);
-    scene.comes_to_have(&process, &["/web"]).await;
+    scene.host.comes_to_have(&process, &["/web"]).await;
 }
