@@ -164,8 +164,11 @@ struct World {
     /// Entries whose last answer was no SVID, or one below a root that is not trusted.
     in_vain: HashSet<EntryId>,
     acknowledged: u64,
-    /// Entries that were gone, or another's, since their last SVID, perhaps while their subscribers' states were held back.
+    /// Entries that were gone, or another's, or nobody's when their last SVID had ended, since that was issued; perhaps while
+    /// their subscribers' states were held back.
     begun_anew: HashSet<EntryId>,
+    /// When the last SVID of each entry ends.
+    ends: BTreeMap<EntryId, Timestamp>,
     number: u8,
     /// Of the last step.
     actions: Vec<Action>,
@@ -195,6 +198,7 @@ impl World {
             in_vain: HashSet::new(),
             acknowledged: 0,
             begun_anew: HashSet::new(),
+            ends: BTreeMap::new(),
             number: 0,
             actions: Vec::new(),
             told_before: BTreeMap::new(),
@@ -205,6 +209,12 @@ impl World {
     fn handle(&mut self, event: Event) {
         self.told_before = self.told.clone();
         self.asked_before = self.asked.iter().map(|entry| entry.id.clone()).collect();
+        for (id, end) in &self.ends {
+            let matches = |found: &Selectors| self.known.get(id).is_some_and(|it| it.selectors.is_subset_of(found));
+            if self.now > *end && !self.subscribers.values().any(matches) {
+                self.begun_anew.insert(id.clone());
+            }
+        }
         self.actions = self.machine.handle(event, self.now);
         for action in &self.actions {
             match action {
@@ -246,7 +256,7 @@ impl World {
         for asked in entries {
             // The server issues by what it knows itself, which may be newer or older than what was asked for.
             let entry = self.server.get(&asked.id).cloned().filter(|_| self.connected);
-            let outcome = match (how, entry) {
+            let outcome: Outcome = match (how, entry) {
                 (How::Issued, Some(entry)) => {
                     self.number = (self.number + 1) % 4;
                     let ttl = entry.x509_ttl.unwrap_or(Duration::from_secs(3600));
@@ -261,8 +271,9 @@ impl World {
                 Outcome::Issued { svid, .. } if helps(svid) => self.in_vain.remove(&asked.id),
                 _ => self.in_vain.insert(asked.id.clone()),
             };
-            if matches!(outcome, Outcome::Issued { .. }) {
+            if let Outcome::Issued { svid, .. } = &outcome {
                 self.begun_anew.remove(&asked.id);
+                self.ends.insert(asked.id.clone(), svid.lifetime().not_after);
             }
             self.answered.insert(asked.id.clone());
             answers.push(Answer { entry: asked.id.clone(), outcome });

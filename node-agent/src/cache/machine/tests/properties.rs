@@ -108,10 +108,10 @@ rule!(at_once, |world| {
             world.now > one.svid.lifetime().not_after
                 || !entitling.iter().any(|entry| entry.id == one.entry.id && entry.spiffe_id == *one.svid.id())
         };
-        let (gone, good): (Vec<_>, Vec<_>) = state.identities.iter().partition(gone);
+        let (gone, rest): (Vec<_>, Vec<_>) = state.identities.iter().partition(gone);
+        let is_left = rest.iter().any(|one| !world.begun_anew.contains(&one.entry.id));
         // The one exception: nothing else is left, and an answer is to come.
-        let awaited =
-            good.is_empty() && world.asked.iter().any(|asked| entitling.iter().any(|entry| entry.id == asked.id));
+        let awaited = !is_left && world.asked.iter().any(|asked| entitling.iter().any(|entry| entry.id == asked.id));
         assert!(gone.is_empty() || awaited, "{id} still has {gone:?}");
     }
 });
