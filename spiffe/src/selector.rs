@@ -72,30 +72,13 @@ impl Selector {
     /// Why no process can ever have this selector, where that is certain: the attestor of its kind is known, and finds
     /// nothing of this form. `None` for kinds that are not known here.
     pub fn fault(&self) -> Option<SelectorError> {
-        if self.kind() != "unix" {
-            return None;
-        }
         let (key, value) = self.value().split_once(':').unwrap_or((self.value(), ""));
-        let is_number = || value.parse::<u32>().is_ok_and(|number| number.to_string() == value);
-        let is_lower_hex = |b: u8| matches!(b, b'0'..=b'9' | b'a'..=b'f');
-        let why = match key {
-            "uid" | "gid" | "supplementary_gid" if !is_number() => {
-                "uid, gid and supplementary_gid are numbers, for example unix:uid:1000; a name is unix:user:NAME or \
-                 unix:group:NAME"
-            }
-            "user" | "group" | "supplementary_group" if value.is_empty() => "a name is missing behind the last colon",
-            "path" if !value.starts_with('/') => "the path must be absolute, for example unix:path:/usr/bin/web",
-            "sha256" if value.len() != 64 || !value.bytes().all(is_lower_hex) => {
-                "the hash has 64 hexadecimal digits in lower case, as sha256sum prints it"
-            }
-            "uid" | "gid" | "supplementary_gid" | "user" | "group" | "supplementary_group" | "path" | "sha256" => {
-                return None;
-            }
-            _ => {
-                "unix has uid, user, gid, group, supplementary_gid, supplementary_group, path and sha256 (unix:uid:1000)"
-            }
+        let why = match self.kind() {
+            "unix" => fault_of_process(key, value),
+            "k8s" => fault_of_pod(key, value),
+            _ => None,
         };
-        Some(SelectorError::Unmatchable { selector: self.to_string(), why })
+        Some(SelectorError::Unmatchable { selector: self.to_string(), why: why? })
     }
 
     /// Whether it says which program a process runs, and not who runs it.
@@ -154,6 +137,76 @@ impl From<Selector> for String {
     fn from(selector: Selector) -> String {
         selector.0.as_ref().to_owned()
     }
+}
+
+/// What is wrong with `unix:<key>:<value>`.
+fn fault_of_process(key: &str, value: &str) -> Option<&'static str> {
+    Some(match key {
+        "uid" | "gid" | "supplementary_gid" if !is_number(value) => {
+            "uid, gid and supplementary_gid are numbers, for example unix:uid:1000; a name is unix:user:NAME or \
+             unix:group:NAME"
+        }
+        "user" | "group" | "supplementary_group" if value.is_empty() => "a name is missing behind the last colon",
+        "path" if !value.starts_with('/') => "the path must be absolute, for example unix:path:/usr/bin/web",
+        "sha256" if !is_hash(value) => "the hash has 64 hexadecimal digits in lower case, as sha256sum prints it",
+        "uid" | "gid" | "supplementary_gid" | "user" | "group" | "supplementary_group" | "path" | "sha256" => {
+            return None;
+        }
+        _ => "unix has uid, user, gid, group, supplementary_gid, supplementary_group, path and sha256 (unix:uid:1000)",
+    })
+}
+
+/// What is wrong with `k8s:<key>:<value>`.
+fn fault_of_pod(key: &str, value: &str) -> Option<&'static str> {
+    let is_pair = || value.split_once(':').is_some_and(|(left, right)| !left.is_empty() && !right.is_empty());
+    Some(match key {
+        "ns" | "sa" | "node-name" | "pod-name" | "pod-uid" | "container-name" | "container-image"
+            if value.is_empty() =>
+        {
+            "nothing stands behind the last colon"
+        }
+        "pod-label" if value.find(':').is_none_or(|end| end == 0) => {
+            "a label is its key and its value, for example k8s:pod-label:app:web"
+        }
+        "owner" | "owner-uid" if !is_pair() => {
+            "an owner is its kind and its name or UID, for example k8s:owner:Deployment:web"
+        }
+        "pod-image-count" if !is_number(value) => "it is a number, for example k8s:pod-image-count:2",
+        "container-image-digest" if !value.strip_prefix("sha256:").is_some_and(is_hash) => {
+            "a digest is sha256: and 64 hexadecimal digits in lower case"
+        }
+        "init-container" | "ephemeral-container" if value != "true" => {
+            "a container of that kind has k8s:init-container:true or k8s:ephemeral-container:true, the others have neither"
+        }
+        "ns"
+        | "sa"
+        | "node-name"
+        | "pod-name"
+        | "pod-uid"
+        | "pod-label"
+        | "pod-image-count"
+        | "owner"
+        | "owner-uid"
+        | "container-name"
+        | "container-image"
+        | "container-image-digest"
+        | "init-container"
+        | "ephemeral-container" => return None,
+        "pod-owner" | "pod-owner-uid" => "it is k8s:owner:KIND:NAME or k8s:owner-uid:KIND:UID here",
+        _ => {
+            "k8s has ns, sa, node-name, pod-name, pod-uid, pod-label, pod-image-count, owner, owner-uid, container-name, \
+             container-image, container-image-digest, init-container and ephemeral-container (k8s:ns:default)"
+        }
+    })
+}
+
+fn is_number(text: &str) -> bool {
+    text.parse::<u32>().is_ok_and(|number| number.to_string() == text)
+}
+
+/// Of SHA-256.
+fn is_hash(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 /// A sorted set of selectors without repeats, so that equal sets are equal values.
@@ -266,9 +319,23 @@ mod tests {
     #[test]
     fn what_no_process_can_have_is_said_where_it_is_certain() {
         let hash = "0a".repeat(32);
-        let fine =
-            ["unix:uid:0", "unix:supplementary_gid:27", "unix:user:web", "unix:path:/a:b", "k8s:pod", "docker:x:y"];
-        for good in fine.into_iter().map(str::to_owned).chain([format!("unix:sha256:{hash}")]) {
+        let fine = [
+            "unix:uid:0",
+            "unix:supplementary_gid:27",
+            "unix:user:web",
+            "unix:path:/a:b",
+            "k8s:ns:shop",
+            "k8s:pod-label:app:web",
+            "k8s:pod-label:a.org/b:",
+            "k8s:owner:Deployment:web",
+            "k8s:owner-uid:Job:u",
+            "k8s:pod-image-count:0",
+            "k8s:container-image:a.org:5000/web:1",
+            "k8s:init-container:true",
+            "docker:x:y",
+        ];
+        let hashes = ["unix:", "k8s:container-image-digest:"].map(|before| format!("{before}sha256:{hash}"));
+        for good in fine.into_iter().map(str::to_owned).chain(hashes) {
             assert_eq!(Selector::parse(&good).unwrap().fault(), None, "{good}");
         }
         for (bad, words) in [
@@ -282,6 +349,18 @@ mod tests {
             (format!("unix:sha256:{}", hash.to_uppercase()), "64 hexadecimal digits"),
             ("unix:sha256:0a".into(), "64 hexadecimal digits"),
             ("unix:usr:web".into(), "unix has uid, user, gid, group"),
+            ("k8s:namespace:shop".into(), "k8s has ns, sa, node-name"),
+            ("k8s:pod".into(), "k8s has ns, sa, node-name"),
+            ("k8s:sa".into(), "nothing stands behind"),
+            ("k8s:pod-label:app".into(), "k8s:pod-label:app:web"),
+            ("k8s:pod-label::web".into(), "k8s:pod-label:app:web"),
+            ("k8s:owner:web".into(), "k8s:owner:Deployment:web"),
+            ("k8s:owner-uid:Deployment:".into(), "k8s:owner:Deployment:web"),
+            ("k8s:pod-owner:Deployment:web".into(), "it is k8s:owner:KIND:NAME"),
+            ("k8s:pod-image-count:two".into(), "it is a number"),
+            ("k8s:container-image-digest:sha256:0a".into(), "64 hexadecimal digits"),
+            (format!("k8s:container-image-digest:{hash}"), "64 hexadecimal digits"),
+            ("k8s:init-container:false".into(), "the others have neither"),
         ] {
             let fault = Selector::parse(&bad).unwrap().fault().unwrap().to_string();
             assert!(fault.contains(&format!("{bad:?}")) && fault.contains(words), "{fault}");

@@ -330,6 +330,8 @@ pub(super) mod tests {
     }
 
     fn words(selectors: &[Selector]) -> Vec<&str> {
+        // What is found here may be registered.
+        assert_eq!(selectors.iter().find_map(Selector::fault), None);
         selectors.iter().map(Selector::as_str).collect()
     }
 
