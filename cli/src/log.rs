@@ -18,10 +18,13 @@ pub(crate) enum LogFormat {
     Json,
 }
 
+/// What the watches of kube warn of, our own lines say with the cluster and what to do: twice is not better.
+const SAID_BY_US: &str = "kube_runtime=error";
+
 /// Starts the log, at the level `default` where none was asked for. Refused when the level cannot be read.
 pub(crate) fn start(globals: &Globals, default: &str) -> Outcome {
-    let wish = globals.log_level.as_deref().unwrap_or(default);
-    let filter = EnvFilter::builder().parse(wish).map_err(|error| {
+    let wish = globals.log_level.clone().unwrap_or_else(|| format!("{default},{SAID_BY_US}"));
+    let filter = EnvFilter::builder().parse(&wish).map_err(|error| {
         Failure::Usage(format!("log level {wish:?} cannot be read ({error}): use error, warn, info, debug or trace"))
     })?;
     let colour = std::io::stderr().is_terminal();
