@@ -4,7 +4,7 @@
 //!   web's roots nor a server that is not verified will do.
 //! - **No program is run** to log in, and no proxy is used: a kubeconfig that asks for one is refused.
 //! - **Files are read again** when what was read is a minute old: tokens, client certificates and CAs rotate while a
-//!   server runs. Files that are no good any more leave what was read last.
+//!   server runs. Files that are no good any more, or cannot be read in time, leave what was read last.
 //! - **Everything that comes has an end**, in time and in bytes, whoever reads it: `bounds`.
 //!
 //! For a request with an answer there is [`Cluster::ask`]; for what kube has ready ([`Api`](::kube::Api), watches)
@@ -214,16 +214,23 @@ impl Cluster {
         let now = self.clock.now();
         if self.is_to_be_read(now) {
             let source = self.source.clone();
-            let read = tokio::task::spawn_blocking(move || Access::read(&source)).await;
+            let reading = tokio::task::spawn_blocking(move || Access::read(&source));
+            #[expect(clippy::disallowed_methods, reason = "a time limit on files, which may lie on the network")]
+            let read = match tokio::time::timeout(self.request_timeout, reading).await {
+                Ok(Ok(read)) => read.map_err(|error| error.to_string()),
+                Ok(Err(error)) => Err(error.to_string()),
+                Err(_) => {
+                    Err("the files that lead to the API server cannot be read in time: see where they lie".into())
+                }
+            };
             let mut held = self.held();
             match read {
-                Ok(Ok(access)) if access.same_as(&held.access) => {}
-                Ok(Ok(access)) => {
+                Ok(access) if access.same_as(&held.access) => {}
+                Ok(access) => {
                     info!(cluster = %self.name, "the files that lead to the API server have changed: they are used from now on");
                     (held.access, held.client) = (access, None);
                 }
-                Ok(Err(error)) => warn!(cluster = %self.name, %error, "what was read last stays in use"),
-                Err(error) => warn!(cluster = %self.name, %error, "what was read last stays in use"),
+                Err(error) => warn!(cluster = %self.name, error, "what was read last stays in use"),
             }
         }
         let mut held = self.held();

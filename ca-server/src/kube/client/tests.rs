@@ -5,7 +5,7 @@ use std::path::Path;
 use futures_util::StreamExt as _;
 use spiffe::crypto::generate_key;
 use spiffe::entry::KeyType;
-use spiffe::time::System;
+use spiffe::time::{Fake, System};
 
 use super::*;
 
@@ -86,6 +86,27 @@ async fn an_api_server_that_does_not_answer_costs_its_time_and_no_more() {
     drop(held);
     let gone = ask().await.unwrap_err();
     assert!(matches!(gone, ApiError::Unreachable(_)), "{gone}");
+}
+
+#[tokio::test]
+async fn files_that_cannot_be_read_leave_what_was_read_last() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = kubeconfig(folder.path(), "https://127.0.0.1:6443", "certificate-authority: ca.pem", "token: abc");
+    let (clock, name) = (Fake::new(Timestamp::from_unix(1_800_000_000)), ClusterName::try_from("main".to_owned()));
+    let cluster = Cluster::new(&name.unwrap(), &source, Access::read(&source).unwrap(), Arc::new(clock.clone()));
+    cluster.client().await.unwrap();
+    // As a file system that hangs: whoever opens it waits for somebody who writes.
+    let file = folder.path().join("kubeconfig");
+    std::fs::remove_file(&file).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(&file).status().unwrap().success());
+    clock.advance(FILES);
+    #[expect(clippy::disallowed_methods, reason = "what is tested is that it ends, in the time of the machine")]
+    let client = tokio::time::timeout(Duration::from_secs(30), cluster.client()).await;
+    // Whoever still reads may end.
+    let writer = std::fs::OpenOptions::new().read(true).write(true).open(&file).unwrap();
+    std::fs::remove_file(&file).unwrap();
+    drop(writer);
+    client.expect("it waits for the files no longer than for the API server").unwrap();
 }
 
 #[tokio::test]
