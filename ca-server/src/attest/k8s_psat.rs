@@ -176,7 +176,7 @@ impl Known {
     fn admit<'a>(&self, account: &'a ServiceAccount) -> Result<&'a Bound, K8sPsatError> {
         let ServiceAccount { namespace, name, .. } = account;
         let mut listed = self.config.service_accounts.iter();
-        if !listed.any(|one| one.namespace == *namespace && one.name == *name) {
+        if !listed.any(|one| one.is(namespace, name)) {
             let (namespace, name, cluster) = (namespace.clone(), name.clone(), self.cluster.name().to_string());
             return Err(K8sPsatError::Account { namespace, name, cluster });
         }

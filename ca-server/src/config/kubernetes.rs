@@ -143,6 +143,13 @@ pub struct AccountName {
     pub name: String,
 }
 
+impl AccountName {
+    /// Whether it is the account `name` of `namespace`.
+    pub fn is(&self, namespace: &str, name: &str) -> bool {
+        self.namespace == namespace && self.name == name
+    }
+}
+
 impl TryFrom<String> for AccountName {
     type Error = String;
 

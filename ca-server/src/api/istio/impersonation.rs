@@ -54,7 +54,7 @@ pub(super) fn allowed(
     pods: &Pods,
 ) -> Result<SpiffeId, Denied> {
     let Wish { caller, cluster, asked } = wish;
-    if !trusted.iter().any(|account| account.namespace == caller.namespace && account.name == caller.name) {
+    if !trusted.iter().any(|account| account.is(&caller.namespace, &caller.name)) {
         return Err(Denied::NotTrusted { namespace: caller.namespace.clone(), name: caller.name.clone() });
     }
     let none = |why: String| Denied::NotAnAccount(asked.chars().take(256).collect(), why);
