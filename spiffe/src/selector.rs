@@ -141,63 +141,52 @@ impl From<Selector> for String {
 
 /// What is wrong with `unix:<key>:<value>`.
 fn fault_of_process(key: &str, value: &str) -> Option<&'static str> {
-    Some(match key {
-        "uid" | "gid" | "supplementary_gid" if !is_number(value) => {
+    match key {
+        "uid" | "gid" | "supplementary_gid" => (!is_number(value)).then_some(
             "uid, gid and supplementary_gid are numbers, for example unix:uid:1000; a name is unix:user:NAME or \
-             unix:group:NAME"
+             unix:group:NAME",
+        ),
+        "user" | "group" | "supplementary_group" => {
+            value.is_empty().then_some("a name is missing behind the last colon")
         }
-        "user" | "group" | "supplementary_group" if value.is_empty() => "a name is missing behind the last colon",
-        "path" if !value.starts_with('/') => "the path must be absolute, for example unix:path:/usr/bin/web",
-        "sha256" if !is_hash(value) => "the hash has 64 hexadecimal digits in lower case, as sha256sum prints it",
-        "uid" | "gid" | "supplementary_gid" | "user" | "group" | "supplementary_group" | "path" | "sha256" => {
-            return None;
+        "path" => (!value.starts_with('/')).then_some("the path must be absolute, for example unix:path:/usr/bin/web"),
+        "sha256" => {
+            (!is_hash(value)).then_some("the hash has 64 hexadecimal digits in lower case, as sha256sum prints it")
         }
-        _ => "unix has uid, user, gid, group, supplementary_gid, supplementary_group, path and sha256 (unix:uid:1000)",
-    })
+        _ => Some(
+            "unix has uid, user, gid, group, supplementary_gid, supplementary_group, path and sha256 (unix:uid:1000)",
+        ),
+    }
 }
 
 /// What is wrong with `k8s:<key>:<value>`.
 fn fault_of_pod(key: &str, value: &str) -> Option<&'static str> {
-    let is_pair = || value.split_once(':').is_some_and(|(left, right)| !left.is_empty() && !right.is_empty());
-    Some(match key {
-        "ns" | "sa" | "node-name" | "pod-name" | "pod-uid" | "container-name" | "container-image"
-            if value.is_empty() =>
-        {
-            "nothing stands behind the last colon"
+    match key {
+        "ns" | "sa" | "node-name" | "pod-name" | "pod-uid" | "container-name" | "container-image" => {
+            value.is_empty().then_some("nothing stands behind the last colon")
         }
-        "pod-label" if value.find(':').is_none_or(|end| end == 0) => {
-            "a label is its key and its value, for example k8s:pod-label:app:web"
+        "pod-label" => {
+            let is_pair = value.split_once(':').is_some_and(|(key, _)| !key.is_empty());
+            (!is_pair).then_some("a label is its key and its value, for example k8s:pod-label:app:web")
         }
-        "owner" | "owner-uid" if !is_pair() => {
-            "an owner is its kind and its name or UID, for example k8s:owner:Deployment:web"
+        "owner" | "owner-uid" => {
+            let is_pair = value.split_once(':').is_some_and(|(kind, name)| !kind.is_empty() && !name.is_empty());
+            (!is_pair).then_some("an owner is its kind and its name or UID, for example k8s:owner:Deployment:web")
         }
-        "pod-image-count" if !is_number(value) => "it is a number, for example k8s:pod-image-count:2",
-        "container-image-digest" if !value.strip_prefix("sha256:").is_some_and(is_hash) => {
-            "a digest is sha256: and 64 hexadecimal digits in lower case"
+        "pod-image-count" => (!is_number(value)).then_some("it is a number, for example k8s:pod-image-count:2"),
+        "container-image-digest" => {
+            let is_digest = value.strip_prefix("sha256:").is_some_and(is_hash);
+            (!is_digest).then_some("a digest is sha256: and 64 hexadecimal digits in lower case")
         }
-        "init-container" | "ephemeral-container" if value != "true" => {
-            "a container of that kind has k8s:init-container:true or k8s:ephemeral-container:true, the others have neither"
-        }
-        "ns"
-        | "sa"
-        | "node-name"
-        | "pod-name"
-        | "pod-uid"
-        | "pod-label"
-        | "pod-image-count"
-        | "owner"
-        | "owner-uid"
-        | "container-name"
-        | "container-image"
-        | "container-image-digest"
-        | "init-container"
-        | "ephemeral-container" => return None,
-        "pod-owner" | "pod-owner-uid" => "it is k8s:owner:KIND:NAME or k8s:owner-uid:KIND:UID here",
-        _ => {
+        "init-container" | "ephemeral-container" => (value != "true").then_some(
+            "a container of that kind has k8s:init-container:true or k8s:ephemeral-container:true, the others have neither",
+        ),
+        "pod-owner" | "pod-owner-uid" => Some("it is k8s:owner:KIND:NAME or k8s:owner-uid:KIND:UID here"),
+        _ => Some(
             "k8s has ns, sa, node-name, pod-name, pod-uid, pod-label, pod-image-count, owner, owner-uid, container-name, \
-             container-image, container-image-digest, init-container and ephemeral-container (k8s:ns:default)"
-        }
-    })
+             container-image, container-image-digest, init-container and ephemeral-container (k8s:ns:default)",
+        ),
+    }
 }
 
 fn is_number(text: &str) -> bool {
